@@ -1,0 +1,3 @@
+"""Diffusion policies for robot action generation."""
+
+__version__ = "0.1.0"
