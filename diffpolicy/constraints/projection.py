@@ -1,0 +1,24 @@
+"""Projections of a clean trajectory, the simplest two: none, and a clip to limits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def identity(clean: Tensor, row: Any) -> Tensor:
+    """No projection."""
+    return clean
+
+
+def clip(low: Tensor | float, high: Tensor | float) -> Callable[[Tensor, Any], Tensor]:
+    """Clamp every waypoint to [low, high], scalars or [action]."""
+    low_limit, high_limit = torch.as_tensor(low), torch.as_tensor(high)
+    if not bool((low_limit <= high_limit).all()):
+        raise ValueError(f"clip: low {low_limit.tolist()} must not be above high {high_limit.tolist()}, nor NaN")
+
+    def project(clean: Tensor, row: Any) -> Tensor:
+        return clean.clamp(low_limit.to(clean), high_limit.to(clean))
+
+    return project

@@ -1,0 +1,42 @@
+"""The one reverse loop: denoise, project, take the row's linear step.
+
+The projected clean estimate is all that a row adds to, and the last row returns it unchanged: what leaves the loop
+is what `project` returned. There is no look-up, branch on data or host synchronisation in the loop.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffpolicy.diffusion.samplers.table import Row, StepTable
+
+Denoise = Callable[[Tensor, Row], Tensor]
+"""(x, row) -> clean estimate; both [batch, horizon, action]."""
+
+Project = Callable[[Tensor, Row], Tensor]
+"""(clean, row) -> the clean estimate that the step goes on with, same shape."""
+
+
+def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project) -> Tensor:
+    """From noise to a clean trajectory [batch, horizon, action].
+
+    Args:
+        denoise: clean estimate of x at the row's level.
+        table: the sampler.
+        noise: standard normal [rows + 1, batch, horizon, action]; the first is the start.
+        project: called on every clean estimate; its output is what the step uses.
+    """
+    if len(noise) != len(table) + 1:
+        raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
+    x = table.rows[0].sigma * noise[0]
+    past: list[Tensor] = []
+    for i, row in enumerate(table.rows):
+        clean = project(denoise(x, row), row)
+        x = row.b * clean if row.a == 0.0 else torch.add(row.b * clean, x, alpha=row.a)
+        for coefficient, earlier in zip(row.c, reversed(past), strict=False):
+            x = torch.add(x, earlier, alpha=coefficient)
+        if row.s != 0.0:
+            x = torch.add(x, noise[i + 1], alpha=row.s)
+        past = [*past, clean][-len(row.c) :] if row.c else []
+    return x
