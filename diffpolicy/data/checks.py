@@ -1,0 +1,128 @@
+"""What must hold in a data set before a row of it reaches training; each error names the thing, found and expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+# Array name -> (shape of one row, dtype).
+Specs = Mapping[str, tuple[tuple[int, ...], Any]]
+
+
+def check_specs(specs: Specs) -> None:
+    """Raise ValueError unless every key maps to (shape of one row, numeric dtype)."""
+    if not specs:
+        raise ValueError('ReplayBuffer.create: no arrays given, expected e.g. {"action": ((2,), "float32")}')
+    for key, spec in specs.items():
+        if not key or "/" in key or key.startswith("."):
+            raise ValueError(f"array {key!r}: a key is a plain name without '/' and no leading dot")
+        if not (isinstance(spec, tuple | list) and len(spec) == 2 and isinstance(spec[0], tuple | list)):
+            raise ValueError(f"array {key!r}: spec is {spec!r}, expected (shape of one row, dtype)")
+        if any(not isinstance(size, int) or size < 1 for size in spec[0]):
+            raise ValueError(f"array {key!r}: shape of one row is {spec[0]!r}, expected positive integers")
+        check_dtype(f"array {key!r}", np.dtype(spec[1]))
+
+
+def check_dtype(name: str, dtype: np.dtype) -> None:
+    """Raise ValueError unless `dtype` is boolean, integer or real: object arrays would be read by pickle."""
+    if dtype.kind not in "buif":
+        raise ValueError(f"{name}: dtype is {dtype}, expected a boolean, integer or floating-point type")
+
+
+def check_codecs(name: str, array: zarr.Array) -> None:
+    """Raise ValueError where reading `array` would unpickle, which runs whatever code the file holds."""
+    check_dtype(name, np.dtype(array.dtype))
+    codecs = [*array.filters, *array.compressors]
+    if any("pickle" in f"{type(codec).__name__} {codec}".lower() for codec in codecs):
+        raise ValueError(f"{name}: stored with a pickle codec ({codecs}), refused because it can run code")
+
+
+def check_ends(name: str, ends: np.ndarray) -> np.ndarray:
+    """`ends` as int64 [n_episodes]; raise ValueError unless positive and strictly increasing integers."""
+    if ends.ndim != 1 or ends.dtype.kind not in "iu":
+        raise ValueError(f"{name}: is {ends.dtype} of shape {ends.shape}, expected integers of shape [n_episodes]")
+    ends = ends.astype(np.int64)
+    if len(ends) and ends[0] <= 0:
+        raise ValueError(f"{name}: the first end is {ends[0]}, expected at least 1 (an end is one past the last row)")
+    wrong = np.flatnonzero(np.diff(ends) <= 0)
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(
+            f"{name}: not strictly increasing, episode {i} ends at {ends[i]} and episode {i + 1} at {ends[i + 1]}"
+        )
+    return ends
+
+
+def check_lengths(location: str, lengths: Mapping[str, int], n_steps: int, ours: bool) -> None:
+    """Raise ValueError where an array is shorter than the last end, or (files of others) where lengths differ.
+
+    A crash of our own writer may leave arrays of different length past the last end; elsewhere it means that the
+    rows of the arrays do not belong together.
+    """
+    for key, length in lengths.items():
+        if length < n_steps:
+            raise ValueError(f"{location}: array {key!r} has {length} rows, expected {n_steps} (the last episode end)")
+    if not ours and len(set(lengths.values())) > 1:
+        raise ValueError(f"{location}: arrays have different lengths {dict(lengths)}, expected {n_steps} rows in each")
+
+
+def check_chunks(location: str, array: zarr.Array, n_rows: int) -> None:
+    """Raise ValueError where a chunk of one of our own arrays is missing: zarr would read it as zeros."""
+    tail = "/0" * (array.ndim - 1)
+    names = [f"{array.path}/c/{i}{tail}" for i in range(-(-n_rows // array.chunks[0]))]
+
+    async def find_missing() -> list[str]:
+        return [name for name in names if not await array.store.exists(name)]
+
+    missing = sync(find_missing())
+    if missing:
+        raise ValueError(
+            f"{location}: array {array.path!r} misses {len(missing)} of {len(names)} chunks "
+            f"(first: {missing[0]}); copy or download the data set again"
+        )
+
+
+def check_finite(location: str, key: str, values: np.ndarray, first_row: int, ends: np.ndarray) -> None:
+    """Raise ValueError naming array, episode and step if `values` (the rows from `first_row` on) hold NaN or inf."""
+    row = _first_row_not_finite(values)
+    if row is None:
+        return
+    episode = int(np.searchsorted(ends, first_row + row, side="right"))
+    step = first_row + row - (int(ends[episode - 1]) if episode else 0)
+    raise ValueError(
+        f"{location}: array {key!r} holds NaN or inf in episode {episode} at step {step}: {values[row].tolist()}; "
+        f"mend the recording or leave the episode out (drop_episodes([{episode}]))"
+    )
+
+
+def _first_row_not_finite(values: np.ndarray) -> int | None:
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return None
+    return int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(1)))
+
+
+def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[str, np.ndarray]:
+    """One episode's arrays as numpy [length, *row] of the specified dtypes; raise ValueError where they do not fit."""
+    if set(arrays) != set(specs):
+        raise ValueError(f"episode {index}: has arrays {sorted(arrays)}, expected {sorted(specs)}")
+    values = {key: np.asarray(arrays[key]) for key in specs}
+    for key, (row_shape, dtype) in specs.items():
+        found = values[key]
+        if found.ndim < 1 or found.shape[1:] != tuple(row_shape):
+            raise ValueError(f"episode {index}: array {key!r} has shape {found.shape}, expected [length, *{row_shape}]")
+        if found.dtype.kind not in "buif" or not np.can_cast(found.dtype, dtype, "same_kind"):
+            raise ValueError(f"episode {index}: array {key!r} is {found.dtype}, expected {np.dtype(dtype)}")
+        with np.errstate(over="ignore"):  # what overflows becomes inf, refused below
+            values[key] = found.astype(dtype)
+    lengths = {key: len(found) for key, found in values.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"episode {index}: arrays have lengths {lengths}, expected one length of at least 1")
+    for key, found in values.items():
+        row = _first_row_not_finite(found)
+        if row is not None:
+            raise ValueError(f"episode {index}: array {key!r} holds NaN or inf at step {row}: {found[row].tolist()}")
+    return values

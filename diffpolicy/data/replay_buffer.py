@@ -1,0 +1,238 @@
+"""Demonstrations on disk, the field's zarr layout: `data/<key>` [n_steps, ...] and `meta/episode_ends` [n_episodes]."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from diffpolicy.data import checks, store
+from diffpolicy.data.archive import write_zip
+
+
+class ReplayBuffer:
+    """Episodes of equally long arrays, read lazily; one writer at a time.
+
+    A row of `data/<key>` is one step; episode i is the rows [episode_ends[i - 1], episode_ends[i]). An append writes
+    the rows first and the episode's end last, so that a process killed at any point leaves whole episodes only.
+    """
+
+    def __init__(self, root: zarr.Group, location: str, mode: str):
+        """Use `create` or `open`."""
+        self.location, self.mode, self._root = location, mode, root
+        mark: Any = root.attrs.get(store.MARK)
+        self._ours = isinstance(mark, dict) and "keys" in mark
+        data = _group(root, "data", location)
+        names = mark["keys"] if self._ours else sorted(data.array_keys())
+        self._arrays = {key: _array(data, key, location) for key in names}
+        self._ends_array = _array(_group(root, "meta", location), "episode_ends", location)
+        self._ends = self._read_ends()
+        if mode == "a" and not self._ours:
+            raise ValueError(f"{location}: not written by ReplayBuffer; buffer.copy(path) makes one to append to")
+        self._check_arrays()
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], specs: checks.Specs) -> ReplayBuffer:
+        """A new, empty directory at `path`, open for appending; `specs`: {"action": ((2,), "float32"), ...}.
+
+        Raises FileExistsError where something is at `path` already, ValueError on bad specs.
+        """
+        checks.check_specs(specs)
+        target = Path(path)
+        store.finish_swap(target)
+        if target.exists():
+            raise FileExistsError(f'{target}: exists already; open it with mode="a" to append, or remove it')
+        with store.staging(target) as temporary:
+            store.create_root(temporary, specs)
+        return cls.open(target, mode="a")
+
+    @classmethod
+    def open(cls, location: str | os.PathLike[str], mode: str = "r") -> ReplayBuffer:
+        """A directory, .zip or fsspec URL, to read ("r") or, one of our own directories, to append ("a").
+
+        Raises FileNotFoundError, or ValueError that names the array at fault; reads no data but `episode_ends`.
+        """
+        return cls(store.open_root(location, mode), str(location), mode)
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self._ends)
+
+    @property
+    def n_steps(self) -> int:
+        """Rows up to the last episode end."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def episode_ends(self) -> np.ndarray:
+        """int64 [n_episodes], one past each episode's last row."""
+        return self._ends.copy()
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self._arrays)
+
+    @property
+    def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Key -> (shape of one row, dtype), as `create` takes it."""
+        return {key: (tuple(array.shape[1:]), np.dtype(array.dtype)) for key, array in self._arrays.items()}
+
+    @property
+    def episode_attributes(self) -> list[dict[str, Any]]:
+        """One JSON mapping per episode, empty where none was given."""
+        stored: Any = _group(self._root, "meta", self.location).attrs.get("episodes", [])
+        stored = list(stored)[: self.n_episodes]
+        return stored + [{} for _ in range(self.n_episodes - len(stored))]
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """All rows of one array [n_steps, ...]; raises KeyError, or ValueError on NaN, inf or damaged chunks."""
+        return self.rows(key, 0, self.n_steps)
+
+    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of one array, checked to be finite."""
+        if key not in self._arrays:
+            raise KeyError(f"{self.location}: no array {key!r}; it has {self.keys}")
+        with store.reading(f"{self.location}: array {key!r}"):
+            values = np.asarray(self._arrays[key][start:stop])
+        checks.check_finite(self.location, key, values, start, self._ends)
+        return values
+
+    def episode(self, index: int) -> dict[str, np.ndarray]:
+        """Every array of one episode, [length, ...]."""
+        if not 0 <= index < self.n_episodes:
+            raise IndexError(f"{self.location}: episode {index}, expected 0 to {self.n_episodes - 1}")
+        start = int(self._ends[index - 1]) if index else 0
+        return {key: self.rows(key, start, int(self._ends[index])) for key in self.keys}
+
+    def append_episode(self, arrays: Mapping[str, Any], attributes: Mapping[str, Any] | None = None) -> None:
+        """Add one episode: every key's array [length, ...] and, if wanted, a small JSON mapping about it.
+
+        Raises ValueError, before anything is written, on missing or unknown keys, wrong shapes, NaN or inf.
+        """
+        self._require_append()
+        values = checks.check_episode(arrays, self.specs, self.n_episodes)
+        start, length = self.n_steps, len(next(iter(values.values())))
+        for key, array in self._arrays.items():
+            array.resize((start + length, *array.shape[1:]))
+            store.writable(array)[start:] = values[key]
+        everyone = [*self.episode_attributes, dict(attributes or {})]
+        if any(everyone) or "episodes" in self._root["meta"].attrs:
+            self._root["meta"].update_attributes({"episodes": everyone})
+        # Growing reads as 0 until the write below: an end that is not there yet, see _read_ends.
+        self._ends_array.resize((self.n_episodes + 1,))
+        store.writable(self._ends_array)[self.n_episodes] = start + length
+        self._ends = np.append(self._ends, start + length)
+
+    def drop_episodes(self, indices: Iterable[int]) -> None:
+        """Remove episodes: the rest is written to a sibling directory, which then takes this one's place."""
+        self._require_append()
+        dropped = set(indices)
+        unknown = sorted(i for i in dropped if not 0 <= i < self.n_episodes)
+        if unknown:
+            raise IndexError(f"{self.location}: episodes {unknown}, expected 0 to {self.n_episodes - 1}")
+        path = Path(self.location)
+        for leftover in (store.next_of(path), store.previous_of(path)):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self.copy(store.next_of(path), episodes=[i for i in range(self.n_episodes) if i not in dropped])
+        store.swap(path)
+        self.__init__(store.open_root(path, "a"), self.location, "a")
+
+    def copy(
+        self,
+        path: str | os.PathLike[str],
+        keys: Iterable[str] | None = None,
+        episodes: Iterable[int] | None = None,
+    ) -> None:
+        """Write keys and episodes (default: all) to a new directory, format 3, that appears whole or not at all."""
+        target = Path(path)
+        if target.exists():
+            raise FileExistsError(f"{target}: exists already; remove it or choose another path")
+        kept = np.unique(np.array([*episodes] if episodes is not None else range(self.n_episodes), dtype=np.int64))
+        specs = {key: self.specs[key] for key in (keys if keys is not None else self.keys)}
+        starts = np.concatenate([[0], self._ends])[kept]
+        rows = np.concatenate([np.arange(0), *map(np.arange, starts, self._ends[kept])])
+        with store.staging(target) as temporary:
+            root = store.create_root(temporary, specs)
+            for key in specs:
+                self._copy_rows(key, rows, store.writable(root[f"data/{key}"]))  # type: ignore[arg-type]
+            attributes = [self.episode_attributes[i] for i in kept]
+            if any(attributes):
+                root["meta"].update_attributes({"episodes": attributes})
+            ends = store.writable(root["meta/episode_ends"])  # type: ignore[arg-type]
+            ends.resize((len(kept),))
+            ends[:] = np.cumsum(self._ends[kept] - starts)
+
+    def pack(self, zip_path: str | os.PathLike[str]) -> None:
+        """Write everything to one read-only .zip; an existing one is replaced in the moment the new one is complete."""
+        target = Path(zip_path)
+        if target.suffix != ".zip":
+            raise ValueError(f"{target}: expected a name that ends in .zip (by custom .zarr.zip)")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            self.copy(Path(folder) / "buffer")
+            write_zip(Path(folder) / "buffer", target)
+
+    def close(self) -> None:
+        """Release the file of a .zip; a directory holds none open."""
+        self._root.store.close()
+
+    def _copy_rows(self, key: str, rows: np.ndarray, target: zarr.Array) -> None:
+        target.resize((len(rows), *target.shape[1:]))
+        block = target.chunks[0] * max(1, 2**26 // store.CHUNK_BYTES)
+        for start in range(0, len(rows), block):
+            wanted = rows[start : start + block]
+            values = self.rows(key, int(wanted[0]), int(wanted[-1]) + 1)
+            target[start : start + block] = values[wanted - wanted[0]]
+
+    def _require_append(self) -> None:
+        if self.mode != "a":
+            raise ValueError(f'{self.location}: open for reading; open it with mode="a" to change it')
+
+    def _read_ends(self) -> np.ndarray:
+        name = f"{self.location}: meta/episode_ends"
+        with store.reading(name):
+            ends = np.asarray(self._ends_array[:])
+        if self._ours and len(ends) and ends[-1] == 0:
+            # Only the last one: an append adds one end at a time.
+            ends = ends[:-1]
+        return checks.check_ends(name, ends)
+
+    def _check_arrays(self) -> None:
+        lengths = {key: array.shape[0] for key, array in self._arrays.items()}
+        checks.check_lengths(self.location, lengths, self.n_steps, self._ours)
+        if self._ours:
+            checks.check_chunks(self.location, self._ends_array, self.n_episodes)
+            for array in self._arrays.values():
+                checks.check_chunks(self.location, array, self.n_steps)
+        extra = max(lengths.values(), default=0) - self.n_steps
+        if extra:
+            warnings.warn(
+                f"{self.location}: ignoring {extra} rows past the last episode end ({self.n_steps}), "
+                "left by an append that did not finish",
+                stacklevel=3,
+            )
+
+
+def _group(root: zarr.Group, name: str, location: str) -> zarr.Group:
+    group = root.get(name)
+    if not isinstance(group, zarr.Group):
+        raise ValueError(f"{location}: no group {name!r}, expected data/<key> arrays and meta/episode_ends")
+    return group
+
+
+def _array(group: zarr.Group, key: str, location: str) -> zarr.Array:
+    array = group.get(key)
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{location}: no array {group.path}/{key}, expected data/<key> arrays and meta/episode_ends")
+    name = f"{location}: array {group.path}/{key}"
+    checks.check_codecs(name, array)
+    if array.ndim < 1:
+        raise ValueError(f"{name}: is a single number, expected one row per step")
+    return array

@@ -1,0 +1,166 @@
+"""Opening and creating zarr stores: a directory, a read-only .zip, or a remote URL; formats 2 and 3, written as 3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import ZipStore
+
+from diffpolicy.data.checks import Specs
+
+# Root attribute of the buffers that we write ({"version": 1, "keys": [...]}): all their chunks exist, so that a missing
+# one is damage. Other people's files may leave out chunks that hold only the fill value.
+MARK = "diffpolicy"
+CHUNK_BYTES = 2**20
+CHUNK_ROWS = 8192
+ENDS_PER_CHUNK = 4096
+
+
+def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
+    """The root group at a directory, .zip or fsspec URL; `mode` is "r", or "a" for a directory.
+
+    Raises FileNotFoundError where nothing is there and ValueError where it is not a readable zarr store.
+    """
+    if mode not in ("r", "a"):
+        raise ValueError(f'{location}: mode is {mode!r}, expected "r" (read) or "a" (append)')
+    is_url = "://" in str(location)
+    if not is_url:
+        finish_swap(Path(location))
+    if mode == "a" and (is_url or Path(location).is_file()):
+        raise ValueError(f"{location}: only a directory can be appended to; copy it to one with buffer.copy(path)")
+    if is_url:
+        return _open_url(str(location))
+    path = Path(location)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no data set here; give the path of a .zarr directory or .zarr.zip, "
+            "or record one with ReplayBuffer.create"
+        )
+    return _open_zip(path) if path.is_file() else _open_directory(path, mode)
+
+
+def create_root(path: Path, specs: Specs) -> zarr.Group:
+    """An empty buffer (format 3) at `path`; `specs` maps a key to (shape of one row, dtype)."""
+    root = zarr.create_group(str(path), zarr_format=3, attributes={MARK: {"version": 1, "keys": list(specs)}})
+    data, meta = root.create_group("data"), root.create_group("meta")
+    for key, (row_shape, dtype) in specs.items():
+        rows = CHUNK_BYTES // max(1, int(np.prod(row_shape)) * np.dtype(dtype).itemsize)
+        _create_array(data, key, tuple(row_shape), np.dtype(dtype), min(max(rows, 1), CHUNK_ROWS))
+    _create_array(meta, "episode_ends", (), np.dtype("int64"), ENDS_PER_CHUNK)
+    return root
+
+
+def writable(array: zarr.Array) -> zarr.Array:
+    """The same array, writing chunks that hold only the fill value too (the setting is not stored with it)."""
+    return array.with_config({"write_empty_chunks": True})
+
+
+def _create_array(group: zarr.Group, key: str, row_shape: tuple[int, ...], dtype: np.dtype, rows: int) -> None:
+    shuffle = "bitshuffle" if dtype.itemsize > 1 else "noshuffle"
+    group.create_array(
+        key,
+        shape=(0, *row_shape),
+        dtype=dtype,
+        chunks=(rows, *row_shape),
+        # The checksum makes a flipped bit an error: Blosc would decode it to other numbers.
+        compressors=[BloscCodec(cname="zstd", clevel=7, shuffle=shuffle), Crc32cCodec()],
+        fill_value=0,
+    )
+
+
+def _open_directory(path: Path, mode: str) -> zarr.Group:
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+        raise ValueError(f"{path}: not a zarr group, found neither zarr.json (format 3) nor .zgroup (format 2)")
+    with reading(str(path)):
+        return zarr.open_group(str(path), mode="r" if mode == "r" else "r+")
+
+
+def _open_zip(path: Path) -> zarr.Group:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path}: not a readable zip, truncated or corrupt ({error}); copy or download it again"
+        ) from error
+    if not {"zarr.json", ".zgroup"} & set(names):
+        raise ValueError(
+            f"{path}: no zarr group at the top of the zip, expected zarr.json or .zgroup, found {names[:5]}"
+        )
+    with reading(str(path)):
+        # Explicitly: zarr takes a bare path for a directory.
+        return zarr.open_group(ZipStore(path, mode="r"), mode="r")
+
+
+def _open_url(url: str) -> zarr.Group:
+    if url.endswith(".zip"):
+        raise ValueError(f"{url}: a zip is not read over a URL; download it and open the file")
+    try:
+        return zarr.open_group(url, mode="r")
+    except ImportError as error:
+        raise ImportError(f"{url}: this kind of URL needs another package: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url}: no zarr group at this URL") from error
+    except Exception as error:
+        raise ValueError(f"{url}: cannot be opened as a zarr group: {error}") from error
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a store or codec raises on damaged bytes into a ValueError that names `what`."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {error}); "
+            "copy or download the data set again"
+        ) from error
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` that becomes `path` in one rename at the end, or is removed on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def swap(path: Path) -> None:
+    """Replace the directory `path` by its finished sibling `next_of(path)`."""
+    os.rename(path, previous_of(path))
+    os.rename(next_of(path), path)
+    shutil.rmtree(previous_of(path))
+
+
+def finish_swap(path: Path) -> None:
+    """Complete a swap whose process died between the two renames: both siblings are then whole."""
+    if path.exists() or not previous_of(path).exists():
+        return
+    whole = next_of(path) if next_of(path).exists() else previous_of(path)
+    warnings.warn(f"{path}: finishing an interrupted drop_episodes from {whole.name}", stacklevel=4)
+    os.rename(whole, path)
+
+
+def next_of(path: Path) -> Path:
+    """Where drop_episodes puts the new version; it gets this name only when it is complete."""
+    return path.with_name(f".{path.name}.next")
+
+
+def previous_of(path: Path) -> Path:
+    """Where drop_episodes keeps the old version until the new one is in place."""
+    return path.with_name(f".{path.name}.previous")
