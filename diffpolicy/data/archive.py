@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 import zipfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 
 
 def write_zip(folder: Path, target: Path) -> None:
@@ -25,3 +27,29 @@ def write_zip(folder: Path, target: Path) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unpack_zip(source: Path, folder: Path, label: str, limit_bytes: int = 4 * 2**30) -> None:
+    """Unpack into the new `folder`; `label` names the zip in messages.
+
+    Raises ValueError on a truncated or corrupt file (each member's checksum is verified), on members that lead out of
+    the folder, on links and on too much data.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            _check_members(archive, label, limit_bytes)
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{label}: not a whole zip, truncated or corrupt ({error}); download it again") from error
+
+
+def _check_members(archive: zipfile.ZipFile, label: str, limit_bytes: int) -> None:
+    for entry in archive.infolist():
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
+            raise ValueError(f"{label}: member {entry.filename!r} leads out of the folder, refused")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"{label}: member {entry.filename!r} is a link, refused")
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > limit_bytes:
+        raise ValueError(f"{label}: unpacks to {size} bytes, expected at most {limit_bytes}")

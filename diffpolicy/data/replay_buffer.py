@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
@@ -138,8 +137,7 @@ class ReplayBuffer:
         if unknown:
             raise IndexError(f"{self.location}: episodes {unknown}, expected 0 to {self.n_episodes - 1}")
         path = Path(self.location)
-        for leftover in (store.next_of(path), store.previous_of(path)):
-            shutil.rmtree(leftover, ignore_errors=True)
+        store.discard_leftovers(path)
         self.copy(store.next_of(path), episodes=[i for i in range(self.n_episodes) if i not in dropped])
         store.swap(path)
         self.__init__(store.open_root(path, "a"), self.location, "a")

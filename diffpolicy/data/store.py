@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -46,6 +47,8 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
             f"{path}: no data set here; give the path of a .zarr directory or .zarr.zip, "
             "or record one with ReplayBuffer.create"
         )
+    if mode == "a":
+        discard_leftovers(path)
     return _open_zip(path) if path.is_file() else _open_directory(path, mode)
 
 
@@ -154,6 +157,14 @@ def finish_swap(path: Path) -> None:
     whole = next_of(path) if next_of(path).exists() else previous_of(path)
     warnings.warn(f"{path}: finishing an interrupted drop_episodes from {whole.name}", stacklevel=4)
     os.rename(whole, path)
+
+
+def discard_leftovers(path: Path) -> None:
+    """Remove what killed writers left beside and inside the whole directory `path`; for its one writer only."""
+    for leftover in (previous_of(path), *path.parent.glob(f".{glob.escape(path.name)}.next*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink()
 
 
 def next_of(path: Path) -> Path:

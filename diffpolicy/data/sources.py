@@ -1,0 +1,128 @@
+"""Where a task's data set is: a path, a URL, the folder $DIFFPOLICY_DATA, the cache, or else its official host."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+
+from diffpolicy.data.archive import unpack_zip
+from diffpolicy.data.replay_buffer import ReplayBuffer
+
+DATA_VARIABLE = "DIFFPOLICY_DATA"
+TIMEOUT_S = 30
+BLOCK_BYTES = 2**18
+
+
+@dataclass(frozen=True)
+class Download:
+    """A published data set: a zip at `url` that holds a zarr directory with the last part of the data set's name."""
+
+    url: str
+    keys: tuple[str, ...]  # the arrays under the checksum
+    sha256: str  # of `checksum`
+
+
+DOWNLOADS: Mapping[str, Download] = {
+    "pusht_human/pusht_cchi_v7_replay.zarr": Download(
+        url="https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip",
+        keys=("action", "keypoint", "n_contacts", "state"),
+        sha256="03b97c0691518e6213223b7f13448ee0485a1c5af8be3a93e21d597bd7bc7da5",
+    ),
+}
+
+
+def find_data_set(name: str, downloads: Mapping[str, Download] = DOWNLOADS) -> str:
+    """The location of a data set, downloaded to the cache where it is known and nowhere at hand.
+
+    Looks for `name` as a URL or path, in $DIFFPOLICY_DATA, in the cache. Raises FileNotFoundError (unknown),
+    ConnectionError (no network, broken transfer) or ValueError (wrong contents), each with what to do.
+    """
+    if "://" in name or Path(name).expanduser().exists():
+        return name if "://" in name else str(Path(name).expanduser())
+    folder = os.environ.get(DATA_VARIABLE)
+    if folder and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{DATA_VARIABLE} is {folder!r}, expected a folder that holds data sets")
+    places = [Path(folder) / name] if folder else []
+    places.append(cache_folder() / name)
+    for place in places:
+        if place.exists():
+            return str(place)
+    if name not in downloads:
+        looked = ", ".join(str(place) for place in [Path(name).absolute(), *places])
+        raise FileNotFoundError(
+            f"data set {name!r} not found; looked at {looked}. Give an existing path, or the folder that holds it in "
+            f"{DATA_VARIABLE}"
+        )
+    return str(_fetch(name, downloads[name], cache_folder() / name))
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/diffpolicy, by default ~/.cache/diffpolicy."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffpolicy"
+
+
+def checksum(location: str | os.PathLike[str], keys: tuple[str, ...]) -> str:
+    """SHA-256 over the decoded `keys` and episode_ends: the same for every zarr format, chunking and compression."""
+    buffer = ReplayBuffer.open(location)
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        _update(digest, key, buffer[key])
+    _update(digest, "episode_ends", buffer.episode_ends)
+    buffer.close()
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, key: str, values: np.ndarray) -> None:
+    values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    digest.update(f"{key} {values.dtype.str} {values.shape}\n".encode())
+    digest.update(values.tobytes())
+
+
+def _fetch(name: str, download: Download, target: Path) -> Path:
+    """Download, unpack, check, and only then move to `target`; on any error nothing of it remains."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary:
+        archive, unpacked = Path(temporary) / "archive.zip", Path(temporary) / "unpacked"
+        _transfer(download.url, archive, label=name)
+        unpack_zip(archive, unpacked, label=download.url)
+        found = next(unpacked.rglob(target.name), None)
+        if found is None:
+            raise ValueError(f"{download.url}: the zip holds no {target.name!r}, found {os.listdir(unpacked)}")
+        actual = checksum(found, download.keys)
+        if actual != download.sha256:
+            raise ValueError(
+                f"{download.url}: the arrays' SHA-256 is {actual}, expected {download.sha256}: not the data set that "
+                f"this task was made with. Put a copy that you trust into a folder and name that in {DATA_VARIABLE}"
+            )
+        if not target.exists():  # another process may have been quicker
+            os.replace(found, target)
+    return target
+
+
+def _transfer(url: str, target: Path, label: str) -> None:
+    from tqdm import tqdm
+
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, open(target, "wb") as file:
+            length = response.headers.get("Content-Length")
+            expected = int(length) if length else None
+            with tqdm(total=expected, unit="B", unit_scale=True, desc=f"download {label}") as progress:
+                while block := response.read(BLOCK_BYTES):
+                    file.write(block)
+                    progress.update(len(block))
+        received = target.stat().st_size
+        if expected is not None and received != expected:
+            raise ConnectionError(f"the transfer broke off after {received} of {expected} bytes")
+    except (OSError, HTTPException) as error:  # URLError, a time-out and a lost connection are OSErrors
+        raise ConnectionError(
+            f"{url}: cannot be downloaded ({error}). Try again, or fetch and unpack it elsewhere and name the folder "
+            f"that holds {label} in {DATA_VARIABLE}"
+        ) from error

@@ -1,0 +1,69 @@
+"""Training windows: which rows of a data set make one sample, and which episodes are kept for validation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def window_indices(
+    episode_ends: np.ndarray,  # [n_episodes], one past each episode's last row
+    horizon: int,
+    pad_before: int = 0,
+    pad_after: int = 0,
+    episodes: np.ndarray | None = None,  # indices or boolean mask; default: all
+) -> np.ndarray:
+    """Rows of every window of `horizon` steps, int64 [n_windows, horizon], in order of time.
+
+    A window may begin up to `pad_before` steps before its episode and end up to `pad_after` steps after it; the steps
+    outside repeat the episode's first or last row (Chi et al. 2023, as in their sequence sampler). An episode of
+    length L has L - horizon + pad_before + pad_after + 1 windows, or none. Raises ValueError where none is left.
+    """
+    if horizon < 1:
+        raise ValueError(f"windows: horizon is {horizon}, expected at least 1")
+    for name, padding in (("pad_before", pad_before), ("pad_after", pad_after)):
+        if not 0 <= padding < horizon:
+            raise ValueError(f"windows: {name} is {padding}, expected 0 to {horizon - 1} (horizon - 1)")
+    ends = np.asarray(episode_ends, dtype=np.int64)
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    chosen = _chosen(episodes, len(ends))
+    starts, lengths = starts[chosen], ends[chosen] - starts[chosen]
+    counts = np.maximum(lengths - horizon + pad_before + pad_after + 1, 0)
+    if not counts.sum():
+        raise ValueError(
+            f"windows: no window of horizon {horizon} with pads {pad_before} and {pad_after} fits any of "
+            f"{len(lengths)} episodes (longest: {lengths.max(initial=0)} steps)"
+        )
+    episode = np.repeat(np.arange(len(counts)), counts)
+    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    steps = (nth - pad_before)[:, None] + np.arange(horizon)
+    return starts[episode, None] + np.clip(steps, 0, lengths[episode, None] - 1)
+
+
+def split_episodes(n_episodes: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted episode indices (train, validation); whole episodes, drawn by `seed`.
+
+    A fraction above 0 takes at least one episode for validation and leaves at least one for training; 0 takes none.
+    """
+    if n_episodes < 1:
+        raise ValueError(f"split: the data set has {n_episodes} episodes, expected at least 1")
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"split: validation_fraction is {validation_fraction}, expected 0 <= fraction < 1")
+    if validation_fraction > 0 and n_episodes == 1:
+        raise ValueError("split: 1 episode cannot be divided; record more or set validation_fraction=0")
+    n_validation = min(max(round(n_episodes * validation_fraction), 1), n_episodes - 1) if validation_fraction else 0
+    order = np.random.default_rng(seed).permutation(n_episodes)
+    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def _chosen(episodes: np.ndarray | None, n_episodes: int) -> np.ndarray:
+    if episodes is None:
+        return np.arange(n_episodes)
+    episodes = np.asarray(episodes)
+    if episodes.dtype == bool:
+        if episodes.shape != (n_episodes,):
+            raise ValueError(f"windows: episode mask has shape {episodes.shape}, expected ({n_episodes},)")
+        return np.flatnonzero(episodes)
+    wrong = episodes[(episodes < 0) | (episodes >= n_episodes)]
+    if len(wrong):
+        raise ValueError(f"windows: episode {wrong[0]} is not one of the {n_episodes} (0 to {n_episodes - 1})")
+    return episodes.astype(np.int64)
