@@ -4,8 +4,6 @@ Legend: now and after, the levels that a step leads from and to; beta, the varia
 s, the standard deviation of fresh noise; eta, its share of the posterior's.
 """
 
-from typing import Literal
-
 import numpy as np
 
 from diffpolicy.diffusion.samplers.table import StepTable
@@ -22,10 +20,10 @@ def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> StepTable:
     return StepTable(now, a=a, b=after.alpha - a * now.alpha, s=s)
 
 
-def ddpm(schedule: Schedule, steps: int, variance: Literal["posterior", "beta"] = "posterior") -> StepTable:
+def ddpm(schedule: Schedule, steps: int, variance: str = "posterior") -> StepTable:
     """DDPM (Ho et al. 2020, eq. 7): the posterior's mean, with its variance (beta-tilde) or the larger beta.
 
-    The choice bounds the reverse process from both sides (section 3.2).
+    `variance` is "posterior" or "beta"; they bound the reverse process from both sides (section 3.2).
     """
     if variance not in ("posterior", "beta"):
         raise ValueError(f"sampler: variance {variance!r} must be 'posterior' or 'beta'")

@@ -1,0 +1,124 @@
+"""Checkpoint folders: JSON and safetensors, hashed, written whole or not at all, read without pickle.
+
+    config.json              settings and format version, with the SHA-256 of itself and of every other file
+    NAME.safetensors         tensors
+
+safetensors loads a flipped bit in silence, so every file is hashed and verified on reading.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write `config` and a file per entry of `tensors` (name -> tensors) into a new folder.
+
+    The folder appears under its name only when all of it is on disk.
+
+    Raises:
+        FileExistsError: the folder is there already.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise FileExistsError(f"checkpoint: {folder} exists already; choose another folder or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        hashes: dict[str, str] = {}
+        for name, group in tensors.items():
+            file = f"{name}.safetensors"
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
+            _write_bytes(unfinished / file, data := safetensors.torch.save(contiguous))
+            hashes[file] = hashlib.sha256(data).hexdigest()
+        content = {"format_version": FORMAT_VERSION, **config, "sha256": hashes}
+        hashes[CONFIG] = _config_hash(content)
+        _write_bytes(unfinished / CONFIG, json.dumps(content, indent=2).encode())
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint, verified.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: damaged, or of another format version.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no {CONFIG} in {folder}; expected a folder such as RUN/checkpoints/last")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint: {path} is not valid JSON ({error}); restore it from a copy") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"checkpoint: {path} has format_version {version!r}, this version reads {FORMAT_VERSION}")
+    if content.get("sha256", {}).get(CONFIG) != _config_hash(content):
+        raise ValueError(f"checkpoint: {path} does not match its own SHA-256; it was changed or damaged")
+    return content
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of NAME.safetensors, verified against the hash in config.json.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: its content is not what was written.
+    """
+    file = f"{name}.safetensors"
+    expected = read_config(folder)["sha256"].get(file)
+    path = folder / file
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} is missing")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ValueError(f"checkpoint: {path} is damaged: SHA-256 {found[:12]}..., expected {str(expected)[:12]}...")
+    return safetensors.torch.load(data)
+
+
+def resolve(path: Path) -> Path:
+    """Follow a text pointer (`last` where the file system has no links) to the folder it names."""
+    if path.is_file():
+        return path.parent / path.read_text(encoding="utf-8").strip()
+    return path
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` name its sibling `target`, atomically: a relative link, or a text file where links are refused."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name, target_is_directory=True)
+    except OSError:
+        temporary.write_text(target.name, encoding="utf-8")
+    os.replace(temporary, link)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _config_hash(content: Mapping[str, Any]) -> str:
+    others = {file: digest for file, digest in content["sha256"].items() if file != CONFIG}
+    canonical = json.dumps({**content, "sha256": others}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""Settings, as plain dataclasses: the schema of the YAML files, and what a checkpoint's config.json holds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """The denoising network."""
+
+    name: str = "unet1d"
+    widths: list[int] = field(default_factory=lambda: [32, 64, 128])
+    time_embedding_dim: int = 128
+    kernel_size: int = 5
+    groups: int = 8
+
+
+@dataclass
+class DiffusionConfig:
+    """The objective: noise schedule and parameterization."""
+
+    schedule: str = "cosine"
+    num_levels: int = 100
+    beta_start: float = 1e-4  # schedule linear
+    beta_end: float = 2e-2  # schedule linear
+    parameterization: str = "epsilon"
+
+
+@dataclass
+class SamplerConfig:
+    """How actions are sampled."""
+
+    name: str = "ddim"
+    steps: int = 10
+    eta: float = 0.0  # ddim
+    variance: str = "posterior"  # ddpm: posterior or beta
+
+
+@dataclass
+class WindowConfig:
+    """What the policy sees, plans and executes, in time steps."""
+
+    horizon: int = 16
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+
+
+@dataclass
+class PolicyConfig:
+    """All that defines a policy besides its weights."""
+
+    observations: dict[str, int]  # key -> features of one time step
+    action_dim: int
+    normalizer: str = "limits"
+    window: WindowConfig = field(default_factory=WindowConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+@dataclass
+class DataConfig:
+    """Demonstrations: where they are, and which arrays are action and observations."""
+
+    path: str
+    action: str = "action"
+    observations: dict[str, list[str]] = field(default_factory=dict)  # key -> arrays, as "state" or "state[:2]"
+    normalizer: str = "limits"
+    validation_fraction: float = 0.02
+
+
+@dataclass
+class EnvConfig:
+    """The gymnasium env in which the policy is evaluated."""
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    reset_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TaskConfig:
+    """A task: demonstrations, and an env unless evaluation is off."""
+
+    name: str
+    data: DataConfig
+    env: EnvConfig | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop; lengths in optimiser steps."""
+
+    steps: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 1e-6
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
+    max_grad_norm: float = 1.0
+    ema_power: float = 0.75
+    ema_max_decay: float = 0.9999
+    precision: str = "float32"  # or bfloat16: autocast
+    log_every: int = 50
+    validate_every: int = 500
+    evaluate_every: int = 1000
+    checkpoint_every: int = 1000
+
+
+@dataclass
+class EvaluationConfig:
+    """Rollouts; the inference batch is fixed, so that results do not depend on the number of episodes."""
+
+    episodes: int = 50
+    seed: int = 100_000
+    videos: int = 3
+    inference_batch: int = 50
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    name: str = "none"  # or wandb
+    project: str = "diffpolicy"
+    mode: str = "online"  # wandb: online or offline

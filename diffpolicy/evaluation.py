@@ -1,0 +1,111 @@
+"""Evaluation of a policy in a task's env: scores with intervals, latency, videos."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import diffpolicy
+from diffpolicy.config import EnvConfig, EvaluationConfig, SamplerConfig
+from diffpolicy.controller import PolicyController
+from diffpolicy.intervals import bootstrap_interval, wilson_interval
+from diffpolicy.policy import DiffusionPolicy
+from diffpolicy.rollout import Episode, make_vector_env, rollout
+from diffpolicy.video import VideoRecorder
+
+
+def evaluate(
+    policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: Sequence[int], inference_batch: int
+) -> list[Episode]:
+    """One episode per seed."""
+    controller = PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch)
+    vector_env = make_vector_env(env, min(len(seeds), inference_batch))
+    try:
+        return rollout(controller, vector_env, seeds, env.reset_options)
+    finally:
+        vector_env.close()
+
+
+def record_videos(
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    inference_batch: int,
+    folder: Path,
+) -> list[Episode]:
+    """The same episodes again, rendered into `folder`; bit-equal to those of `evaluate`."""
+    controller = PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch)
+    vector_env = make_vector_env(env, len(seeds), render_mode="rgb_array")
+    recorder = VideoRecorder(folder, list(seeds))
+    try:
+        return rollout(controller, vector_env, seeds, env.reset_options, on_step=recorder)
+    finally:
+        recorder.close()
+        vector_env.close()
+
+
+def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Mean score and success rate with 95 % intervals."""
+    scores = [episode.score for episode in episodes]
+    successes = sum(episode.success for episode in episodes)
+    return {
+        "n_episodes": len(episodes),
+        "mean_score": float(np.mean(scores)),
+        "score_ci95": bootstrap_interval(scores),
+        "success_rate": successes / len(episodes),
+        "success_ci95": wilson_interval(successes, len(episodes)),
+    }
+
+
+def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 30) -> dict[str, float]:
+    """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up."""
+    config = policy.config
+    observation = {key: torch.zeros(1, config.window.n_obs_steps, dim) for key, dim in config.observations.items()}
+    table = policy.sampler(sampler)
+    times: list[float] = []
+    for _ in range(repeats + 3):
+        start = time.perf_counter()
+        policy.predict_action_chunk(observation, [torch.Generator()], table).actions.cpu()
+        times.append(1e3 * (time.perf_counter() - start))
+    return {f"p{q}": float(np.percentile(times[3:], q)) for q in (50, 95, 99)}
+
+
+def report(
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    evaluation: EvaluationConfig,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Everything that results.json holds."""
+    seeds = list(range(evaluation.seed, evaluation.seed + evaluation.episodes))
+    episodes = evaluate(policy, env, sampler, seeds, evaluation.inference_batch)
+    return {
+        "version": diffpolicy.__version__,
+        "commit": _commit(),
+        "task": policy.metadata.get("task", {}).get("name"),
+        "checkpoint": checkpoint,
+        "training_step": policy.metadata.get("step"),
+        "sampler": asdict(sampler),
+        "steps": sampler.steps,
+        "device": str(policy.device),
+        "start_rule": env.reset_options.get("start_rule", "env"),
+        **summarize(episodes),
+        "latency_ms": latency_ms(policy, sampler),
+        "episodes": [asdict(episode) for episode in episodes],
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

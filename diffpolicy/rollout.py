@@ -1,0 +1,146 @@
+"""Controller x gymnasium vector env -> one result per episode.
+
+An episode depends on its seed alone: env and noise are seeded with it, and the policy is called with a fixed batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from diffpolicy.config import EnvConfig
+from diffpolicy.controller import PolicyController
+
+OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], None]
+"""(env, episode of every env or -1, best score so far of every env), before every action and after the last."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: score is its largest reward, length its number of actions."""
+
+    seed: int
+    score: float
+    success: bool
+    length: int
+
+
+def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> VectorEnv:
+    """`num_envs` copies of the task's env, never reset on their own."""
+    kwargs: dict[str, Any] = {**config.kwargs, "render_mode": render_mode}
+    try:
+        return SyncVectorEnv(
+            [lambda: gymnasium.make(config.id, **kwargs)] * num_envs, autoreset_mode=AutoresetMode.DISABLED
+        )
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+        raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
+
+
+def rollout(
+    controller: PolicyController,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    reset_options: Mapping[str, Any],
+    on_step: OnStep | None = None,
+) -> list[Episode]:
+    """Run one episode per seed and return the results in the order of the seeds.
+
+    An env whose episode has ended takes the next seed when the controller's chunk ends, so that all envs stay in
+    step and are planned for in one call.
+    """
+    slots = _Slots(env.num_envs, seeds)
+    results: list[Episode | None] = [None] * len(seeds)
+    observation: Any = None
+    tick = 0
+    while slots.any_left:
+        if tick % controller.policy.config.window.n_action_steps == 0 and (fresh := slots.refill()).any():
+            first = observation is None
+            observation, _ = _reset(env, slots.seeds(), reset_options, fresh)
+            controller.reset(slots.seeds(), None if first else fresh)
+        if on_step:
+            on_step(env, slots.episode, slots.score)
+        action = controller.select_action(_by_key(observation, controller))
+        observation, reward, terminated, truncated, info = env.step(action)
+        success = np.asarray(info.get("is_success", terminated), dtype=bool)
+        done = terminated | truncated
+        slots.record(reward)
+        if on_step and (done & slots.is_active).any():
+            on_step(env, np.where(done, slots.episode, -1), slots.score)
+        for slot in np.flatnonzero(done & slots.is_active):
+            seed = int(seeds[slots.episode[slot]])
+            results[slots.episode[slot]] = Episode(
+                seed, float(slots.score[slot]), bool(success[slot]), int(slots.length[slot])
+            )
+        if (
+            done.any()
+        ):  # an ended env must be reset before it can step on; what it does until its refill is not recorded
+            observation, _ = _reset(env, slots.seeds(), reset_options, done)
+            slots.release(done)
+        tick += 1
+    return [episode for episode in results if episode is not None]
+
+
+class _Slots:
+    """Which episode each env is in, and how it goes."""
+
+    def __init__(self, num_envs: int, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+        self._next = 0
+        self._slot_seeds = [int(seeds[i % len(seeds)]) for i in range(num_envs)]
+        self.episode = np.full(num_envs, -1)
+        self.score = np.zeros(num_envs)
+        self.length = np.zeros(num_envs, dtype=int)
+
+    @property
+    def is_active(self) -> npt.NDArray[np.bool_]:
+        return self.episode >= 0
+
+    @property
+    def any_left(self) -> bool:
+        return bool(self.is_active.any()) or self._next < len(self._seeds)
+
+    def seeds(self) -> list[int]:
+        return list(self._slot_seeds)
+
+    def refill(self) -> npt.NDArray[np.bool_]:
+        """Give the next episodes to idle envs; returns which envs begin one."""
+        idle = np.flatnonzero(~self.is_active)[: len(self._seeds) - self._next]
+        for slot in idle:
+            self.episode[slot] = self._next
+            self._slot_seeds[slot] = int(self._seeds[self._next])
+            self._next += 1
+        self.score[idle] = -np.inf
+        self.length[idle] = 0
+        fresh = np.zeros(len(self.episode), dtype=bool)
+        fresh[idle] = True
+        return fresh
+
+    def record(self, reward: npt.NDArray[np.float64]) -> None:
+        self.score = np.maximum(self.score, reward)
+        self.length += 1
+
+    def release(self, done: npt.NDArray[np.bool_]) -> None:
+        self.episode[done] = -1
+
+
+def _reset(
+    env: VectorEnv, seeds: list[int], options: Mapping[str, Any], mask: npt.NDArray[np.bool_]
+) -> tuple[Any, dict[str, Any]]:
+    return env.reset(seed=list(seeds), options={**options, "reset_mask": mask})
+
+
+def _by_key(observation: Any, controller: PolicyController) -> dict[str, npt.NDArray[Any]]:
+    """The policy's observations from the env's; an env that returns an array has the policy's only one."""
+    keys = list(controller.policy.config.observations)
+    if isinstance(observation, Mapping):
+        missing = sorted(set(keys) - set(observation))
+        if missing:
+            raise ValueError(f"env: observation has no {', '.join(missing)}; it has {', '.join(sorted(observation))}")
+        return {key: observation[key] for key in keys}
+    if len(keys) != 1:
+        raise ValueError(f"env: observation is one array, but the policy expects {', '.join(sorted(keys))}")
+    return {keys[0]: observation}
