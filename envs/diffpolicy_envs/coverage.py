@@ -47,7 +47,7 @@ def pose_overlap(
 
 @njit(cache=True)
 def _box_overlap(box, clip, x, y, cosine, sine, points):
-    """Area of `box`, turned, then moved to (x, y), inside the box `clip`; `points` [2, 8, 2] is work space."""
+    """Area of `box`, turned, then moved to (x, y), in the box `clip`; `points` [2, 8, 2] is work space."""
     low_x, low_y, high_x, high_y = box
     corners = ((low_x, low_y), (high_x, low_y), (high_x, high_y), (low_x, high_y))
     for corner, (local_x, local_y) in enumerate(corners):

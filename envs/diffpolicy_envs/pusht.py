@@ -1,0 +1,185 @@
+"""Push-T: push a T-shaped block onto its goal with a round agent (gymnasium)."""
+
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from diffpolicy_envs import pusht_world as world
+from diffpolicy_envs.coverage import coverage
+from diffpolicy_envs.pusht_physics import PushTPhysics
+from diffpolicy_envs.pusht_start import start_episode
+
+OBSERVATION_TYPES = ("state", "keypoints", "pixels", "pixels_agent_pos")
+PIXELS_SIZE_PX = 96
+# The agent can squeeze the block through a wall, so block coordinates leave the world by up to its length.
+_BLOCK_MARGIN_PX = 256.0
+
+
+class PushTEnv(gymnasium.Env):
+    """Push-T as Diffusion Policy published it, at 10 Hz; id `diffpolicy/PushT-v0`, 300 steps.
+
+    Action: [2] float32 in [0, 512] px, where the agent shall be; numbers outside are clipped to the box.
+
+    | obs_type         | observation                                                                      |
+    |------------------|----------------------------------------------------------------------------------|
+    | state            | [5] float32: agent x, y, block x, y (px), block angle in [0, 2 pi) (rad)          |
+    | keypoints        | [20] float32: nine block keypoints x, y, then agent x, y (px)                     |
+    | pixels           | [96, 96, 3] uint8 RGB                                                            |
+    | pixels_agent_pos | dict: pixels as above, agent_pos [2] float32 (px)                                 |
+
+    Reward: clip(coverage / 0.95, 0, 1), where coverage is the covered share of the goal's area. The episode
+    terminates when coverage exceeds 0.95.
+
+    | info key       | meaning                                                                     |
+    |----------------|-----------------------------------------------------------------------------|
+    | is_success     | bool, coverage > 0.95                                                       |
+    | coverage       | float in [0, 1]                                                             |
+    | n_contacts     | int, the block's contact points per sub-step of this action, rounded up      |
+    | agent_velocity | [2] float64, px/s                                                           |
+    | state          | [5] float64, the state observation before rounding                          |
+
+    `reset(options=...)` takes `state` or `start_rule`: see `pusht_start.start_episode`. A state that was set
+    starts at rest.
+
+    Args:
+        obs_type: one of the table's.
+        render_mode: None, "rgb_array" or "human" (a window; needs pygame).
+        render_size: side of rendered frames in px.
+
+    Raises:
+        ValueError: an unknown obs_type or render_mode, a render_size below 1, an action that is not two finite
+            numbers, and whatever `start_episode` refuses.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": world.CONTROL_RATE_HZ}  # noqa: RUF012
+
+    def __init__(
+        self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 512
+    ) -> None:
+        if obs_type not in OBSERVATION_TYPES:
+            raise ValueError(f"obs_type is {obs_type!r}; expected one of {list(OBSERVATION_TYPES)}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(
+                f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}"
+            )
+        if render_size < 1:
+            raise ValueError(f"render_size is {render_size}; expected at least 1 px")
+        self.obs_type = obs_type
+        self.render_mode = render_mode
+        self.render_size = render_size
+        self.observation_space = _observation_space(obs_type)
+        self.action_space = spaces.Box(0.0, world.WORLD_SIZE_PX, (2,), np.float32)
+        self._physics: PushTPhysics | None = None
+        self._state = (0.0,) * 5
+        self._latest_action: tuple[float, float] | None = None
+        self._renderers: dict[int, Any] = {}  # frame size in px -> PushTRenderer
+        self._window: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; see the class for `options`. Returns (observation, info)."""
+        super().reset(seed=seed)
+        self._physics = start_episode(self.np_random, seed, options)
+        self._state = self._physics.state()
+        self._latest_action = None
+        info = self._info(self._physics, self._coverage())
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Run one action, 0.1 s. Returns (observation, reward, terminated, False, info)."""
+        physics = self._physics
+        if physics is None:
+            raise gymnasium.error.ResetNeeded("step: call reset() before the first step()")
+        target = _checked_action(action)
+        physics.advance(*target)
+        self._latest_action = target
+        self._state = physics.state()
+        covered = self._coverage()
+        info = self._info(physics, covered)
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(), world.reward_of_coverage(covered), info["is_success"], False, info
+
+    def render(self) -> np.ndarray | None:
+        """rgb_array: the frame [size, size, 3] uint8. human: draw to the window. None without a render mode."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() without a render_mode; make the env with render_mode='rgb_array'")
+            return None
+        frame = self._frame(self.render_size, with_action=True)
+        if self.render_mode == "rgb_array":
+            return frame
+        if self._window is None:
+            from diffpolicy_envs.pusht_window import Window
+
+            self._window = Window("Push-T", self.render_size, world.CONTROL_RATE_HZ)
+        self._window.show(frame)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def _coverage(self) -> float:
+        return coverage(self._state[2], self._state[3], self._state[4])
+
+    def _info(self, physics: PushTPhysics, covered: float) -> dict[str, Any]:
+        return {
+            "is_success": covered > world.SUCCESS_COVERAGE,
+            "coverage": covered,
+            "n_contacts": physics.contacts_per_substep(),
+            "agent_velocity": np.array(physics.agent.velocity),
+            "state": np.array(self._state),
+        }
+
+    def _observation(self) -> Any:
+        if self.obs_type == "state":
+            return np.array(self._state, dtype=np.float32)
+        agent_position = np.array(self._state[:2], dtype=np.float32)
+        if self.obs_type == "keypoints":
+            keypoints = world.block_keypoints(*self._state[2:])
+            return np.concatenate([keypoints.ravel(), agent_position], dtype=np.float32)
+        pixels = self._frame(PIXELS_SIZE_PX, with_action=False)
+        return pixels if self.obs_type == "pixels" else {"pixels": pixels, "agent_pos": agent_position}
+
+    def _frame(self, size_px: int, with_action: bool) -> np.ndarray:
+        if size_px not in self._renderers:
+            from diffpolicy_envs.pusht_render import PushTRenderer
+
+            self._renderers[size_px] = PushTRenderer(size_px)
+        return self._renderers[size_px].draw(self._state, self._latest_action if with_action else None)
+
+
+def _observation_space(obs_type: str) -> spaces.Space:
+    size = world.WORLD_SIZE_PX
+    block_low, block_high = -_BLOCK_MARGIN_PX, size + _BLOCK_MARGIN_PX
+    if obs_type == "state":
+        low = np.array([0, 0, block_low, block_low, 0], dtype=np.float32)
+        high = np.array([size, size, block_high, block_high, 2 * math.pi], dtype=np.float32)
+        return spaces.Box(low, high, dtype=np.float32)
+    agent = spaces.Box(0.0, size, (2,), np.float32)
+    if obs_type == "keypoints":
+        low = np.concatenate([np.full(2 * world.KEYPOINT_COUNT, block_low), agent.low], dtype=np.float32)
+        high = np.concatenate([np.full(2 * world.KEYPOINT_COUNT, block_high), agent.high], dtype=np.float32)
+        return spaces.Box(low, high, dtype=np.float32)
+    pixels = spaces.Box(0, 255, (PIXELS_SIZE_PX, PIXELS_SIZE_PX, 3), np.uint8)
+    return pixels if obs_type == "pixels" else spaces.Dict({"pixels": pixels, "agent_pos": agent})
+
+
+def _checked_action(action: Any) -> tuple[float, float]:
+    """The action as two floats within the world (px)."""
+    numbers = action.tolist() if isinstance(action, np.ndarray) else np.asarray(action, np.float64).tolist()
+    if not isinstance(numbers, list) or len(numbers) != 2 or isinstance(numbers[0], list):
+        raise ValueError(f"action has shape {np.shape(action)}; expected (2,)")
+    x, y = numbers
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise ValueError(f"action is {numbers}; expected two finite numbers (px)")
+    limit = world.WORLD_SIZE_PX
+    return min(max(x, 0.0), limit), min(max(y, 0.0), limit)
