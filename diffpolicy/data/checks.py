@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,3 +127,13 @@ def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[s
         if row is not None:
             raise ValueError(f"episode {index}: array {key!r} holds NaN or inf at step {row}: {found[row].tolist()}")
     return values
+
+
+def check_attributes(attributes: Mapping[str, Any] | None, index: int) -> dict[str, Any]:
+    """`attributes` as plain JSON; raise ValueError where JSON cannot hold them."""
+    try:
+        return json.loads(json.dumps(dict(attributes or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"episode {index}: attributes {attributes!r} are not JSON ({error}); turn numpy numbers into int or float"
+        ) from error

@@ -113,15 +113,16 @@ class ReplayBuffer:
     def append_episode(self, arrays: Mapping[str, Any], attributes: Mapping[str, Any] | None = None) -> None:
         """Add one episode: every key's array [length, ...] and, if wanted, a small JSON mapping about it.
 
-        Raises ValueError, before anything is written, on missing or unknown keys, wrong shapes, NaN or inf.
+        Raises ValueError, before anything is written, on missing or unknown keys, wrong shapes or types, NaN
+        or inf.
         """
         self._require_append()
         values = checks.check_episode(arrays, self.specs, self.n_episodes)
+        everyone = [*self.episode_attributes, checks.check_attributes(attributes, self.n_episodes)]
         start, length = self.n_steps, len(next(iter(values.values())))
         for key, array in self._arrays.items():
             array.resize((start + length, *array.shape[1:]))
             store.writable(array)[start:] = values[key]
-        everyone = [*self.episode_attributes, dict(attributes or {})]
         if any(everyone) or "episodes" in self._root["meta"].attrs:
             self._root["meta"].update_attributes({"episodes": everyone})
         # Growing reads as 0 until the write below: an end that is not there yet, see _read_ends.

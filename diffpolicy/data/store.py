@@ -134,7 +134,7 @@ def reading(what: str) -> Iterator[None]:
 def staging(path: Path) -> Iterator[Path]:
     """A temporary sibling of `path` that becomes `path` in one rename at the end, or is removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.partial")
     try:
         yield temporary
         os.rename(temporary, path)

@@ -1,0 +1,35 @@
+"""A small recorded buffer that the data tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+
+SPECS = {"action": ((2,), "float32"), "state": ((3,), "float32"), "count": ((), "int64")}
+
+
+def episode(length: int, tag: int) -> dict[str, np.ndarray]:
+    """Arrays in which every number tells its episode and step."""
+    step = np.arange(length)
+    return {
+        "action": np.stack([step, np.full(length, tag)], axis=1).astype(np.float32),
+        "state": (step[:, None] + 100 * tag + np.array([0.25, 0.5, 0.75])).astype(np.float32),
+        "count": step + 1000 * tag,
+    }
+
+
+@pytest.fixture
+def make_episode():
+    return episode
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A directory with three episodes of 4, 1 and 6 steps and attributes {"seed": i}."""
+    path = tmp_path / "recorded.zarr"
+    buffer = ReplayBuffer.create(path, SPECS)
+    for tag, length in enumerate([4, 1, 6]):
+        buffer.append_episode(episode(length, tag), {"seed": tag})
+    return path
