@@ -7,6 +7,9 @@ import pymunk
 from diffpolicy_envs import pusht_world as world
 
 _AGENT, _BLOCK, _WALL = 1, 2, 3  # collision types
+# Where bodies enter the space decides the order in which deep overlaps are solved: these are the published ones.
+_ENTRY_POSITION_AGENT = (256.0, 400.0)
+_ENTRY_POSITION_BLOCK = (256.0, 300.0)
 
 
 class PushTPhysics:
@@ -21,7 +24,7 @@ class PushTPhysics:
     def __init__(self) -> None:
         self.space = pymunk.Space()
         self.space.damping = 0.0  # the block stops as soon as nothing pushes it
-        # The solver works in the order of this list: the human data replays exactly in the published one only.
+        # The solver works in this order: only in the published one does all of the human data replay.
         _add_walls(self.space)
         self.agent = _add_agent(self.space)
         self.block = _add_block(self.space)
@@ -37,9 +40,7 @@ class PushTPhysics:
         self.space.reindex_shapes_for_body(self.agent)
         self.space.reindex_shapes_for_body(self.block)
 
-    def place_legacy(
-        self, agent_x: float, agent_y: float, block_x: float, block_y: float, angle: float
-    ) -> None:
+    def place_legacy(self, agent_x: float, agent_y: float, block_x: float, block_y: float, angle: float) -> None:
         """Set poses as published evaluations do: position before angle, which shifts the origin; one sub-step."""
         self.agent.position = agent_x, agent_y
         self.block.position = block_x, block_y
@@ -79,6 +80,7 @@ class PushTPhysics:
 
 def _add_agent(space: pymunk.Space) -> pymunk.Body:
     body = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
+    body.position = _ENTRY_POSITION_AGENT
     shape = pymunk.Circle(body, world.AGENT_RADIUS_PX)
     shape.collision_type = _AGENT
     space.add(body, shape)
@@ -89,6 +91,7 @@ def _add_block(space: pymunk.Space) -> pymunk.Body:
     # Shape friction stays 0: the published code sets a body attribute that the engine never reads.
     body = pymunk.Body(world.BLOCK_MASS, world.BLOCK_MOMENT)
     body.center_of_gravity = world.BLOCK_CENTER_OF_GRAVITY
+    body.position = _ENTRY_POSITION_BLOCK
     shapes = [pymunk.Poly(body, vertices) for vertices in (world.BAR_VERTICES, world.STEM_VERTICES)]
     for shape in shapes:
         shape.collision_type = _BLOCK
