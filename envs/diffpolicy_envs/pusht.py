@@ -56,15 +56,11 @@ class PushTEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": world.CONTROL_RATE_HZ}  # noqa: RUF012
 
-    def __init__(
-        self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 512
-    ) -> None:
+    def __init__(self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 512) -> None:
         if obs_type not in OBSERVATION_TYPES:
             raise ValueError(f"obs_type is {obs_type!r}; expected one of {list(OBSERVATION_TYPES)}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(
-                f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}"
-            )
+            raise ValueError(f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}")
         if render_size < 1:
             raise ValueError(f"render_size is {render_size}; expected at least 1 px")
         self.obs_type = obs_type
@@ -78,9 +74,7 @@ class PushTEnv(gymnasium.Env):
         self._renderers: dict[int, Any] = {}  # frame size in px -> PushTRenderer
         self._window: Any = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for `options`. Returns (observation, info)."""
         super().reset(seed=seed)
         self._physics = start_episode(self.np_random, seed, options)

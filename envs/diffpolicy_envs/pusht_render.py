@@ -23,14 +23,16 @@ _FIXED_POINT = 1 << _SHIFT
 class PushTRenderer:
     """Draws square frames of one size.
 
-    Frames below 512 px are drawn at 512 px and shrunk by bilinear sampling, as the published images were, so that
-    an image policy sees the same kind of picture in the data and in the env.
+    Frames below 512 px are drawn at 512 px in whole pixels and shrunk by bilinear sampling, as the published images
+    were, so that an image policy sees the same kind of picture in the data and in the env. Larger frames are smooth.
     """
 
     def __init__(self, size_px: int) -> None:
         self.size_px = size_px
         self._canvas_px = max(size_px, int(world.WORLD_SIZE_PX))
         self._scale = self._canvas_px / world.WORLD_SIZE_PX
+        self._is_shrunk = size_px < self._canvas_px
+        self._line = cv2.LINE_8 if self._is_shrunk else cv2.LINE_AA
         self._background = self._draw_background()
 
     def draw(self, state, action: tuple[float, float] | None = None) -> np.ndarray:
@@ -39,9 +41,9 @@ class PushTRenderer:
         canvas = self._background.copy()
         for vertices in (world.BAR_VERTICES, world.STEM_VERTICES):
             corners = self._fixed(world.to_world(np.array(vertices), block_x, block_y, angle))
-            cv2.fillConvexPoly(canvas, corners, BLOCK_INSIDE_COLOR, cv2.LINE_AA, _SHIFT)
+            cv2.fillConvexPoly(canvas, corners, BLOCK_INSIDE_COLOR, self._line, _SHIFT)
             rim_px = round(2 * RIM_PX * self._scale)
-            cv2.polylines(canvas, [corners], True, BLOCK_COLOR, rim_px, cv2.LINE_AA, _SHIFT)
+            cv2.polylines(canvas, [corners], True, BLOCK_COLOR, rim_px, self._line, _SHIFT)
         self._draw_disc(canvas, agent_x, agent_y, world.AGENT_RADIUS_PX, AGENT_COLOR)
         self._draw_disc(canvas, agent_x, agent_y, world.AGENT_RADIUS_PX - AGENT_RIM_PX, AGENT_INSIDE_COLOR)
         frame = self._shrink(canvas)
@@ -54,7 +56,7 @@ class PushTRenderer:
         self._draw_walls(canvas)
         for vertices in (world.BAR_VERTICES, world.STEM_VERTICES):
             corners = self._fixed(world.to_world(np.array(vertices), *world.GOAL_POSE))
-            cv2.fillConvexPoly(canvas, corners, GOAL_COLOR, cv2.LINE_AA, _SHIFT)
+            cv2.fillConvexPoly(canvas, corners, GOAL_COLOR, self._line, _SHIFT)
         return canvas
 
     def _draw_walls(self, canvas: np.ndarray) -> None:
@@ -68,7 +70,7 @@ class PushTRenderer:
     def _draw_disc(self, canvas: np.ndarray, x: float, y: float, radius_px: float, color) -> None:
         (center,) = self._fixed(np.array([(x, y)]))
         radius = round(radius_px * self._scale * _FIXED_POINT)
-        cv2.circle(canvas, center.tolist(), radius, color, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, center.tolist(), radius, color, cv2.FILLED, self._line, _SHIFT)
 
     def _mark(self, frame: np.ndarray, action: tuple[float, float]) -> None:
         scale = self.size_px / world.WORLD_SIZE_PX
@@ -77,10 +79,12 @@ class PushTRenderer:
         cv2.drawMarker(frame, center, ACTION_COLOR, cv2.MARKER_CROSS, marker_px, thickness_px)
 
     def _shrink(self, canvas: np.ndarray) -> np.ndarray:
-        if self.size_px == self._canvas_px:
+        if not self._is_shrunk:
             return canvas
         return cv2.resize(canvas, (self.size_px, self.size_px), interpolation=cv2.INTER_LINEAR)
 
     def _fixed(self, points: np.ndarray) -> np.ndarray:
         """World points [n, 2] (px) -> fixed-point canvas coordinates [n, 2] int32."""
+        if self._is_shrunk:
+            return (np.rint(points) * _FIXED_POINT).astype(np.int32)
         return np.rint(points * (self._scale * _FIXED_POINT)).astype(np.int32)

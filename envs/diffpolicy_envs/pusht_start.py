@@ -11,9 +11,7 @@ START_RULES = ("random", "legacy")
 _OPTION_KEYS = ("state", "start_rule")
 
 
-def start_episode(
-    generator: np.random.Generator, seed: int | None, options: Mapping[str, Any] | None
-) -> PushTPhysics:
+def start_episode(generator: np.random.Generator, seed: int | None, options: Mapping[str, Any] | None) -> PushTPhysics:
     """A new world in the start state that `options` ask for.
 
     Options:
