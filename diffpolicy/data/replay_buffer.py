@@ -58,7 +58,12 @@ class ReplayBuffer:
 
         Raises FileNotFoundError, or ValueError that names the array at fault; reads no data but `episode_ends`.
         """
-        return cls(store.open_root(location, mode), str(location), mode)
+        root = store.open_root(location, mode)
+        try:
+            return cls(root, str(location), mode)
+        except BaseException:
+            root.store.close()
+            raise
 
     @property
     def n_episodes(self) -> int:
@@ -198,7 +203,7 @@ class ReplayBuffer:
         name = f"{self.location}: meta/episode_ends"
         with store.reading(name):
             ends = np.asarray(self._ends_array[:])
-        if self._ours and len(ends) and ends[-1] == 0:
+        if self._ours and ends.ndim == 1 and len(ends) and ends[-1] == 0:
             # Only the last one: an append adds one end at a time.
             ends = ends[:-1]
         return checks.check_ends(name, ends)
@@ -220,14 +225,16 @@ class ReplayBuffer:
 
 
 def _group(root: zarr.Group, name: str, location: str) -> zarr.Group:
-    group = root.get(name)
+    with store.reading(f"{location}: group {name}"):
+        group = root.get(name)
     if not isinstance(group, zarr.Group):
         raise ValueError(f"{location}: no group {name!r}, expected data/<key> arrays and meta/episode_ends")
     return group
 
 
 def _array(group: zarr.Group, key: str, location: str) -> zarr.Array:
-    array = group.get(key)
+    with store.reading(f"{location}: array {group.path}/{key}"):
+        array = group.get(key)
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{location}: no array {group.path}/{key}, expected data/<key> arrays and meta/episode_ends")
     name = f"{location}: array {group.path}/{key}"

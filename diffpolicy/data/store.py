@@ -23,7 +23,7 @@ from diffpolicy.data.checks import Specs
 # one is damage. Other people's files may leave out chunks that hold only the fill value.
 MARK = "diffpolicy"
 CHUNK_BYTES = 2**20
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 2048
 ENDS_PER_CHUNK = 4096
 
 
@@ -69,14 +69,14 @@ def writable(array: zarr.Array) -> zarr.Array:
 
 
 def _create_array(group: zarr.Group, key: str, row_shape: tuple[int, ...], dtype: np.dtype, rows: int) -> None:
-    shuffle = "bitshuffle" if dtype.itemsize > 1 else "noshuffle"
+    shuffle = "shuffle" if dtype.itemsize > 1 else "noshuffle"
     group.create_array(
         key,
         shape=(0, *row_shape),
         dtype=dtype,
         chunks=(rows, *row_shape),
         # The checksum makes a flipped bit an error: Blosc would decode it to other numbers.
-        compressors=[BloscCodec(cname="zstd", clevel=7, shuffle=shuffle), Crc32cCodec()],
+        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle=shuffle), Crc32cCodec()],
         fill_value=0,
     )
 

@@ -1,5 +1,6 @@
 """A small recorded buffer that the data tests share."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,16 @@ def make_episode():
     return episode
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> Path:
-    """A directory with three episodes of 4, 1 and 6 steps and attributes {"seed": i}."""
-    path = tmp_path / "recorded.zarr"
+@pytest.fixture(scope="session")
+def recorded_once(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recorded") / "recorded.zarr"
     buffer = ReplayBuffer.create(path, SPECS)
     for tag, length in enumerate([4, 1, 6]):
         buffer.append_episode(episode(length, tag), {"seed": tag})
     return path
+
+
+@pytest.fixture
+def recorded(recorded_once: Path, tmp_path: Path) -> Path:
+    """A directory with three episodes of 4, 1 and 6 steps and attributes {"seed": i}; each test has its own."""
+    return Path(shutil.copytree(recorded_once, tmp_path / "recorded.zarr"))

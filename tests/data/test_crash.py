@@ -15,7 +15,7 @@ import zarr
 from diffpolicy.data import store
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
-KILLS = 25
+KILLS = 20
 WRITER = Path(__file__).with_name("crashing_writer.py")
 SPECS = {"tag": ((), "int64"), "step": ((), "int64"), "wide": ((40,), "float32")}
 
@@ -49,20 +49,21 @@ def assert_nothing_acknowledged_is_lost(tags: set[int], log: list[str]) -> None:
 def test_a_killed_writer_leaves_whole_episodes(tmp_path):
     path, log = tmp_path / "buffer.zarr", tmp_path / "log.txt"
     ReplayBuffer.create(path, SPECS)
+    log.touch()
     random = np.random.default_rng(0)
     command = [sys.executable, str(WRITER), str(path), str(log)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdin is not None
         assert writer.stdout is not None
         for _ in range(KILLS):
-            print(f"{random.uniform(0, 0.3):.4f}", file=writer.stdin, flush=True)
+            print(random.integers(0, 4), random.uniform(0, 0.12), file=writer.stdin, flush=True)
             assert writer.stdout.readline() == "killed\n"
             tags = assert_whole_episodes(open_after_crash(path))
-            assert_nothing_acknowledged_is_lost(tags, log.read_text().splitlines() if log.exists() else [])
+            assert_nothing_acknowledged_is_lost(tags, log.read_text().splitlines())
         writer.stdin.close()
     lines = log.read_text().splitlines()
-    assert sum(line.startswith("appended") for line in lines) > KILLS
-    assert any(line.startswith("dropped") for line in lines)
+    for done in ("appended", "dropped"):
+        assert any(line.startswith(done) for line in lines)
     open_after_crash(path, "a")
     assert {each.name for each in tmp_path.iterdir()} == {"buffer.zarr", "log.txt"}
 

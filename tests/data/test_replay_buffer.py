@@ -153,7 +153,7 @@ OPERATION = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=st.lists(OPERATION, max_size=8))
 def test_any_sequence_of_changes_equals_a_plain_list(tmp_path_factory, monkeypatch, operations):
     """Against a Python list as the model; tiny chunks, so that episodes cross their borders."""

@@ -1,0 +1,95 @@
+"""The same episodes are read from every kind of store, and nothing is read that was not asked for."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+
+
+def as_directory(source: Path, folder: Path) -> str:
+    return str(source)
+
+
+def as_zip(source: Path, folder: Path) -> str:
+    ReplayBuffer.open(source).pack(folder / "packed.zarr.zip")
+    return str(folder / "packed.zarr.zip")
+
+
+def as_memory_url(source: Path, folder: Path) -> str:
+    fsspec.filesystem("memory").put(str(source), f"/{folder.name}", recursive=True)
+    return f"memory://{folder.name}"
+
+
+def as_file_url(source: Path, folder: Path) -> str:
+    return f"file://{source}"
+
+
+def as_format_2(source: Path, folder: Path) -> str:
+    """As zarr 2 wrote it: chunks of 161 rows, no mark of ours."""
+    buffer, root = ReplayBuffer.open(source), zarr.open_group(folder / "v2.zarr", mode="w", zarr_format=2)
+    for key in buffer.keys:
+        values = buffer[key]
+        root.create_array(f"data/{key}", data=values, chunks=(161, *values.shape[1:]))
+    root.create_array("meta/episode_ends", data=buffer.episode_ends)
+    return str(folder / "v2.zarr")
+
+
+STORES = [as_directory, as_zip, as_memory_url, as_file_url, as_format_2]
+
+
+@pytest.mark.parametrize("convert", STORES)
+def test_every_store_reads_the_same(recorded, tmp_path, convert):
+    expected, found = ReplayBuffer.open(recorded), ReplayBuffer.open(convert(recorded, tmp_path))
+    assert sorted(found.keys) == sorted(expected.keys)
+    assert found.episode_ends.tolist() == [4, 5, 11]
+    for key in expected.keys:
+        np.testing.assert_array_equal(found[key], expected[key])
+    found.close()
+
+
+@pytest.mark.parametrize("convert", STORES)
+def test_every_store_can_be_copied_to_one_to_append_to(recorded, tmp_path, convert, make_episode):
+    ReplayBuffer.open(convert(recorded, tmp_path)).copy(tmp_path / "mine.zarr")
+    mine = ReplayBuffer.open(tmp_path / "mine.zarr", mode="a")
+    mine.append_episode(make_episode(2, 3))
+    assert mine.episode_ends.tolist() == [4, 5, 11, 13]
+
+
+@pytest.mark.parametrize("convert", [as_zip, as_memory_url, as_file_url, as_format_2])
+def test_only_our_own_directories_are_appended_to(recorded, tmp_path, convert):
+    with pytest.raises(ValueError, match=r"buffer.copy\(path\)"):
+        ReplayBuffer.open(convert(recorded, tmp_path), mode="a")
+
+
+def test_opening_and_reading_one_array_leaves_the_others_alone(recorded, monkeypatch):
+    for chunk in (recorded / "data" / "state" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"not a chunk")
+    assert ReplayBuffer.open(recorded)["action"].shape == (11, 2)
+
+
+def test_chunks_that_hold_only_zeros_are_written(tmp_path):
+    buffer = ReplayBuffer.create(tmp_path / "zeros.zarr", {"value": ((2,), "float32")})
+    for mode in ("a", "a"):
+        buffer = ReplayBuffer.open(tmp_path / "zeros.zarr", mode=mode)
+        buffer.append_episode({"value": np.zeros((5, 2))})
+    assert ReplayBuffer.open(tmp_path / "zeros.zarr")["value"].sum() == 0
+
+
+def test_relative_path_stays_good_when_it_moves(recorded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.move(recorded, "elsewhere.zarr")
+    assert ReplayBuffer.open("elsewhere.zarr").n_episodes == 3
+
+
+def test_importing_the_library_does_not_import_zarr():
+    code = "import sys, diffpolicy, diffpolicy.data, diffpolicy.data.windows; assert 'zarr' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
