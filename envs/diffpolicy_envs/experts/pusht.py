@@ -1,7 +1,7 @@
 """A scripted expert that solves Push-T: plan, make one push, plan again.
 
-It sees the state only and is a function of it, so that like states are answered alike. Pushes are planned with the model
-of `pusht_model` and made in the true env.
+Apart from chosen noise it is a function of the state alone, so that like states are answered alike. Pushes are planned
+with the model of `pusht_model` and made in the true env.
 """
 
 import math
@@ -10,86 +10,94 @@ from dataclasses import dataclass
 import gymnasium
 import numpy as np
 
-from diffpolicy_envs.coverage import coverage
-from diffpolicy_envs.experts.pusht_model import advance, new_world
+from diffpolicy_envs.experts.pusht_model import new_world
 from diffpolicy_envs.experts.pusht_motion import path_targets, push_targets
 from diffpolicy_envs.experts.pusht_planner import NEAR_GOAL_PX, decide
 from diffpolicy_envs.experts.pusht_refine import DWELL_STEPS, Stroke, refine_stroke, start_and_heading
 from diffpolicy_envs.experts.pusht_search import agent_fits
-from diffpolicy_envs.experts.pusht_table import APPROACH_PX, misfit, pose_of_state, push_table
-from diffpolicy_envs.pusht_world import WORLD_SIZE_PX, block_keypoints
+from diffpolicy_envs.experts.pusht_table import APPROACH_PX, GYRATION_PX, misfit, pose_of_state, push_table
+from diffpolicy_envs.pusht_world import KEYPOINT_COUNT, SUCCESS_COVERAGE, WORLD_SIZE_PX, block_keypoints
 
-VERSION = 1
-# What is executed is what is stored: multiples of 1/256 px are exact in float32 and compress well.
-GRID = 256.0
+VERSION = 2
+SPECS = {
+    "action": ((2,), "float32"),
+    "state": ((5,), "float32"),
+    "keypoint": ((KEYPOINT_COUNT, 2), "float32"),
+    "n_contacts": ((1,), "float32"),
+}
+# Actions and start states are executed as they are stored: multiples of 1/64 px (angles: 1/4096 rad) compress well.
+GRID = 64.0
+ANGLE_GRID = 4096.0
+_STUCK_SHARE = 0.1  # a push that moves the block by less of its length met a wall
 
 
 @dataclass(frozen=True)
-class ExpertSettings:
+class Settings:
     """How the expert behaves. Speeds are px per env step of 0.1 s."""
 
     free_speed_px: float = 14.0
     push_speed_px: float = 7.0
     speed_near_goal: float = 0.5  # share of the push speed that is left at the goal; falls from 60 px misfit on
-    speed_spread: float = 0.1  # sigma of the log of an episode's own speed factor
+    speed_spread: float = 0.0  # sigma of the log of an episode's own speed factor
     push_noise: float = 0.0  # 1: pushes miss by 4 degrees, 2 px, 8 % of their length, which shows how to recover
     recovery_share: float = 0.5  # share of episodes that start where an expert of push_noise 1 was interrupted
     plan_coverage: float = 0.985  # what the last push aims at
-    finish_coverage: float = 0.965  # an episode goes on until it has this much
+    follow_through_px: float = 1.5  # how much further it goes: who falls short of the aim succeeds all the same
+    finish_coverage: float = 0.965  # an episode goes on until a push has reached this much
     max_steps: int = 290
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One recorded attempt: arrays of equal length, a state before its action, and the coverage it ends with."""
+    """One recorded attempt: arrays of equal length by `SPECS`, a state before its action."""
 
     arrays: dict[str, np.ndarray]
-    final_coverage: float
+    attributes: dict[str, float]  # coverage: the largest one
 
 
-def record_episode(env: gymnasium.Env, start: np.ndarray, settings: ExpertSettings, seed: int) -> Episode:
-    """The expert's attempt from the state `start` [5], up to its largest coverage."""
+def demonstrate(seed: int, settings: Settings) -> Episode | None:
+    """The episode of one seed, which depends on nothing else; None where the expert fails."""
+    env = gymnasium.make("diffpolicy_envs:diffpolicy/PushT-v0", obs_type="state", max_episode_steps=10**6).unwrapped
+    episode = record_episode(env, start_state(env, settings, seed), settings, seed)
+    return episode if episode.attributes["coverage"] > SUCCESS_COVERAGE else None
+
+
+def record_episode(env: gymnasium.Env, start: np.ndarray, settings: Settings, seed: int) -> Episode:
+    """The expert's attempt from the state `start` [5]."""
     run = _Run(env, start, settings, np.random.default_rng([seed, 1]))
     run.solve()
-    covered = np.array(run.coverages)
-    length = max(int(covered.argmax()), 1)
-    states = np.array(run.states[:length])
+    states = np.array(run.states[: len(run.actions)])
     arrays = {
-        "action": np.array(run.actions[:length]),
-        "state": states,
-        "keypoint": np.array([block_keypoints(*state[2:]) for state in states]),
-        "n_contacts": np.array(run.contacts[:length])[:, None],
+        "action": np.array(run.actions),
+        "state": _storable(states),
+        "keypoint": _on_grid(np.array([block_keypoints(*state[2:]) for state in states])),
+        "n_contacts": np.array(run.contacts)[:, None],
     }
-    return Episode({key: _on_grid(value).astype(np.float32) for key, value in arrays.items()}, covered[length])
+    return Episode({key: value.astype(np.float32) for key, value in arrays.items()}, {"coverage": max(run.coverages)})
 
 
-def start_state(env: gymnasium.Env, settings: ExpertSettings, seed: int) -> np.ndarray:
+def start_state(env: gymnasium.Env, settings: Settings, seed: int) -> np.ndarray:
     """The state [5] in which episode `seed` starts: a legacy one, or one met on the way by a noisy expert."""
-    observation, _ = env.reset(seed=seed, options={"start_rule": "legacy"})
-    start = _settled(env, observation)
+    _, info = env.reset(seed=seed, options={"start_rule": "legacy"})
+    start = _storable(info["state"])
     generator = np.random.default_rng([seed, 0])
     if generator.random() < settings.recovery_share:
-        noisy = ExpertSettings(**{**settings.__dict__, "push_noise": 1.0})
+        noisy = Settings(**{**settings.__dict__, "push_noise": 1.0})
         run = _Run(env, start, noisy, generator)
         run.solve()
         unsolved = [state for state, covered in zip(run.states, run.coverages, strict=True) if covered < 0.94]
         if unsolved:
-            start = _settled(env, unsolved[generator.integers(len(unsolved))])
+            start = _storable(unsolved[generator.integers(len(unsolved))])
     return start
 
 
-def _on_grid(values: np.ndarray) -> np.ndarray:
-    return np.round(values * GRID) / GRID
+def _on_grid(values: np.ndarray, grid: float = GRID) -> np.ndarray:
+    return np.round(values * grid) / grid
 
 
-def _settled(env: gymnasium.Env, state: np.ndarray) -> np.ndarray:
-    """The state on the grid that the env stays in by itself: blocks that overlap a wall are pushed out of it first."""
-    for _ in range(200):
-        rounded = _on_grid(np.asarray(state, dtype=np.float64))
-        state, _ = env.reset(options={"state": rounded})
-        if np.abs(state - rounded).max() < 1e-4:
-            return rounded
-    return rounded
+def _storable(states: np.ndarray) -> np.ndarray:
+    """States [..., 5] on the grid, angles in [0, 2 pi)."""
+    return np.concatenate([_on_grid(states[..., :4]), _on_grid(states[..., 4:] % (2 * math.pi), ANGLE_GRID)], axis=-1)
 
 
 class _Run:
@@ -97,10 +105,11 @@ class _Run:
 
     def __init__(self, env, start, settings, generator):
         self.env, self.settings, self.generator = env.unwrapped, settings, generator
-        observation, info = self.env.reset(options={"state": start})
-        self.states, self.actions = [np.asarray(observation, dtype=np.float64)], []
-        self.coverages, self.contacts = [info["coverage"]], [info["n_contacts"]]
-        self.world = new_world(*self.state[:2], pose_of_state(self.state))
+        _, info = self.env.reset(options={"state": start})
+        self.states, self.actions = [info["state"]], []
+        self.coverages, self.contacts = [info["coverage"]], []  # of each state; of each action
+        self.velocity = info["agent_velocity"]
+        self.barred: set[int] = set()  # contacts that moved nothing, as with a wall behind the block
         self.pace = math.exp(settings.speed_spread * generator.standard_normal())
 
     @property
@@ -110,33 +119,41 @@ class _Run:
     def solve(self) -> None:
         """Push until the goal is covered or time is up."""
         table, settings = push_table(), self.settings
-        while self.coverages[-1] < settings.finish_coverage and len(self.actions) < settings.max_steps:
+        while max(self.coverages) < settings.finish_coverage and len(self.actions) < settings.max_steps:
             pose = pose_of_state(self.state)
             nearness = max(1.0 - misfit(*pose) / NEAR_GOAL_PX, 0.0)
             speed = self.pace * settings.push_speed_px * (1.0 - (1.0 - settings.speed_near_goal) * nearness)
             free_speed = self.pace * settings.free_speed_px * (1.0 - 0.2 * nearness)
-            decision = decide(table, self.state[:2], pose, free_speed, speed, settings.plan_coverage)
+            decision = decide(table, self.state[:2], pose, free_speed, speed, settings.plan_coverage, self.barred)
             if decision is None:
                 return
             self.follow(path_targets(decision.way, free_speed, DWELL_STEPS))
             self.push(decision.stroke, decision.is_last, speed)
+            self.bar_if_stuck(decision.stroke, pose)
 
     def push(self, stroke: Stroke, is_last: bool, speed_px: float) -> None:
         """Make one push, from where the agent and the block are now."""
         table, pose = push_table(), pose_of_state(self.state)
         point, normal = table.points[stroke.contact], table.normals[stroke.contact]
         if is_last:
-            stroke = refine_stroke(
-                stroke, point, normal, self.world, pose, speed_px, self.settings.plan_coverage
-            )
-        offset, angle, length = self.disturbed(stroke)
-        x, y, heading = start_and_heading(point, normal, offset, angle, pose)
-        targets = push_targets(x, y, heading, length + APPROACH_PX, speed_px, DWELL_STEPS)
-        if agent_fits(*targets[-1]):
-            self.follow(targets)
+            world = new_world(self.state[0], self.state[1], pose)
+            world[2:4] = self.velocity
+            stroke = refine_stroke(stroke, point, normal, world, pose, speed_px, self.settings.plan_coverage)
+        further = APPROACH_PX + (self.settings.follow_through_px if is_last else 0.0)
+        for offset, angle, length in (self.disturbed(stroke), (stroke.offset_px, stroke.angle_rad, stroke.length_px)):
+            x, y, heading = start_and_heading(point, normal, offset, angle, pose)
+            targets = push_targets(x, y, heading, length + further, speed_px, DWELL_STEPS)
+            if agent_fits(*targets[-1]):
+                break
+        self.follow(targets)
+
+    def bar_if_stuck(self, stroke: Stroke, pose_before: np.ndarray) -> None:
+        """After a push that moved nothing, leave its contact alone until the block has moved."""
+        change = np.abs(pose_of_state(self.state) - pose_before)
+        if change[0] + change[1] + GYRATION_PX * change[2] > _STUCK_SHARE * stroke.length_px:
+            self.barred.clear()
         else:
-            x, y, heading = start_and_heading(point, normal, stroke.offset_px, stroke.angle_rad, pose)
-            self.follow(push_targets(x, y, heading, stroke.length_px + APPROACH_PX, speed_px, DWELL_STEPS))
+            self.barred.add(stroke.contact)
 
     def disturbed(self, stroke: Stroke) -> tuple[float, float, float]:
         """The stroke's offset, angle and length with this run's noise."""
@@ -148,11 +165,9 @@ class _Run:
         """Send targets [n, 2] to the env, recording what comes of it."""
         for target in targets:
             action = _on_grid(np.clip(target, 0.0, WORLD_SIZE_PX))
-            observation, _, _, _, info = self.env.step(action)
-            state = np.asarray(observation, dtype=np.float64)
-            advance(self.world, action[0], action[1])  # keeps the agent's velocity
-            self.world[0:2], self.world[4:7] = state[:2], pose_of_state(state)
-            self.states.append(state)
+            _, _, _, _, info = self.env.step(action)
+            self.states.append(info["state"])
             self.actions.append(action)
-            self.coverages.append(coverage(*state[2:]))
+            self.coverages.append(info["coverage"])
             self.contacts.append(info["n_contacts"])
+            self.velocity = info["agent_velocity"]

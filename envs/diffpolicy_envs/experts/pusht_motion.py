@@ -10,13 +10,13 @@ _ACCELERATION_PX = 4.0  # per env step squared
 
 @njit(cache=True)
 def trapezoid(distance_px: float, speed_px: float) -> np.ndarray:
-    """Distances along a path [steps], from rest to rest at no more than `speed_px` a step; the last is `distance_px`."""
+    """Distances along a path [steps], from rest to rest, at most `speed_px` a step; the last is `distance_px`."""
     top = min(speed_px, math.sqrt(distance_px * _ACCELERATION_PX))
     if top <= 0.0:
         return np.zeros(0)
     ramp = top / _ACCELERATION_PX
     total = distance_px / top + ramp
-    steps = int(math.ceil(total))
+    steps = math.ceil(total)
     travelled = np.empty(steps)
     for step in range(steps):
         now = (step + 1) * total / steps

@@ -42,14 +42,19 @@ def decide(
     free_speed_px: float,
     push_speed_px: float,
     wanted_coverage: float,
+    barred: set[int],
 ) -> Decision | None:
-    """The push to make with the agent [2] and the block's pose [3] as they are; None where no plan is found."""
+    """The push to make with the agent [2] and the block's pose [3] as they are; None where no plan is found.
+
+    Contacts in `barred` are not used.
+    """
     local_agent = np.array(to_block(agent[0], agent[1], pose))
     usable = np.array([agent_fits(*to_world(node[0], node[1], pose)) for node in table.nodes])
     lengths, last_nodes, previous = routes.routes_from(
         local_agent, table.starts, table.nodes, table.node_to_node, table.node_to_start, usable
     )
-    costs = Costs(free_speed_px, push_speed_px, np.zeros(len(lengths)))
+    lengths[list(barred)] = np.inf
+    costs = Costs(free_speed_px, push_speed_px)
     stroke = _finishing_stroke(table, pose, lengths, costs, wanted_coverage)
     is_last = stroke is not None
     if stroke is None:

@@ -46,8 +46,8 @@ def refine_stroke(
 ) -> Stroke:
     """The stroke near `stroke` that best covers the goal.
 
-    point, normal [2]: the contact, block frame; pose [3]. world: the model's state where the agent stands ready now, None
-    if it is still to come to the start (then it is taken to rest there).
+    point, normal [2]: the contact, block frame; pose [3]. world: the model's state where the agent stands ready now,
+    None if it is still to come to the start (then it is taken to rest there).
     """
     mean = np.array([stroke.offset_px, stroke.angle_rad, stroke.length_px])
     spread = np.array([4.0 if world is None else 2.0, math.radians(8.0), 2.0 + 0.12 * stroke.length_px])

@@ -1,8 +1,8 @@
 """Where the agent may touch the block, and how it gets there without touching it before.
 
-All points are in the block's frame (px; see pusht_world). A contact is a point of the outline with its outward normal; the
-agent starts a push `START_CLEARANCE_PX` off the surface. Between contacts it goes round the block through nodes
-about its six convex corners (a visibility graph), keeping `ROUTE_CLEARANCE_PX` of room.
+All points are in the block's frame (px; see pusht_world). A contact is a point of the outline with its outward
+normal; the agent starts a push `START_CLEARANCE_PX` off the surface. Between contacts it goes round the block through
+nodes about its six convex corners (a visibility graph), keeping `ROUTE_CLEARANCE_PX` of room.
 """
 
 import math

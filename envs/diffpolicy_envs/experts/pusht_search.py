@@ -1,8 +1,8 @@
 """Beam search over sequences of pushes from the table, down to the goal pose.
 
-A candidate's cost is the time so far in env steps: way to the contact at free speed, a fixed part per push, push length at
-push speed. Candidates are ranked by cost + estimate, the estimate being proportional to the misfit with the goal. The beam
-is kept diverse: no two of its poses share a cell of 4 px, 4 px, 0.06 rad with nearby end contacts.
+A candidate's cost is the time so far in env steps: way to the contact at free speed, a fixed part per push, push
+length at push speed. Candidates are ranked by cost + estimate, the estimate being proportional to the misfit with the
+goal. The beam is kept diverse: no two of its poses share a cell of 4 px, 4 px, 0.06 rad with nearby end contacts.
 """
 
 import math
@@ -25,6 +25,7 @@ from diffpolicy_envs.pusht_world import LOCAL_OUTLINE, WORLD_SIZE_PX
 _STEPS_PER_PUSH = 4.0  # slowing down, dwelling, speeding up
 _UNFINISHED_STEPS = 10.0  # what another push would cost at least
 _BLOCK_MARGIN_PX = 14.0
+_LEAD_AWAY_PX = 3.0
 AGENT_MARGIN_PX = 4.0
 _POOL = 20_000  # candidates held before the worst are dropped
 _POOL_KEPT = 4_000
@@ -49,7 +50,6 @@ class Costs:
 
     free_speed_px: float  # per env step
     push_speed_px: float
-    contact_steps: np.ndarray  # [n] extra per push at a contact; infinite where it must not be used
 
 
 def find_pushes(
@@ -57,7 +57,7 @@ def find_pushes(
 ) -> list[Push] | None:
     """The pushes that bring `pose` [3] to within `tolerance_px` of the goal; None where none are found.
 
-    route_px [n] is the agent's way to each contact now.
+    route_px [n] is the agent's way to each contact now, infinite where that one cannot be used first.
     """
     for trust, width in _ATTEMPTS:
         weight = trust * 0.8 * APPROACH_PX / costs.push_speed_px
@@ -69,7 +69,6 @@ def find_pushes(
             table.changes,
             table.end_contacts,
             table.between,
-            costs.contact_steps,
             np.array([costs.free_speed_px, costs.push_speed_px, weight, tolerance_px]),
             width,
         )
@@ -96,9 +95,7 @@ def agent_fits(x: float, y: float) -> bool:
 
 
 @njit(cache=True)
-def _beam_search(
-    pose, route_px, starts, normals, changes, end_contacts, between, contact_steps, options, width
-):
+def _beam_search(pose, route_px, starts, normals, changes, end_contacts, between, options, width):
     """Rows (contact, turn, length, pose after it [3]) of the best sequence, first push first; none if it fails."""
     # Beam rows: pose [3], end contact, cost, contact, turn, length, row of the parent among all rows so far.
     rows = np.zeros((1 + _MAX_DEPTH * width, 9))
@@ -113,7 +110,7 @@ def _beam_search(
                 continue
             ways = route_px if rows[parent, 3] < 0.0 else between[int(rows[parent, 3])]
             count, limit, best = _expand(
-                rows[parent], parent, ways, starts, normals, changes, end_contacts, contact_steps, options,
+                rows[parent], parent, ways, starts, normals, changes, end_contacts, options,
                 pool, ranks, count, limit, best, best_row,
             )  # fmt: skip
         first, last = last, _select(pool, ranks, count, rows, last, width)
@@ -126,16 +123,18 @@ def _beam_search(
 
 @njit(cache=True)
 def _expand(
-    row, parent, ways, starts, normals, changes, end_contacts, contact_steps, options,
+    row, parent, ways, starts, normals, changes, end_contacts, options,
     pool, ranks, count, limit, best, best_row,
 ):  # fmt: skip
     """Rank every push from one beam row; returns the pool's count and limit, and the best finished cost."""
     free_speed, push_speed, weight, tolerance = options
     reach = out_of_bounds(row[:3])
+    # By a wall ways are blocked that the search takes for free after a push, however small: the first must lead away.
+    allowed = max(reach - _LEAD_AWAY_PX, 0.0) if row[3] < 0.0 else reach
     cosine, sine = math.cos(row[2]), math.sin(row[2])
     after = np.empty(3)
     for contact in range(len(starts)):
-        base = row[4] + ways[contact] / free_speed + _STEPS_PER_PUSH + contact_steps[contact]
+        base = row[4] + ways[contact] / free_speed + _STEPS_PER_PUSH
         start_x, start_y = to_world(starts[contact, 0], starts[contact, 1], row[:3])
         if not base < limit or not agent_fits(start_x, start_y):
             continue
@@ -153,7 +152,7 @@ def _expand(
                 rank = cost + weight * off + (0.0 if finished else _UNFINISHED_STEPS)
                 if rank >= (best if finished else limit):
                     continue
-                if max(out_of_bounds(after) - reach, 0.0) > 0.0:
+                if out_of_bounds(after) > allowed:
                     continue
                 heading_x, heading_y = rotated(
                     -normals[contact, 0], -normals[contact, 1], DIRECTIONS_RAD[turn] + row[2]

@@ -1,8 +1,8 @@
 """What a straight push does to the block, simulated once for every contact, direction and length.
 
-In the block's frame and without walls a push has the same effect everywhere, since the block stops by itself when it is
-not pushed: 9 directions x 21 lengths at each contact make a table that the search looks up. A pose is the block's centre
-of gravity (px) and angle (rad); in tables a change of pose is given in the frame of the block before the push.
+In the block's frame and without walls a push has the same effect everywhere, since the block stops by itself when it
+is not pushed: 9 directions x 21 lengths at each contact make a table that the search looks up. A pose is the block's
+centre of gravity (px) and angle (rad); in tables a change of pose is in the frame of the block before the push.
 """
 
 import functools
@@ -54,9 +54,7 @@ def push_table() -> PushTable:
     )
     changes, ends = _push_everywhere(starts, normals, DIRECTIONS_RAD, PUSH_LENGTHS_PX)
     gaps = np.linalg.norm(ends[..., None, :] - starts, axis=-1)  # [n, d, l, n]
-    return PushTable(
-        points, normals, starts, changes, gaps.argmin(-1), between, nodes, node_to_node, node_to_start
-    )
+    return PushTable(points, normals, starts, changes, gaps.argmin(-1), between, nodes, node_to_node, node_to_start)
 
 
 @njit(cache=True)
