@@ -65,7 +65,8 @@ class PushTPhysics:
 
     def state(self) -> tuple[float, float, float, float, float]:
         """Agent x, y and block x, y in px, block angle in [0, 2 pi) rad."""
-        return (*self.agent.position, *self.block.position, self.block.angle % (2.0 * math.pi))
+        (agent_x, agent_y), (block_x, block_y) = self.agent.position, self.block.position
+        return agent_x, agent_y, block_x, block_y, self.block.angle % (2.0 * math.pi)
 
     def contacts_per_substep(self) -> int:
         """Contact points per sub-step of the latest action, rounded up: the data set's `n_contacts`."""

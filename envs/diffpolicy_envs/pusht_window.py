@@ -33,7 +33,7 @@ class Window:
 
 def _import_pygame() -> Any:
     try:
-        import pygame
+        import pygame  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "render_mode 'human' needs pygame, which is not installed; run: pip install pygame"
