@@ -1,3 +1,8 @@
 """Diffusion policies for robot action generation."""
 
-__version__ = "0.1.0"
+from diffpolicy._version import __version__
+from diffpolicy.config import PolicyConfig, SamplerConfig
+from diffpolicy.controller import PolicyController
+from diffpolicy.policy import ActionChunk, DiffusionPolicy
+
+__all__ = ["ActionChunk", "DiffusionPolicy", "PolicyConfig", "PolicyController", "SamplerConfig", "__version__"]

@@ -78,15 +78,6 @@ class EnvConfig:
 
 
 @dataclass
-class TaskConfig:
-    """A task: demonstrations, and an env unless evaluation is off."""
-
-    name: str
-    data: DataConfig
-    env: EnvConfig | None = None
-
-
-@dataclass
 class TrainerConfig:
     """The training loop; lengths in optimiser steps."""
 
@@ -99,7 +90,7 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
-    precision: str = "float32"  # or bfloat16: autocast
+    precision: str = "float32"  # or bfloat16, by autocast
     log_every: int = 50
     validate_every: int = 500
     evaluate_every: int = 1000
@@ -108,12 +99,11 @@ class TrainerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Rollouts; the inference batch is fixed, so that results do not depend on the number of episodes."""
+    """Evaluation during training; its seeds are not those of reported figures."""
 
-    episodes: int = 50
-    seed: int = 100_000
-    videos: int = 3
-    inference_batch: int = 50
+    episodes: int = 20
+    seed: int = 50_000
+    inference_batch: int = 50  # fixed, so that a result does not depend on the number of episodes
 
 
 @dataclass
@@ -123,3 +113,49 @@ class LoggerConfig:
     name: str = "none"  # or wandb
     project: str = "diffpolicy"
     mode: str = "online"  # wandb: online or offline
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `train_policy.py` reads."""
+
+    task: str
+    data: DataConfig
+    env: EnvConfig | None = None  # none: evaluation is off
+    window: WindowConfig = field(default_factory=WindowConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # of the evaluation during training
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 0
+    device: str = "auto"  # cuda, mps or cpu, the first there is
+    resume: bool = False
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything that `evaluate_policy.py` reads."""
+
+    checkpoint: str
+    task: str | None = None  # refuse a checkpoint of another task
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    episodes: int = 50
+    seed: int = 100_000
+    videos: int = 3
+    inference_batch: int = 50
+    device: str = "auto"
+
+
+@dataclass
+class BenchmarkSamplersConfig:
+    """Everything that `benchmark_samplers.py` reads."""
+
+    checkpoint: str
+    task: str | None = None
+    samplers: dict[str, list[int]] = field(default_factory=dict)  # name -> numbers of steps
+    episodes: int = 100
+    seed: int = 100_000
+    inference_batch: int = 50
+    device: str = "auto"

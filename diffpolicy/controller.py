@@ -57,7 +57,7 @@ class PolicyController:
             raise ValueError(
                 f"reset: {len(seeds)} seeds, mask of {len(mask)}, expected {len(self._generators)} of each"
             )
-        for index in np.flatnonzero(mask):
+        for index in np.flatnonzero(mask).tolist():
             self._generators[index].manual_seed(int(seeds[index]))
         self._is_first[mask] = True
         self._position[mask] = self.policy.config.window.n_action_steps

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import diffpolicy
-from diffpolicy.config import EnvConfig, EvaluationConfig, SamplerConfig
+from diffpolicy._version import __version__
+from diffpolicy.config import EnvConfig, SamplerConfig
 from diffpolicy.controller import PolicyController
 from diffpolicy.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.policy import DiffusionPolicy
@@ -76,21 +76,30 @@ def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 3
     return {f"p{q}": float(np.percentile(times[3:], q)) for q in (50, 95, 99)}
 
 
+def load_for_evaluation(checkpoint: str, task: str | None, device: torch.device) -> tuple[DiffusionPolicy, EnvConfig]:
+    """The policy of a checkpoint and the env that it was trained for.
+
+    Raises:
+        ValueError: the checkpoint is of another task than `task`, or its task has no env.
+    """
+    policy = DiffusionPolicy.from_pretrained(checkpoint, device)
+    found = policy.metadata.get("task")
+    if task is not None and task != found:
+        raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
+    if policy.metadata.get("env") is None:
+        raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, which has no env to evaluate in")
+    return policy, EnvConfig(**policy.metadata["env"])
+
+
 def report(
-    policy: DiffusionPolicy,
-    env: EnvConfig,
-    sampler: SamplerConfig,
-    evaluation: EvaluationConfig,
-    checkpoint: str,
+    policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: Sequence[int], inference_batch: int
 ) -> dict[str, Any]:
-    """Everything that results.json holds."""
-    seeds = list(range(evaluation.seed, evaluation.seed + evaluation.episodes))
-    episodes = evaluate(policy, env, sampler, seeds, evaluation.inference_batch)
+    """What results.json holds besides the checkpoint's path."""
+    episodes = evaluate(policy, env, sampler, seeds, inference_batch)
     return {
-        "version": diffpolicy.__version__,
+        "version": __version__,
         "commit": _commit(),
-        "task": policy.metadata.get("task", {}).get("name"),
-        "checkpoint": checkpoint,
+        "task": policy.metadata.get("task"),
         "training_step": policy.metadata.get("step"),
         "sampler": asdict(sampler),
         "steps": sampler.steps,

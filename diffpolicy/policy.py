@@ -147,7 +147,7 @@ class DiffusionPolicy(nn.Module):
         policy = cls(_policy_config(content["policy"]))
         policy.metadata = {k: v for k, v in content.items() if k not in ("policy", "sha256", "format_version")}
         tensors = checkpoint.read_tensors(path, "model")
-        _check_tensors(f"checkpoint: {path}", tensors, policy.state_dict())
+        check_tensors(f"checkpoint: {path}", tensors, policy.state_dict())
         policy.load_state_dict(tensors)
         policy._check_fitted()
         return policy.to(device).eval()
@@ -211,7 +211,8 @@ def _policy_config(content: Mapping[str, Any]) -> PolicyConfig:
         raise ValueError(f"checkpoint: settings do not fit this version of diffpolicy: {error}") from error
 
 
-def _check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the two have the same names and shapes."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         raise ValueError(f"{where}: missing tensors {missing}, unknown tensors {extra}")

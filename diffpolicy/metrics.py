@@ -1,0 +1,95 @@
+"""Where the numbers of a run go: metrics.jsonl, figures/curves.png and, if wished, Weights & Biases."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffpolicy.config import LoggerConfig
+
+PANELS = {  # title -> the metrics drawn in it
+    "loss": ("loss", "validation_loss"),
+    "score": ("mean_score", "success_rate"),
+    "learning rate": ("learning_rate",),
+    "gradient norm": ("grad_norm",),
+}
+
+
+class Metrics:
+    """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl; on resume, rows past `step` are dropped."""
+
+    def __init__(self, folder: Path, logger: LoggerConfig, config: Mapping[str, Any], step: int = 0) -> None:
+        self._folder = folder
+        self._path = folder / "metrics.jsonl"
+        self.rows = [row for row in _read(self._path) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        self._path.write_text(text, encoding="utf-8")
+        self._wandb = _start_wandb(folder, logger, config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **values})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def plot(self) -> None:
+        """Draw figures/curves.png from all rows."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+            for name in names:
+                points = [(row["step"], row[name]) for row in self.rows if name in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None)
+            axes.set(title=title, xlabel="step")
+            if title == "loss":
+                axes.set_yscale("log")
+            if title == "score":
+                axes.set_ylim(0, 1.02)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+        path = self._folder / "figures" / "curves.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_finite(step: int, loss: float) -> None:
+    """Raise FloatingPointError when training has diverged."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"training: loss is {loss} at step {step}; the last checkpoint is intact. Lower trainer.learning_rate "
+            "or look for outliers in the data"
+        )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole rows; a line that a killed process left unfinished is dropped."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _start_wandb(folder: Path, logger: LoggerConfig, config: Mapping[str, Any]) -> Any:
+    if logger.name == "none":
+        return None
+    if logger.name != "wandb":
+        raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("logger: wandb is not installed; run: pip install 'diffpolicy[wandb]'") from error
+    if logger.mode not in ("online", "offline"):
+        raise ValueError(f"logger: mode {logger.mode!r} must be online or offline")
+    mode = "online" if logger.mode == "online" else "offline"
+    return wandb.init(project=logger.project, mode=mode, dir=str(folder), config=dict(config))

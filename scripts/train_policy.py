@@ -1,0 +1,26 @@
+"""Train a policy: python scripts/train_policy.py task=pusht"""
+
+from pathlib import Path
+
+from cli import command
+from omegaconf import OmegaConf
+
+from diffpolicy.config import TrainConfig
+from diffpolicy.trainer import Trainer
+
+
+@command("train", TrainConfig)
+def main(config: TrainConfig, folder: Path) -> None:
+    has_checkpoint = (folder / "checkpoints").exists()
+    if has_checkpoint and not config.resume:
+        raise ValueError(f"{folder} holds a run; add resume=true to go on with it, or choose another hydra.run.dir")
+    if config.resume and not has_checkpoint:
+        raise ValueError(f"resume=true: no checkpoints in {folder}; name the run's folder with hydra.run.dir=DIR")
+    trainer = Trainer(config, folder)
+    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    trainer.run()
+    print(f"checkpoint: {folder / 'checkpoints' / 'last'}")
+
+
+if __name__ == "__main__":
+    main()
