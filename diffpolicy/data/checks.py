@@ -96,7 +96,7 @@ def check_finite(location: str, key: str, values: np.ndarray, first_row: int, en
     step = first_row + row - (int(ends[episode - 1]) if episode else 0)
     raise ValueError(
         f"{location}: array {key!r} holds NaN or inf in episode {episode} at step {step}: {values[row].tolist()}; "
-        f"mend the recording or leave the episode out (drop_episodes([{episode}]))"
+        f"mend the recording or leave the episode out (drop_episodes, or copy with episodes=...)"
     )
 
 

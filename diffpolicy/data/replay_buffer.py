@@ -58,9 +58,11 @@ class ReplayBuffer:
 
         Raises FileNotFoundError, or ValueError that names the array at fault; reads no data but `episode_ends`.
         """
+        # Absolute: chunks are read later, perhaps from another working folder.
+        location = str(location) if "://" in str(location) else os.path.abspath(location)
         root = store.open_root(location, mode)
         try:
-            return cls(root, str(location), mode)
+            return cls(root, location, mode)
         except BaseException:
             root.store.close()
             raise
@@ -101,8 +103,7 @@ class ReplayBuffer:
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of one array, checked to be finite."""
-        if key not in self._arrays:
-            raise KeyError(f"{self.location}: no array {key!r}; it has {self.keys}")
+        self._require_key(key)
         with store.reading(f"{self.location}: array {key!r}"):
             values = np.asarray(self._arrays[key][start:stop])
         checks.check_finite(self.location, key, values, start, self._ends)
@@ -138,13 +139,10 @@ class ReplayBuffer:
     def drop_episodes(self, indices: Iterable[int]) -> None:
         """Remove episodes: the rest is written to a sibling directory, which then takes this one's place."""
         self._require_append()
-        dropped = set(indices)
-        unknown = sorted(i for i in dropped if not 0 <= i < self.n_episodes)
-        if unknown:
-            raise IndexError(f"{self.location}: episodes {unknown}, expected 0 to {self.n_episodes - 1}")
+        kept = np.setdiff1d(np.arange(self.n_episodes), self._checked(indices))
         path = Path(self.location)
         store.discard_leftovers(path)
-        self.copy(store.next_of(path), episodes=[i for i in range(self.n_episodes) if i not in dropped])
+        self.copy(store.next_of(path), episodes=kept.tolist())
         store.swap(path)
         self.__init__(store.open_root(path, "a"), self.location, "a")
 
@@ -158,8 +156,11 @@ class ReplayBuffer:
         target = Path(path)
         if target.exists():
             raise FileExistsError(f"{target}: exists already; remove it or choose another path")
-        kept = np.unique(np.array([*episodes] if episodes is not None else range(self.n_episodes), dtype=np.int64))
-        specs = {key: self.specs[key] for key in (keys if keys is not None else self.keys)}
+        kept = self._checked(episodes if episodes is not None else range(self.n_episodes))
+        keys = list(keys if keys is not None else self.keys)
+        for key in keys:
+            self._require_key(key)
+        specs = {key: self.specs[key] for key in keys}
         starts = np.concatenate([[0], self._ends])[kept]
         rows = np.concatenate([np.arange(0), *map(np.arange, starts, self._ends[kept])])
         with store.staging(target) as temporary:
@@ -192,8 +193,21 @@ class ReplayBuffer:
         block = target.chunks[0] * max(1, 2**26 // store.CHUNK_BYTES)
         for start in range(0, len(rows), block):
             wanted = rows[start : start + block]
-            values = self.rows(key, int(wanted[0]), int(wanted[-1]) + 1)
-            target[start : start + block] = values[wanted - wanted[0]]
+            runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+            values = [self.rows(key, int(run[0]), int(run[-1]) + 1) for run in runs]
+            target[start : start + block] = np.concatenate(values)
+
+    def _checked(self, episodes: Iterable[int]) -> np.ndarray:
+        """Sorted, without repetition."""
+        indices = np.unique(np.array([*episodes], dtype=np.int64))
+        unknown = indices[(indices < 0) | (indices >= self.n_episodes)]
+        if len(unknown):
+            raise IndexError(f"{self.location}: episodes {unknown.tolist()}, expected 0 to {self.n_episodes - 1}")
+        return indices
+
+    def _require_key(self, key: str) -> None:
+        if key not in self._arrays:
+            raise KeyError(f"{self.location}: no array {key!r}; it has {self.keys}")
 
     def _require_append(self) -> None:
         if self.mode != "a":

@@ -146,7 +146,7 @@ def staging(path: Path) -> Iterator[Path]:
 def swap(path: Path) -> None:
     """Replace the directory `path` by its finished sibling `next_of(path)`."""
     os.rename(path, previous_of(path))
-    os.rename(next_of(path), path)
+    _move_unless_done(next_of(path), path)
     shutil.rmtree(previous_of(path))
 
 
@@ -156,7 +156,15 @@ def finish_swap(path: Path) -> None:
         return
     whole = next_of(path) if next_of(path).exists() else previous_of(path)
     warnings.warn(f"{path}: finishing an interrupted drop_episodes from {whole.name}", stacklevel=4)
-    os.rename(whole, path)
+    _move_unless_done(whole, path)
+
+
+def _move_unless_done(whole: Path, path: Path) -> None:
+    try:
+        os.rename(whole, path)
+    except FileNotFoundError:
+        if not path.exists():  # else another process, opening the buffer just now, finished the swap
+            raise
 
 
 def discard_leftovers(path: Path) -> None:

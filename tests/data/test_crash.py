@@ -15,7 +15,7 @@ import zarr
 from diffpolicy.data import store
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
-KILLS = 20
+KILLS = 15
 WRITER = Path(__file__).with_name("crashing_writer.py")
 SPECS = {"tag": ((), "int64"), "step": ((), "int64"), "wide": ((40,), "float32")}
 

@@ -124,6 +124,28 @@ def test_copy_takes_the_wanted_keys_and_episodes(recorded, tmp_path, make_episod
     assert part.episode_attributes == [{"seed": 0}, {"seed": 2}]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"keys": ["stat"]}, KeyError, "no array 'stat'"),
+        ({"episodes": [-1]}, IndexError, r"episodes \[-1\], expected 0 to 2"),
+    ],
+)
+def test_copy_refuses_what_is_not_there_and_makes_nothing(recorded, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        ReplayBuffer.open(recorded).copy(tmp_path / "part.zarr", **arguments)
+    assert not (tmp_path / "part.zarr").exists()
+
+
+def test_an_episode_that_holds_nan_can_be_dropped(recorded, make_episode):
+    zarr.open_group(recorded, mode="r+")["data/state"][4] = np.nan
+    buffer = ReplayBuffer.open(recorded, mode="a")
+    with pytest.raises(ValueError, match="in episode 1 at step 0"):
+        buffer["state"]
+    buffer.drop_episodes([1])
+    np.testing.assert_array_equal(buffer["state"][4:], make_episode(6, 2)["state"])
+
+
 def test_pack_replaces_an_old_zip_and_equal_data_make_equal_bytes(recorded, tmp_path):
     one, two = tmp_path / "one.zarr.zip", tmp_path / "two.zarr.zip"
     one.write_text("an older file")
