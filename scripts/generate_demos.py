@@ -7,20 +7,19 @@ output, which is packed and removed at the end.
 """
 
 import importlib
-import json
 import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from cli import command
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
@@ -28,6 +27,20 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 # Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings) -> Episode or None where it failed.
 EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht"}
 SEEDS_PER_SET = 1_000_000  # evaluation seeds lie below the first set's
+
+
+@dataclass
+class GenerateConfig:
+    """configs/generate.yaml."""
+
+    task: str = MISSING
+    episodes: int = 220
+    seed: int = 0
+    output: str = MISSING
+    workers: int = 1
+    expert: dict[str, Any] = field(default_factory=dict)
+    data: Any = None  # come with the task, not used
+    env: Any = None
 
 
 def generate(
@@ -68,7 +81,7 @@ def _record(
     """Append demonstrations in the order of their seeds until there are enough."""
     done = buffer.episode_attributes
     first = done[-1]["seed"] + 1 if done else SEEDS_PER_SET * (request["seed"] + 1)
-    for seed, episode in _attempts(expert, first, request["settings"], workers):
+    for seed, episode in _attempts(expert, first, expert.Settings(**request["settings"]), workers):
         if episode is None:
             continue
         attributes: dict[str, Any] = {"seed": seed, **episode.attributes}
@@ -80,26 +93,21 @@ def _record(
             return
 
 
-def _attempts(expert: ModuleType, first: int, settings: dict[str, Any], workers: int) -> Iterator[tuple[int, Any]]:
+def _attempts(expert: ModuleType, first: int, settings: Any, workers: int) -> Iterator[tuple[int, Any]]:
     """(seed, episode or None) from seed `first` on, in order, whoever finishes first."""
     if workers == 1:
         for seed in count(first):
-            yield seed, _attempt(expert.__name__, seed, settings)
+            yield seed, expert.demonstrate(seed, settings)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting: deque = deque()
         try:
             for seed in count(first):
-                waiting.append((seed, pool.submit(_attempt, expert.__name__, seed, settings)))
+                waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
                 if len(waiting) > 3 * workers:
                     oldest, future = waiting.popleft()
                     yield oldest, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _attempt(module: str, seed: int, settings: dict[str, Any]) -> Any:
-    expert = importlib.import_module(module)
-    return expert.demonstrate(seed, expert.Settings(**settings))
 
 
 def _open_recording(recording: Path, expert: ModuleType, request: dict[str, Any], episodes: int) -> ReplayBuffer:
@@ -125,9 +133,15 @@ def _check_finished(output: Path, request: dict[str, Any], episodes: int) -> Non
 def _check_request(path: Path, buffer: ReplayBuffer, request: dict[str, Any]) -> None:
     if buffer.n_episodes == 0:
         return
-    found = buffer.episode_attributes[0].get("request")
-    if found != json.loads(json.dumps(request)):
-        raise ValueError(f"{path}: exists, made by {found}; expected {request}; remove it or name another output")
+    found, asked = _flat(buffer.episode_attributes[0].get("request", {})), _flat(request)
+    differing = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
+    if differing:
+        made = ", ".join(f"{key} {found.get(key)} (expected {asked.get(key)})" for key in differing)
+        raise ValueError(f"{path}: exists, made with {made}; remove it or name another output")
+
+
+def _flat(request: dict[str, Any]) -> dict[str, Any]:
+    return {**request, **request.get("settings", {}), "settings": None}
 
 
 def _check(episodes: int, seed: int, output: Path, workers: int) -> None:
@@ -154,10 +168,11 @@ def _settings(expert: ModuleType, settings: dict[str, Any]) -> Any:
         raise ValueError(f"expert has settings {sorted(settings)}; expected some of {known}") from error
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="generate")
-def main(config: DictConfig) -> None:
-    settings = OmegaConf.to_container(config.expert, resolve=True)
-    generate(config.task, config.episodes, config.seed, Path(config.output), config.workers, settings)  # type: ignore[arg-type]
+@command("generate", GenerateConfig)
+def main(config: GenerateConfig, _: Path) -> None:
+    output = Path(config.output)
+    generate(config.task, config.episodes, config.seed, output, config.workers, config.expert)
+    print(f"{output}: {config.episodes} episodes, {output.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

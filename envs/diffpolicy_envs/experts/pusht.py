@@ -28,6 +28,18 @@ SPECS = {
 # Actions and start states are executed as they are stored: multiples of 1/64 px (angles: 1/4096 rad) compress well.
 GRID = 64.0
 ANGLE_GRID = 4096.0
+_RANGES = (
+    ("free_speed_px", 1.0, 50.0),
+    ("push_speed_px", 1.0, 30.0),
+    ("speed_near_goal", 0.1, 1.0),
+    ("speed_spread", 0.0, 0.5),
+    ("push_noise", 0.0, 2.0),
+    ("recovery_share", 0.0, 1.0),
+    ("plan_coverage", SUCCESS_COVERAGE, 0.99),
+    ("follow_through_px", 0.0, 10.0),
+    ("finish_coverage", SUCCESS_COVERAGE, 0.98),
+    ("max_steps", 1, 10_000),
+)
 _STUCK_SHARE = 0.1  # a push that moves the block by less of its length met a wall
 
 
@@ -45,6 +57,12 @@ class Settings:
     follow_through_px: float = 1.5  # how much further it goes: who falls short of the aim succeeds all the same
     finish_coverage: float = 0.965  # an episode goes on until a push has reached this much
     max_steps: int = 290
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; expected {low} to {high}")
 
 
 @dataclass(frozen=True)

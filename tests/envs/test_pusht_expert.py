@@ -1,0 +1,185 @@
+"""Push-T's scripted expert, the generator of its demonstrations, and the data set that is shipped."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from diffpolicy_envs.experts import pusht
+from diffpolicy_envs.experts.pusht_model import advance, new_world
+from diffpolicy_envs.experts.pusht_table import pose_of_state, push_table
+from diffpolicy_envs.pusht_world import SUCCESS_COVERAGE, block_keypoints
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "data" / "pusht_expert.zarr.zip"
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture(scope="module")
+def env():
+    return gymnasium.make("diffpolicy_envs:diffpolicy/PushT-v0", obs_type="state").unwrapped
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    buffer = ReplayBuffer.open(SHIPPED)
+    yield buffer
+    buffer.close()
+
+
+@pytest.fixture(scope="module")
+def generator():
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        yield importlib.import_module("generate_demos")
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def reference(generator, tmp_path_factory):
+    """Four demonstrations, made in one go by one process."""
+    return generator.generate("pusht", 4, 3, tmp_path_factory.mktemp("reference") / "one.zarr.zip")
+
+
+def test_model_follows_pymunk_through_contacts(env):
+    """60 actions about the block, in the middle of the world, where no wall plays a part."""
+    generator = np.random.default_rng(0)
+    errors, moves = [], []
+    for _ in range(20):
+        state = [*generator.uniform(150, 360, 2), *generator.uniform(230, 290, 2), generator.uniform(0, 6)]
+        _, info = env.reset(options={"state": state})
+        pose = pose_of_state(info["state"])
+        world = new_world(state[0], state[1], pose)
+        target = generator.uniform(200, 312, 2)
+        for step in range(60):
+            if step % 15 == 0:
+                aim = generator.uniform(200, 312, 2)
+            target += np.clip(aim - target, -6.0, 6.0)
+            _, _, _, _, info = env.step(target)
+            advance(world, target[0], target[1])
+        after = pose_of_state(info["state"])
+        moves.append(np.abs(after[:2] - pose[:2]).sum())
+        errors.append(np.abs(world[4:6] - after[:2]).max())
+    assert np.median(moves) > 5.0
+    # Equal but for rounding as long as block and agent meet in one point; two points may be solved in another order.
+    assert np.median(errors) < 1e-5
+
+
+def test_every_contact_can_be_reached_from_every_other():
+    table = push_table()
+    assert len(table.points) > 40
+    assert np.isfinite(table.between).all()
+
+
+@pytest.mark.parametrize("seed", [4_000_000, 4_000_001, 4_000_002, 4_000_003])
+def test_expert_solves_unseen_starts(env, seed):
+    settings = pusht.Settings(recovery_share=0.0)
+    episode = pusht.record_episode(env, pusht.start_state(env, settings, seed), settings, seed)
+    assert episode.attributes["coverage"] > SUCCESS_COVERAGE
+    assert len(episode.arrays["action"]) < 300
+
+
+def test_state_precedes_its_action(env):
+    settings = pusht.Settings(recovery_share=0.0)
+    start = pusht.start_state(env, settings, 4_000_004)
+    arrays = pusht.record_episode(env, start, settings, 4_000_004).arrays
+    np.testing.assert_array_equal(arrays["state"][0], start.astype(np.float32))
+    env.reset(options={"state": start})
+    observation, *_ = env.step(arrays["action"][0])
+    # The stored state is rounded to 1/64 px, angles to 1/4096 rad.
+    np.testing.assert_allclose(arrays["state"][1], observation, atol=0.5 / 64 + 1e-4)
+
+
+def test_result_does_not_depend_on_the_number_of_workers(generator, reference, tmp_path):
+    two = generator.generate("pusht", 4, 3, tmp_path / "two.zarr.zip", workers=2)
+    assert two.read_bytes() == reference.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*rows past the last episode end")
+def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_path):
+    output = tmp_path / "killed.zarr.zip"
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from pathlib import Path\n"
+        f"from generate_demos import generate; generate('pusht', 4, 3, Path({str(output)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    recording = Path(f"{output}.recording")
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline and not (recording / "data" / "action" / "c").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert recording.exists()
+    assert not output.exists()
+    generator.generate("pusht", 4, 3, output)
+    assert not recording.exists()
+    assert output.read_bytes() == reference.read_bytes()
+
+
+def test_finished_output_is_left_as_it_is(generator, reference):
+    before = reference.stat().st_mtime_ns
+    generator.generate("pusht", 4, 3, reference)
+    assert reference.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="exists with 4 episodes, expected 5"):
+        generator.generate("pusht", 5, 3, reference)
+    with pytest.raises(
+        ValueError, match=r"made with push_noise 0\.0 \(expected 0\.5\), seed 3 \(expected 6\); remove it"
+    ):
+        generator.generate("pusht", 4, 6, reference, settings={"push_noise": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "chess"}, "task is 'chess'; expected one with an expert: .*'pusht'"),
+        ({"episodes": 0}, "episodes is 0; expected a whole number, at least 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"output": Path("demos.zarr")}, r"ends in \.zip"),
+        ({"settings": {"speed": 3}}, "expert has settings .*speed.*; expected some of .*push_speed_px"),
+        ({"settings": {"push_speed_px": -1.0}}, "push_speed_px is -1.0"),
+    ],
+)
+def test_bad_requests_are_named(generator, tmp_path, arguments, message):
+    request = {"task": "pusht", "episodes": 1, "seed": 0, "output": tmp_path / "out.zarr.zip", **arguments}
+    with pytest.raises(ValueError, match=message):
+        generator.generate(**request)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_file_is_small_and_large_enough(shipped):
+    assert SHIPPED.stat().st_size < 3_000_000
+    assert shipped.n_episodes >= 200
+    assert {key: shape for key, (shape, _) in shipped.specs.items()} == {
+        "action": (2,), "state": (5,), "keypoint": (9, 2), "n_contacts": (1,)
+    }  # fmt: skip
+
+
+def test_shipped_keypoints_are_those_of_the_state(shipped):
+    states = shipped.rows("state", 0, 500).astype(np.float64)
+    expected = np.array([block_keypoints(*state[2:]) for state in states])
+    # Both are rounded: 1/64 px, and 1/4096 rad at 123 px from the origin.
+    np.testing.assert_allclose(shipped.rows("keypoint", 0, 500), expected, atol=1 / 64 + 123 / 8192)
+
+
+def test_every_shipped_episode_replays_to_success(shipped, env):
+    actions, states, ends = shipped["action"], shipped["state"], shipped.episode_ends
+    for first, last in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+        env.reset(options={"state": states[first].astype(np.float64)})
+        solved = any(env.step(action)[4]["is_success"] for action in actions[first:last])
+        assert solved, f"episode that starts at row {first}"
+
+
+def test_shipped_seeds_are_not_those_of_evaluations(shipped):
+    seeds = [attributes["seed"] for attributes in shipped.episode_attributes]
+    assert min(seeds) >= 1_000_000
+    assert len(set(seeds)) == len(seeds)
