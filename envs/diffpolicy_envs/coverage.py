@@ -8,8 +8,8 @@ axis-aligned boxes, and clipping by a box is four half-plane clips (Sutherland a
 import math
 
 import numpy as np
-from numba import njit
 
+from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.pusht_world import BAR_BOX, BLOCK_AREA_PX2, GOAL_POSE, STEM_BOX
 
 _GOAL_X, _GOAL_Y, _GOAL_ANGLE = GOAL_POSE
@@ -19,13 +19,13 @@ _REACH_PX = 2.0 * math.hypot(15.0, 120.0)
 _MAX_CORNERS = 8  # a rectangle cut by four lines has at most eight
 
 
-@njit(cache=True)
+@compiled
 def coverage(x: float, y: float, angle: float) -> float:
     """area(block and goal) / area(goal) in [0, 1], the block's origin at (x, y) px, turned by `angle` rad."""
     return pose_overlap(x, y, angle, _GOAL_X, _GOAL_Y, _GOAL_COSINE, _GOAL_SINE)
 
 
-@njit(cache=True)
+@compiled
 def pose_overlap(
     x: float, y: float, angle: float, other_x: float, other_y: float, other_cosine: float, other_sine: float
 ) -> float:
@@ -45,7 +45,7 @@ def pose_overlap(
     return min(area / BLOCK_AREA_PX2, 1.0)
 
 
-@njit(cache=True)
+@compiled
 def _box_overlap(box, clip, x, y, cosine, sine, points):
     """Area of `box`, turned, then moved to (x, y), in the box `clip`; `points` [2, 8, 2] is work space."""
     low_x, low_y, high_x, high_y = box
@@ -60,7 +60,7 @@ def _box_overlap(box, clip, x, y, cosine, sine, points):
     return _polygon_area(points[0], count)
 
 
-@njit(cache=True)
+@compiled
 def _clip(source, count, target, axis, sign, bound):
     """Copy the part of polygon `source[:count]` with sign * coordinate >= bound; return its corner count."""
     written = 0
@@ -80,7 +80,7 @@ def _clip(source, count, target, axis, sign, bound):
     return written
 
 
-@njit(cache=True)
+@compiled
 def _polygon_area(points, count):
     """Area of the convex polygon `points[:count]`, by the shoelace sum from its first corner."""
     doubled = 0.0
