@@ -63,7 +63,7 @@ class DataConfig:
 
     path: str
     action: str = "action"
-    observations: dict[str, list[str]] = field(default_factory=dict)  # key -> arrays, as "state" or "state[:2]"
+    observations: dict[str, list[str]] | None = None  # key -> arrays, as "state" or "state[:2]"
     normalizer: str = "limits"
     validation_fraction: float = 0.02
 

@@ -235,7 +235,7 @@ def choose_device(name: str) -> torch.device:
 
 def _load(config: TrainConfig) -> Demonstrations:
     data = config.data
-    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
+    return load_demonstrations(find_data_set(data.path), data.observations or {}, data.action)
 
 
 def _check_same_settings(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -1,0 +1,29 @@
+"""Checkpoints that several test files share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffpolicy.config import ModelConfig, PolicyConfig
+from diffpolicy.policy import DiffusionPolicy
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained policy with the observations and actions of Push-T, quick to run."""
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(PolicyConfig({"keypoints": 20}, 2, model=ModelConfig(widths=[8, 16, 32])))
+    pixels = torch.linspace(0.0, 512.0, 100)[:, None]
+    policy.fit_normalizers({"keypoints": pixels.expand(-1, 20)}, pixels.expand(-1, 2))
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    policy.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped_checkpoint(tiny_checkpoint: Path) -> Path:
+    """The checkpoint that comes with the repository."""
+    return tiny_checkpoint  # to become: REPOSITORY / "data" / "checkpoints" / "pusht_small"

@@ -1,0 +1,123 @@
+"""The U-Net: the published one, name by name."""
+
+import pytest
+import torch
+
+from diffpolicy.networks.unet1d import UNet1d
+
+LEVELS = 3
+
+
+def published_shapes(
+    widths: tuple[int, ...], embedding: int, observations: int, kernel: int
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of Diffusion Policy's ConditionalUnet1D (global conditioning, cond_predict_scale), by its rules."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, weight: tuple[int, ...], bias: int) -> None:
+        shapes[f"{name}.weight"] = weight
+        shapes[f"{name}.bias"] = (bias,)
+
+    def block(name: str, i: int, o: int) -> None:
+        for k, channels in enumerate((i, o)):
+            layer(f"{name}.blocks.{k}.block.0", (o, channels, kernel), o)
+            layer(f"{name}.blocks.{k}.block.1", (o,), o)
+        layer(f"{name}.cond_encoder.1", (2 * o, embedding + observations), 2 * o)
+        if i != o:
+            layer(f"{name}.residual_conv", (o, i, 1), o)
+
+    layer("diffusion_step_encoder.1", (4 * embedding, embedding), 4 * embedding)
+    layer("diffusion_step_encoder.3", (embedding, 4 * embedding), embedding)
+    sizes = [2, *widths]
+    for level in range(LEVELS):
+        block(f"down_modules.{level}.0", sizes[level], sizes[level + 1])
+        block(f"down_modules.{level}.1", sizes[level + 1], sizes[level + 1])
+        if level < LEVELS - 1:
+            layer(f"down_modules.{level}.2.conv", (widths[level], widths[level], 3), widths[level])
+    for k in range(2):
+        block(f"mid_modules.{k}", widths[-1], widths[-1])
+    for level, (o, i) in enumerate(zip(widths[-2::-1], widths[:0:-1], strict=True)):
+        block(f"up_modules.{level}.0", 2 * i, o)
+        block(f"up_modules.{level}.1", o, o)
+        layer(f"up_modules.{level}.2.conv", (o, o, 4), o)
+    layer("final_conv.0.block.0", (widths[0], widths[0], kernel), widths[0])
+    layer("final_conv.0.block.1", (widths[0],), widths[0])
+    layer("final_conv.1", (2, widths[0], 1), 2)
+    return shapes
+
+
+def published_name(name: str) -> str:
+    """Our parameter's name in the published network."""
+    for ours, theirs in [
+        ("time_encoder.", "diffusion_step_encoder."),
+        ("middle.first.", "mid_modules.0."),
+        ("middle.second.", "mid_modules.1."),
+        ("head.0.0.", "final_conv.0.block.0."),
+        ("head.0.1.", "final_conv.0.block.1."),
+        ("head.1.", "final_conv.1."),
+    ]:
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+    part, _, rest = name.partition(".")
+    if part in ("shrink", "grow"):
+        level, _, rest = rest.partition(".")
+        name = f"{'down' if part == 'shrink' else 'up'}_modules.{level}.2.conv.{rest}"
+    if part in ("down", "up"):
+        name = (
+            f"{part}_modules.{rest}".replace(".first.", ".0.", 1)
+            if ".first." in _head(rest)
+            else f"{part}_modules.{rest}".replace(".second.", ".1.", 1)
+        )
+    name = name.replace(".first.", ".blocks.0.block.").replace(".second.", ".blocks.1.block.")
+    return name.replace(".film.1.", ".cond_encoder.1.").replace(".residual.", ".residual_conv.")
+
+
+def _head(rest: str) -> str:
+    return ".".join(rest.split(".")[:2]) + "."
+
+
+@pytest.mark.parametrize(
+    ("widths", "embedding", "parameters"), [((256, 512, 1024), 256, 65_783_298), ((32, 64, 128), 128, 1_393_314)]
+)
+def test_the_published_networks_weights_map_onto_ours(widths: tuple[int, ...], embedding: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = UNet1d(2, 40, widths, embedding)
+    ours = {published_name(name): tuple(value.shape) for name, value in network.state_dict().items()}
+    assert ours == published_shapes(widths, embedding, observations=40, kernel=5)
+    assert sum(value.numel() for value in network.parameters()) == parameters
+
+
+def test_output_has_the_shape_of_the_input_and_depends_on_all_of_it() -> None:
+    torch.manual_seed(0)
+    network = UNet1d(2, 6, (16, 32, 64), 16)
+    x, time, condition = torch.randn(3, 16, 2), torch.tensor([3.0, 50.0, 99.0]), torch.randn(3, 6)
+    output = network(x, time, condition)
+    assert output.shape == x.shape
+    for changed in (
+        network(x + 0.1, time, condition),
+        network(x, time + 1, condition),
+        network(x, time, condition + 0.1),
+    ):
+        assert (changed - output).abs().amax(dim=(1, 2)).min() > 1e-4
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    torch.manual_seed(0)
+    network = UNet1d(2, 6, (16, 32), 16)
+    x, time, condition = torch.randn(4, 8, 2), torch.rand(4) * 100, torch.randn(4, 6)
+    alone = torch.cat([network(x[i : i + 1], time[i : i + 1], condition[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(network(x, time, condition), alone, rtol=1e-5, atol=1e-5)  # float32, another batch size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widths": (32,)}, "at least two levels"),
+        ({"widths": (32, 60)}, "width 60 must be a positive multiple of groups 8"),
+        ({"kernel_size": 4}, "kernel_size 4 must be odd"),
+        ({"time_embedding_dim": 7}, "time_embedding_dim 7 must be even"),
+    ],
+)
+def test_impossible_shapes_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNet1d(2, 6, **arguments)
