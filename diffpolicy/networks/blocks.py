@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffpolicy.networks.conv import Conv1d, GroupNormMish
+
 
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of a scalar at geometric frequencies (Vaswani et al. 2017): [B] -> [B, dim]."""
@@ -31,9 +33,8 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, channels_in: int, channels_out: int, kernel_size: int, groups: int) -> None:
         super().__init__(
-            nn.Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(groups, channels_out),
-            nn.Mish(),
+            Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2),
+            GroupNormMish(groups, channels_out),
         )
 
 
@@ -49,7 +50,7 @@ class ConditionalResidualBlock(nn.Module):
         self.second = ConvBlock(channels_out, channels_out, kernel_size, groups)
         self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * channels_out))
         same = channels_in == channels_out
-        self.residual = nn.Identity() if same else nn.Conv1d(channels_in, channels_out, kernel_size=1)
+        self.residual = nn.Identity() if same else Conv1d(channels_in, channels_out, kernel_size=1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, bias = rearrange(self.film(condition), "b (two c) -> two b c 1", two=2)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.networks.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
+from diffpolicy.networks.conv import Conv1d, ConvTranspose1d, concatenate
 
 
 class UNet1d(nn.Module):
@@ -48,13 +49,13 @@ class UNet1d(nn.Module):
 
         steps_down = list(pairwise([action_dim, *widths]))
         self.down = nn.ModuleList(pair(i, o) for i, o in steps_down)
-        self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
+        self.shrink = nn.ModuleList(Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
         self.middle = pair(widths[-1], widths[-1])
         steps_up = list(pairwise(reversed(widths)))
         self.up = nn.ModuleList(pair(2 * i, o) for i, o in steps_up)
-        self.grow = nn.ModuleList(nn.ConvTranspose1d(o, o, 4, stride=2, padding=1) for _, o in steps_up)
+        self.grow = nn.ModuleList(ConvTranspose1d(o, o, 4, stride=2, padding=1) for _, o in steps_up)
         self.head = nn.Sequential(
-            ConvBlock(widths[0], widths[0], kernel_size, groups), nn.Conv1d(widths[0], action_dim, 1)
+            ConvBlock(widths[0], widths[0], kernel_size, groups), Conv1d(widths[0], action_dim, 1)
         )
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class UNet1d(nn.Module):
                 x = self.shrink[level](x)
         x = self.middle(x, condition)
         for blocks, grow in zip(self.up, self.grow, strict=True):
-            x = grow(blocks(torch.cat([x, skips.pop()], dim=1), condition))
+            x = grow(blocks(concatenate(x, skips.pop()), condition))
         return self.head(x).transpose(1, 2)
 
 
