@@ -1,4 +1,4 @@
-"""Checkpoints that several test files share."""
+"""Policies and checkpoints that several test files share."""
 
 from pathlib import Path
 
@@ -9,6 +9,19 @@ from diffpolicy.config import ModelConfig, PolicyConfig
 from diffpolicy.policy import DiffusionPolicy
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def small_policy() -> DiffusionPolicy:
+    """An untrained policy; observations lie in [0, 1], actions in [0, 10]. Each test has its own."""
+    torch.manual_seed(0)
+    observations = {"position": 3, "goal": 2}
+    policy = DiffusionPolicy(PolicyConfig(observations, 2, model=ModelConfig(widths=[16, 32], time_embedding_dim=16)))
+    share = torch.linspace(0.0, 1.0, 100)[:, None]
+    policy.fit_normalizers(
+        {key: share.expand(-1, dim) for key, dim in observations.items()}, 10.0 * share.expand(-1, 2)
+    )
+    return policy.eval()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,162 @@
+"""A robot's control loop: python examples/control_loop.py --checkpoint data/checkpoints/pusht_small
+
+Needs the core of diffpolicy only. Replace `PointRobot` with your robot: `read_observation`, `send_action`, `stop`.
+
+Time: tick k begins at start + k * period on the monotonic clock. An action that is ready only after its tick has
+ended answers an observation that is too old: it is not sent, and the ticks that have begun meanwhile are skipped,
+never made up for in a burst.
+
+The robot's side: while the policy computes, or after this process has died, nothing is sent. A position-controlled
+robot then holds its last target, which its driver must do by itself; one that is commanded in velocity or torque needs
+a watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks the loop stops the robot and gives up.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from diffpolicy import DiffusionPolicy, PolicyController
+
+WARM_UP_PLANS = 5
+MAX_LATE_IN_A_ROW = 3
+
+Observation = Mapping[str, npt.NDArray[np.float32]]
+
+
+class PointRobot:
+    """Stand-in for a robot: a point that moves 30 % of the way to its target in every tick.
+
+    Args:
+        observations: {key: dim}, what the policy sees.
+        action_dim: of the target, and of the point's position, which stands at the end of every observation.
+    """
+
+    def __init__(self, observations: Mapping[str, int], action_dim: int) -> None:
+        self._observations = observations
+        self.position = np.zeros(action_dim, dtype=np.float32)
+
+    def read_observation(self) -> Observation:
+        """{key: [dim]} in physical units, of now."""
+        observation = {key: np.zeros(dim, dtype=np.float32) for key, dim in self._observations.items()}
+        for values in observation.values():
+            count = min(len(values), len(self.position))
+            values[len(values) - count :] = self.position[:count]
+        return observation
+
+    def send_action(self, action: npt.NDArray[np.float32]) -> None:
+        """Command the target [action_dim], physical units; must return at once."""
+        self.position += 0.3 * (action - self.position)
+
+    def stop(self) -> None:
+        """Bring the robot to rest; called at the end, whatever the reason."""
+
+
+@dataclass
+class Report:
+    """What became of the ticks."""
+
+    on_time: int = 0
+    late: int = 0  # computed too late, not sent
+    skipped: int = 0  # begun while a late one was computed
+    slowest_s: float = 0.0  # from the beginning of reading to an action
+    end: str = "time is up"
+
+    def __str__(self) -> str:
+        slowest_ms = 1e3 * self.slowest_s
+        return (
+            f"{self.end}: {self.on_time} ticks on time, {self.late} late, {self.skipped} skipped; "
+            f"slowest {slowest_ms:.1f} ms"
+        )
+
+
+def warm_up(controller: PolicyController, observation: Observation) -> float:
+    """Plan a few times while the robot rests, as first calls are slow; the fastest plan in seconds."""
+    fastest = float("inf")
+    for _ in range(WARM_UP_PLANS):
+        controller.reset(seeds=[0])
+        begin = time.monotonic()
+        act(controller, observation)
+        fastest = min(fastest, time.monotonic() - begin)
+    return fastest
+
+
+def act(controller: PolicyController, observation: Observation) -> npt.NDArray[np.float32]:
+    """The action [action_dim] of one robot: the controller's batch has one row."""
+    return controller.select_action({key: values[None] for key, values in observation.items()})[0]
+
+
+def run(
+    controller: PolicyController,
+    robot: PointRobot,
+    seconds: float,
+    rate_hz: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Report:
+    """Tick until `seconds` are over, Ctrl-C is pressed or too many ticks in a row are late; the robot ends at rest."""
+    report, period, ticks = Report(), 1.0 / rate_hz, round(seconds * rate_hz)
+    start, tick, late_in_a_row = clock(), 0, 0
+    try:
+        while tick < ticks:
+            sleep(max(0.0, start + tick * period - clock()))
+            begin = clock()
+            action = act(controller, robot.read_observation())
+            now = clock()
+            report.slowest_s = max(report.slowest_s, now - begin)
+            if now < start + (tick + 1) * period:
+                robot.send_action(action)
+                report.on_time += 1
+                tick, late_in_a_row = tick + 1, 0
+                continue
+            following = int((now - start) / period) + 1
+            report.late += 1
+            report.skipped += min(following, ticks) - tick - 1
+            tick, late_in_a_row = following, late_in_a_row + 1
+            if late_in_a_row == MAX_LATE_IN_A_ROW:
+                report.end = f"{MAX_LATE_IN_A_ROW} late ticks in a row"
+                break
+    except KeyboardInterrupt:
+        report.end = "interrupted"
+    finally:
+        robot.stop()
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run a policy at a fixed rate on a simulated point robot.")
+    parser.add_argument("--checkpoint", default="data/checkpoints/pusht_small", help="folder with config.json")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rate-hz", type=float, default=10.0)
+    arguments = parser.parse_args()
+    if not (arguments.seconds > 0 and arguments.rate_hz > 0):
+        parser.error(f"--seconds {arguments.seconds} and --rate-hz {arguments.rate_hz} must be above 0")
+    try:
+        policy = DiffusionPolicy.from_pretrained(arguments.checkpoint)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    controller = PolicyController(policy, sampler="ddim", num_inference_steps=10)
+    robot = PointRobot(policy.config.observations, policy.config.action_dim)
+
+    plan_s = warm_up(controller, robot.read_observation())
+    print(f"a plan takes {1e3 * plan_s:.1f} ms, a tick {1e3 / arguments.rate_hz:.1f} ms", flush=True)
+    if plan_s * arguments.rate_hz >= 1.0:
+        sys.exit("error: planning takes longer than a tick; lower --rate-hz or the number of inference steps")
+    controller.reset(seeds=[0])
+    report = run(controller, robot, arguments.seconds, arguments.rate_hz)
+    print(report)
+    if report.late:
+        print("late: lower --rate-hz or the number of inference steps, or free the processor", file=sys.stderr)
+    if report.end.startswith(str(MAX_LATE_IN_A_ROW)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted before the robot moved")

@@ -1,0 +1,159 @@
+"""examples/control_loop.py: as a program, and its handling of time on a clock that the test turns."""
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PROGRAM = REPOSITORY / "examples" / "control_loop.py"
+LINE = re.compile(r"(?P<end>.+): (?P<on_time>\d+) ticks on time, (?P<late>\d+) late, (?P<skipped>\d+) skipped; .*")
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("control_loop", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+control_loop = load()
+
+
+class Clock:
+    """Monotonic seconds that pass only when told to; from 100, since a real one does not begin at 0 either."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class ScriptedController:
+    """Takes `seconds[i]` for its i-th action, which is i; afterwards 0.01 s."""
+
+    def __init__(self, clock: Clock, seconds: list[float], interrupt_at: int | None = None) -> None:
+        self.clock, self.seconds, self.interrupt_at = clock, seconds, interrupt_at
+        self.calls = 0
+
+    def select_action(self, observation):
+        if self.calls == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.clock.now += self.seconds[self.calls] if self.calls < len(self.seconds) else 0.01
+        self.calls += 1
+        return np.full((1, 2), self.calls - 1, dtype=np.float32)
+
+
+class RecordingRobot(control_loop.PointRobot):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__({"state": 2}, 2)
+        self.clock, self.read_at, self.sent, self.stops = clock, [], [], 0
+
+    def read_observation(self):
+        self.read_at.append(round(self.clock.now - 100.0, 6))
+        return super().read_observation()
+
+    def send_action(self, action):
+        self.sent.append(int(action[0]))
+
+    def stop(self):
+        self.stops += 1
+
+
+def run(seconds_per_action: list[float], interrupt_at: int | None = None):
+    """One second at 10 Hz."""
+    clock = Clock()
+    robot = RecordingRobot(clock)
+    controller = ScriptedController(clock, seconds_per_action, interrupt_at)
+    report = control_loop.run(controller, robot, 1.0, 10.0, clock, clock.sleep)
+    return report, robot
+
+
+def test_ticks_begin_on_the_grid_and_every_action_is_sent():
+    report, robot = run([0.01, 0.09, 0.01])
+    assert robot.read_at == [round(0.1 * tick, 6) for tick in range(10)]
+    assert robot.sent == list(range(10))
+    assert (report.on_time, report.late, report.skipped, robot.stops) == (10, 0, 0, 1)
+
+
+def test_a_late_action_is_not_sent_and_the_loop_returns_to_the_grid_without_a_burst():
+    report, robot = run([0.01, 0.01, 0.25])
+    assert robot.sent == [0, 1, 3, 4, 5, 6, 7]
+    assert robot.read_at == [0.0, 0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert (report.on_time, report.late, report.skipped) == (7, 1, 2)
+
+
+def test_three_late_ticks_in_a_row_stop_the_robot():
+    report, robot = run([0.01, 0.11, 0.11, 0.11])
+    assert (robot.sent, robot.stops) == ([0], 1)
+    assert report.end == "3 late ticks in a row"
+
+
+def test_late_ticks_apart_from_each_other_do_not():
+    report, robot = run([0.11, 0.01, 0.11, 0.01, 0.11])
+    assert (report.late, report.end, robot.stops) == (3, "time is up", 1)
+
+
+def test_a_last_tick_that_is_late_skips_none_beyond_the_end():
+    report, _ = run([0.01] * 9 + [5.0])
+    assert (report.on_time, report.late, report.skipped) == (9, 1, 0)
+
+
+def test_ctrl_c_stops_the_robot():
+    report, robot = run([], interrupt_at=4)
+    assert (report.end, report.on_time, robot.stops) == ("interrupted", 4, 1)
+
+
+def test_an_error_stops_the_robot_too():
+    clock = Clock()
+    robot = RecordingRobot(clock)
+    robot.read_observation = lambda: {}["state"]
+    with pytest.raises(KeyError):
+        control_loop.run(ScriptedController(clock, []), robot, 1.0, 10.0, clock, clock.sleep)
+    assert robot.stops == 1
+
+
+def test_the_program_runs_for_a_second(tiny_checkpoint):
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--seconds", "1", "--rate-hz", "5"]
+    done = subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, timeout=120)
+    report = LINE.fullmatch(done.stdout.splitlines()[-1])
+    assert report, done.stdout + done.stderr
+    assert int(report["on_time"]) > 0
+    if report["end"] == "time is up":  # a machine that is busy elsewhere may be late too often
+        assert done.returncode == 0
+        assert sum(int(report[name]) for name in ("on_time", "late", "skipped")) == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to a child process are of another kind there")
+def test_the_program_ends_cleanly_on_ctrl_c(tiny_checkpoint):
+    command = [sys.executable, str(PROGRAM), "--checkpoint", str(tiny_checkpoint), "--seconds", "100", "--rate-hz", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("a plan takes")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    report = LINE.fullmatch(out.strip())
+    assert report, out + err
+    assert report["end"] == "interrupted"
+    assert "Traceback" not in err
+    assert process.returncode == 0
+
+
+def test_a_missing_checkpoint_is_an_error_of_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--checkpoint", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: checkpoint: no config.json in")
+    assert len(done.stderr.splitlines()) == 1
