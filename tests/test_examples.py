@@ -125,14 +125,14 @@ def test_an_error_stops_the_robot_too():
 
 
 def test_the_program_runs_for_a_second(tiny_checkpoint):
-    arguments = ["--checkpoint", str(tiny_checkpoint), "--seconds", "1", "--rate-hz", "5"]
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--seconds", "1", "--rate-hz", "2"]
     done = subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, timeout=120)
     report = LINE.fullmatch(done.stdout.splitlines()[-1])
     assert report, done.stdout + done.stderr
     assert int(report["on_time"]) > 0
     if report["end"] == "time is up":  # a machine that is busy elsewhere may be late too often
         assert done.returncode == 0
-        assert sum(int(report[name]) for name in ("on_time", "late", "skipped")) == 5
+        assert sum(int(report[name]) for name in ("on_time", "late", "skipped")) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals to a child process are of another kind there")

@@ -121,7 +121,7 @@ def test_the_tested_set_pins_every_direct_dependency_within_its_range():
     for text in metadata.requires("diffpolicy") or []:
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
-        if name in ("diffpolicy", "pip", "pygame"):  # itself; the installer; an extra that the tested set leaves out
+        if name in ("diffpolicy", "pip"):  # itself; the installer
             continue
         assert name in pins, f"constraints.txt does not pin {name}"
         (version,) = pins[name].specifier
