@@ -15,8 +15,8 @@ A `world` is a float64 array, lengths in px, times in s, angles in rad:
 import math
 
 import numpy as np
-from numba import njit
 
+from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.pusht_world import (
     AGENT_RADIUS_PX,
     BAR_BOX,
@@ -39,7 +39,7 @@ _CORRECTION_RATE = (1.0 - 0.9 ** (60.0 * SUBSTEP_S)) / SUBSTEP_S
 _REACH_SQUARED_PX2 = (77.0 + AGENT_RADIUS_PX) ** 2
 
 
-@njit(cache=True)
+@compiled
 def new_world(agent_x: float, agent_y: float, pose: np.ndarray) -> np.ndarray:
     """The agent at rest; `pose` [3] is the block's centre of gravity (px) and angle (rad)."""
     world = np.zeros(_WORLD_LENGTH)
@@ -48,7 +48,7 @@ def new_world(agent_x: float, agent_y: float, pose: np.ndarray) -> np.ndarray:
     return world
 
 
-@njit(cache=True)
+@compiled
 def advance(world: np.ndarray, target_x: float, target_y: float) -> None:
     """One action of 0.1 s, in place: the agent is drawn to the target (px) by the task's PD law."""
     for _ in range(SUBSTEPS_PER_ACTION):
@@ -57,7 +57,7 @@ def advance(world: np.ndarray, target_x: float, target_y: float) -> None:
         physics_step(world)
 
 
-@njit(cache=True)
+@compiled
 def physics_step(world: np.ndarray) -> None:
     """One step of 0.01 s, in place, at the agent's present velocity."""
     world[0] += world[2] * SUBSTEP_S
@@ -83,7 +83,7 @@ def physics_step(world: np.ndarray) -> None:
     _solve(world, contacts, slots, count)
 
 
-@njit(cache=True)
+@compiled
 def outward(x: float, y: float, box: tuple[float, float, float, float]) -> tuple[float, float, float]:
     """Signed distance (px) of a point to a box in the box's frame, and the unit vector from the box to the point."""
     near_x, near_y = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
@@ -101,7 +101,7 @@ def outward(x: float, y: float, box: tuple[float, float, float, float]) -> tuple
     return -bottom, 0.0, 1.0
 
 
-@njit(cache=True)
+@compiled
 def _find_contact(world, slot, contact):
     """Fill `contact` and return True where the agent touches rectangle `slot` (0 the bar, 1 the stem)."""
     cosine, sine = math.cos(world[6]), math.sin(world[6])
@@ -123,7 +123,7 @@ def _find_contact(world, slot, contact):
     return True
 
 
-@njit(cache=True)
+@compiled
 def _solve(world, contacts, slots, count):
     """Chipmunk's impulse solver: warm start, then Gauss-Seidel with accumulated impulses that only push."""
     for index in range(count):
@@ -144,7 +144,7 @@ def _solve(world, contacts, slots, count):
             world[13 + slot] = impulse
 
 
-@njit(cache=True)
+@compiled
 def _speed(world, first, contact):
     """Speed along the normal (px/s) of the block's contact point, from the velocity at world[first : first + 3]."""
     velocity_x = world[first] - world[first + 2] * contact[3]
@@ -152,7 +152,7 @@ def _speed(world, first, contact):
     return velocity_x * contact[0] + velocity_y * contact[1]
 
 
-@njit(cache=True)
+@compiled
 def _push(world, first, contact, impulse):
     """Apply an impulse along the normal to the velocity at world[first : first + 3]."""
     world[first] += impulse * contact[0] / BLOCK_MASS

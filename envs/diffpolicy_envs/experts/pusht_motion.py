@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
-from numba import njit
+
+from diffpolicy_envs.compiled import compiled
 
 _ACCELERATION_PX = 4.0  # per env step squared
 
 
-@njit(cache=True)
+@compiled
 def trapezoid(distance_px: float, speed_px: float) -> np.ndarray:
     """Distances along a path [steps], from rest to rest, at most `speed_px` a step; the last is `distance_px`."""
     top = min(speed_px, math.sqrt(distance_px * _ACCELERATION_PX))
@@ -31,7 +32,7 @@ def trapezoid(distance_px: float, speed_px: float) -> np.ndarray:
     return travelled
 
 
-@njit(cache=True)
+@compiled
 def push_targets(
     start_x: float, start_y: float, heading: float, distance_px: float, speed_px: float, dwell_steps: int
 ) -> np.ndarray:

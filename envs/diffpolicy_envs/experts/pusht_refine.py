@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.coverage import coverage
 from diffpolicy_envs.experts.pusht_model import advance, new_world
 from diffpolicy_envs.experts.pusht_motion import push_targets
@@ -56,7 +56,7 @@ def refine_stroke(
     return Stroke(stroke.contact, best[0], best[1], best[2], cost, covered)
 
 
-@njit(cache=True)
+@compiled
 def start_and_heading(
     point: np.ndarray, normal: np.ndarray, offset_px: float, angle_rad: float, pose: np.ndarray
 ) -> tuple[float, float, float]:
@@ -68,7 +68,7 @@ def start_and_heading(
     return x, y, math.atan2(heading_y, heading_x)
 
 
-@njit(cache=True)
+@compiled
 def _cross_entropy(mean, spread, point, normal, ready, pose, speed_px, wanted_coverage, draws):
     """The best sample [3] of all rounds, its cost and its coverage."""
     best, best_cost, best_covered = mean.copy(), np.inf, 0.0
@@ -83,14 +83,15 @@ def _cross_entropy(mean, spread, point, normal, ready, pose, speed_px, wanted_co
             if costs[index] < best_cost:
                 best[:] = samples[index]
                 best_cost, best_covered = costs[index], covered
-        elites = samples[np.argsort(costs)[:_ELITES]]
+        elites = np.argsort(costs)[:_ELITES]
         for axis in range(3):
-            mean[axis] = np.mean(elites[:, axis])
-            spread[axis] = np.std(elites[:, axis]) + 1e-3
+            values = samples[:, axis][elites]
+            mean[axis] = np.mean(values)
+            spread[axis] = np.std(values) + 1e-3
     return best, best_cost, best_covered
 
 
-@njit(cache=True)
+@compiled
 def _cost(sample, point, normal, ready, pose, speed_px, wanted_coverage):
     """Cost of one stroke and the coverage after it."""
     start_x, start_y, heading = start_and_heading(point, normal, sample[0], sample[1], pose)

@@ -8,8 +8,8 @@ nodes about its six convex corners (a visibility graph), keeping `ROUTE_CLEARANC
 import math
 
 import numpy as np
-from numba import njit
 
+from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.experts.pusht_model import outward
 from diffpolicy_envs.pusht_world import AGENT_RADIUS_PX, BAR_BOX, LOCAL_OUTLINE, STEM_BOX
 
@@ -22,7 +22,7 @@ DIRECT = -1  # in place of a node: straight from the start
 UNREACHABLE = -2
 
 
-@njit(cache=True)
+@compiled
 def clearance(x: float, y: float) -> tuple[float, float, float]:
     """Signed distance (px) of a point to the block, and the unit vector away from it."""
     bar = outward(x, y, BAR_BOX)
@@ -30,7 +30,7 @@ def clearance(x: float, y: float) -> tuple[float, float, float]:
     return bar if bar[0] < stem[0] else stem
 
 
-@njit(cache=True)
+@compiled
 def is_clear(start: np.ndarray, end: np.ndarray, room_px: float) -> bool:
     """Whether the whole segment from start [2] to end [2] is at least `room_px` from the block."""
     length = math.hypot(end[0] - start[0], end[1] - start[1])
@@ -86,7 +86,7 @@ def visible_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     return distances
 
 
-@njit(cache=True)
+@compiled
 def lifted(x: float, y: float) -> tuple[float, float]:
     """The point itself, or, close to the block, the nearest one with room to go round it."""
     for _ in range(4):
@@ -98,7 +98,7 @@ def lifted(x: float, y: float) -> tuple[float, float]:
     return x, y
 
 
-@njit(cache=True)
+@compiled
 def routes_from(
     agent: np.ndarray,
     starts: np.ndarray,

@@ -7,10 +7,11 @@ goal. The beam is kept diverse: no two of its poses share a cell of 4 px, 4 px, 
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.experts.pusht_table import (
     APPROACH_PX,
     DIRECTIONS_RAD,
@@ -59,25 +60,39 @@ def find_pushes(
 
     route_px [n] is the agent's way to each contact now, infinite where that one cannot be used first.
     """
+    pushes = _Pushes(table.starts, table.normals, table.changes, table.end_contacts, table.between)
     for trust, width in _ATTEMPTS:
         weight = trust * 0.8 * APPROACH_PX / costs.push_speed_px
-        found = _beam_search(
-            pose,
-            route_px,
-            table.starts,
-            table.normals,
-            table.changes,
-            table.end_contacts,
-            table.between,
-            np.array([costs.free_speed_px, costs.push_speed_px, weight, tolerance_px]),
-            width,
-        )
+        options = np.array([costs.free_speed_px, costs.push_speed_px, weight, tolerance_px])
+        found = _beam_search(pose, route_px, pushes, options, width)
         if len(found):
             return [Push(int(row[0]), int(row[1]), int(row[2]), row[3:6].copy()) for row in found]
     return None
 
 
-@njit(cache=True)
+class _Pushes(NamedTuple):
+    """What compiled code sees of the push table."""
+
+    starts: np.ndarray
+    normals: np.ndarray
+    changes: np.ndarray
+    end_contacts: np.ndarray
+    between: np.ndarray
+
+
+class _Pool(NamedTuple):
+    """Candidates of one depth and the best finished one.
+
+    Rows: pose [3], end contact, cost, contact, turn, length, and which of all beam rows is the parent.
+    """
+
+    rows: np.ndarray  # [_POOL, 9]
+    ranks: np.ndarray  # [_POOL]
+    best_row: np.ndarray  # [9]
+    tally: np.ndarray  # [3] number of candidates, rank from which on none is of use, rank of `best_row`
+
+
+@compiled
 def out_of_bounds(pose: np.ndarray) -> float:
     """How far (px) the block reaches into the margin along the border, 0 where it does not."""
     worst = 0.0
@@ -88,106 +103,99 @@ def out_of_bounds(pose: np.ndarray) -> float:
     return worst
 
 
-@njit(cache=True)
+@compiled
 def agent_fits(x: float, y: float) -> bool:
     """Whether a point of the world is one that the agent may go to."""
     return min(x, y) >= AGENT_MARGIN_PX and max(x, y) <= WORLD_SIZE_PX - AGENT_MARGIN_PX
 
 
-@njit(cache=True)
-def _beam_search(pose, route_px, starts, normals, changes, end_contacts, between, options, width):
+@compiled
+def _beam_search(pose, route_px, pushes, options, width):
     """Rows (contact, turn, length, pose after it [3]) of the best sequence, first push first; none if it fails."""
-    # Beam rows: pose [3], end contact, cost, contact, turn, length, row of the parent among all rows so far.
     rows = np.zeros((1 + _MAX_DEPTH * width, 9))
     rows[0, :3], rows[0, 3], rows[0, 8] = pose, -1.0, -1.0
     first, last = 0, 1
-    best, best_row = np.inf, np.zeros(9)
-    pool, ranks = np.empty((_POOL, 9)), np.empty(_POOL)
+    pool = _Pool(np.empty((_POOL, 9)), np.empty(_POOL), np.zeros(9), np.array([0.0, np.inf, np.inf]))
     for _ in range(_MAX_DEPTH):
-        count, limit = 0, best
+        pool.tally[0], pool.tally[1] = 0.0, pool.tally[2]
         for parent in range(first, last):
-            if rows[parent, 4] >= best:
-                continue
-            ways = route_px if rows[parent, 3] < 0.0 else between[int(rows[parent, 3])]
-            count, limit, best = _expand(
-                rows[parent], parent, ways, starts, normals, changes, end_contacts, options,
-                pool, ranks, count, limit, best, best_row,
-            )  # fmt: skip
-        first, last = last, _select(pool, ranks, count, rows, last, width)
+            if rows[parent, 4] < pool.tally[2]:
+                ways = route_px if rows[parent, 3] < 0.0 else pushes.between[int(rows[parent, 3])]
+                _expand(rows[parent], parent, ways, pushes, options, pool)
+        first, last = last, _select(pool, rows, last, width)
         if first == last:
             break
-    if best == np.inf:
+    if pool.tally[2] == np.inf:
         return np.zeros((0, 6))
-    return _trace(rows, best_row)
+    return _trace(rows, pool.best_row)
 
 
-@njit(cache=True)
-def _expand(
-    row, parent, ways, starts, normals, changes, end_contacts, options,
-    pool, ranks, count, limit, best, best_row,
-):  # fmt: skip
-    """Rank every push from one beam row; returns the pool's count and limit, and the best finished cost."""
-    free_speed, push_speed, weight, tolerance = options
+@compiled
+def _expand(row, parent, ways, pushes, options, pool):
+    """Add every useful push from one beam row to the pool."""
     reach = out_of_bounds(row[:3])
     # By a wall ways are blocked that the search takes for free after a push, however small: the first must lead away.
     allowed = max(reach - _LEAD_AWAY_PX, 0.0) if row[3] < 0.0 else reach
+    for contact in range(len(pushes.starts)):
+        base = row[4] + ways[contact] / options[0] + _STEPS_PER_PUSH
+        start_x, start_y = to_world(pushes.starts[contact, 0], pushes.starts[contact, 1], row[:3])
+        if base < pool.tally[1] and agent_fits(start_x, start_y):
+            for turn in range(len(DIRECTIONS_RAD)):
+                _expand_lengths(row, parent, base, allowed, contact, turn, start_x, start_y, pushes, options, pool)
+
+
+@compiled
+def _expand_lengths(row, parent, base, allowed, contact, turn, start_x, start_y, pushes, options, pool):
+    """Add the useful lengths of one push: within bounds, and better than what is of no use any more."""
     cosine, sine = math.cos(row[2]), math.sin(row[2])
-    after = np.empty(3)
-    for contact in range(len(starts)):
-        base = row[4] + ways[contact] / free_speed + _STEPS_PER_PUSH
-        start_x, start_y = to_world(starts[contact, 0], starts[contact, 1], row[:3])
-        if not base < limit or not agent_fits(start_x, start_y):
+    after, tally = np.empty(3), pool.tally
+    for length in range(len(PUSH_LENGTHS_PX)):
+        way = PUSH_LENGTHS_PX[length] + APPROACH_PX
+        cost = base + way / options[1]
+        if cost >= tally[1]:
+            break
+        change = pushes.changes[contact, turn, length]
+        after[0] = row[0] + cosine * change[0] - sine * change[1]
+        after[1] = row[1] + sine * change[0] + cosine * change[1]
+        after[2] = row[2] + change[2]
+        off = misfit(after[0], after[1], after[2])
+        finished = off <= options[3]
+        rank = cost + options[2] * off + (0.0 if finished else _UNFINISHED_STEPS)
+        if rank >= tally[2 if finished else 1] or out_of_bounds(after) > allowed:
             continue
-        for turn in range(len(DIRECTIONS_RAD)):
-            for length in range(len(PUSH_LENGTHS_PX)):
-                cost = base + (PUSH_LENGTHS_PX[length] + APPROACH_PX) / push_speed
-                if cost >= limit:
-                    break
-                change = changes[contact, turn, length]
-                after[0] = row[0] + cosine * change[0] - sine * change[1]
-                after[1] = row[1] + sine * change[0] + cosine * change[1]
-                after[2] = row[2] + change[2]
-                off = misfit(after[0], after[1], after[2])
-                finished = off <= tolerance
-                rank = cost + weight * off + (0.0 if finished else _UNFINISHED_STEPS)
-                if rank >= (best if finished else limit):
-                    continue
-                if out_of_bounds(after) > allowed:
-                    continue
-                heading_x, heading_y = rotated(
-                    -normals[contact, 0], -normals[contact, 1], DIRECTIONS_RAD[turn] + row[2]
-                )
-                way = PUSH_LENGTHS_PX[length] + APPROACH_PX
-                if not agent_fits(start_x + way * heading_x, start_y + way * heading_y):
-                    break
-                target = best_row if finished else pool[count]
-                target[:3], target[3], target[4] = after, end_contacts[contact, turn, length], cost
-                target[5], target[6], target[7], target[8] = contact, turn, length, parent
-                if finished:
-                    best, limit = rank, min(limit, rank)
-                    continue
-                ranks[count] = rank
-                count += 1
-                if count == _POOL:
-                    count, limit = _shrink(pool, ranks, min(limit, best))
-    return count, limit, best
+        normal_x, normal_y = pushes.normals[contact]
+        heading_x, heading_y = rotated(-normal_x, -normal_y, DIRECTIONS_RAD[turn] + row[2])
+        if not agent_fits(start_x + way * heading_x, start_y + way * heading_y):
+            break
+        target = pool.best_row if finished else pool.rows[int(tally[0])]
+        target[:3], target[3], target[4] = after, pushes.end_contacts[contact, turn, length], cost
+        target[5], target[6], target[7], target[8] = contact, turn, length, parent
+        if finished:
+            tally[2], tally[1] = rank, min(tally[1], rank)
+        else:
+            pool.ranks[int(tally[0])] = rank
+            tally[0] += 1
+            if tally[0] == _POOL:
+                _shrink(pool)
 
 
-@njit(cache=True)
-def _shrink(pool, ranks, limit):
+@compiled
+def _shrink(pool):
     """Keep the best of a full pool; the worst of them becomes the limit for what follows."""
-    order = np.argsort(ranks)[:_POOL_KEPT]
-    limit = min(limit, ranks[order[-1]])
-    pool[:_POOL_KEPT], ranks[:_POOL_KEPT] = pool[order], ranks[order]
-    return _POOL_KEPT, limit
+    order = np.argsort(pool.ranks)
+    rows, ranks = pool.rows.copy(), pool.ranks.copy()
+    for index in range(_POOL_KEPT):
+        pool.rows[index], pool.ranks[index] = rows[order[index]], ranks[order[index]]
+    pool.tally[0] = _POOL_KEPT
+    pool.tally[1] = min(pool.tally[1], pool.tally[2], pool.ranks[_POOL_KEPT - 1])
 
 
-@njit(cache=True)
-def _select(pool, ranks, count, rows, last, width):
+@compiled
+def _select(pool, rows, last, width):
     """Append the best `width` candidates, no two alike, to `rows` from row `last` on; returns the new end."""
     end = last
-    for candidate in np.argsort(ranks[:count]):
-        row = pool[candidate]
+    for candidate in np.argsort(pool.ranks[: int(pool.tally[0])]):
+        row = pool.rows[candidate]
         alike = False
         for other in range(last, end):
             if (
@@ -206,7 +214,7 @@ def _select(pool, ranks, count, rows, last, width):
     return end
 
 
-@njit(cache=True)
+@compiled
 def _trace(rows, last_row):
     """The pushes from the root to `last_row`: (contact, turn, length, pose [3]) each."""
     found = np.zeros((_MAX_DEPTH, 6))

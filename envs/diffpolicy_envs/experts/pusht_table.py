@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.experts import pusht_routes as routes
 from diffpolicy_envs.experts.pusht_model import new_world, physics_step
 from diffpolicy_envs.pusht_world import AGENT_RADIUS_PX, BLOCK_CENTER_OF_GRAVITY, GOAL_POSE, SUBSTEP_S
@@ -57,7 +57,7 @@ def push_table() -> PushTable:
     return PushTable(points, normals, starts, changes, gaps.argmin(-1), between, nodes, node_to_node, node_to_start)
 
 
-@njit(cache=True)
+@compiled
 def _push_everywhere(starts, normals, directions, lengths):
     """Changes of pose [n, d, l, 3] and the agent's ends [n, d, l, 2], both in the block's frame."""
     shape = (len(starts), len(directions), len(lengths))
@@ -78,21 +78,21 @@ def _push_everywhere(starts, normals, directions, lengths):
     return changes, ends
 
 
-@njit(cache=True)
+@compiled
 def rotated(x: float, y: float, angle: float) -> tuple[float, float]:
     """(x, y) turned by `angle` rad."""
     cosine, sine = math.cos(angle), math.sin(angle)
     return cosine * x - sine * y, sine * x + cosine * y
 
 
-@njit(cache=True)
+@compiled
 def to_block(x: float, y: float, pose: np.ndarray) -> tuple[float, float]:
     """A point of the world in the frame of the block at `pose` [3]."""
     local_x, local_y = rotated(x - pose[0], y - pose[1], -pose[2])
     return local_x + CENTER[0], local_y + CENTER[1]
 
 
-@njit(cache=True)
+@compiled
 def to_world(x: float, y: float, pose: np.ndarray) -> tuple[float, float]:
     """A point of the block's frame in the world."""
     world_x, world_y = rotated(x - CENTER[0], y - CENTER[1], pose[2])
@@ -109,7 +109,7 @@ GOAL = pose_of_state(np.array([0.0, 0.0, *GOAL_POSE]))
 _GOAL_X, _GOAL_Y, _GOAL_ANGLE = GOAL
 
 
-@njit(cache=True)
+@compiled
 def misfit(x: float, y: float, angle: float) -> float:
     """RMS distance (px) of the block's points to their place at the goal, the centre of gravity at (x, y)."""
     turn = 2.0 * GYRATION_PX * GYRATION_PX * (1.0 - math.cos(angle - _GOAL_ANGLE))
