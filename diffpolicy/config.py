@@ -63,7 +63,9 @@ class DataConfig:
 
     path: str
     action: str = "action"
-    observations: dict[str, list[str]] | None = None  # key -> arrays, as "state" or "state[:2]"
+    observations: Any = (
+        None  # {key: [array, ...]}, arrays as "state" or "state[:2]"; a typed dict would refuse new keys
+    )
     normalizer: str = "limits"
     validation_fraction: float = 0.02
 
@@ -103,7 +105,7 @@ class EvaluationConfig:
 
     episodes: int = 20
     seed: int = 50_000
-    inference_batch: int = 50  # fixed, so that a result does not depend on the number of episodes
+    inference_batch: int = 64  # fixed, so that a result does not depend on the number of episodes
 
 
 @dataclass
@@ -144,18 +146,5 @@ class EvaluateConfig:
     episodes: int = 50
     seed: int = 100_000
     videos: int = 3
-    inference_batch: int = 50
-    device: str = "auto"
-
-
-@dataclass
-class BenchmarkSamplersConfig:
-    """Everything that `benchmark_samplers.py` reads."""
-
-    checkpoint: str
-    task: str | None = None
-    samplers: dict[str, list[int]] = field(default_factory=dict)  # name -> numbers of steps
-    episodes: int = 100
-    seed: int = 100_000
-    inference_batch: int = 50
+    inference_batch: int = 64
     device: str = "auto"

@@ -24,7 +24,8 @@ class PolicyController:
         num_inference_steps: of a sampler given by name.
         safety: constrains the plan in physical units at every reverse step; see `predict_action_chunk`.
         inference_batch: every call of the policy is padded to this batch, so that an episode is bit-equal alone or
-            among others (a network's rounding depends on its batch size). By default no padding.
+            among others: a network's rounding depends on its batch size and, unless that is a multiple of 8, on
+            the row. By default no padding.
     """
 
     def __init__(

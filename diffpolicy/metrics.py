@@ -16,6 +16,14 @@ PANELS = {  # title -> the metrics drawn in it
 }
 
 
+def check_logger(logger: LoggerConfig) -> None:
+    """Raise ValueError on settings that cannot work."""
+    if logger.name not in ("none", "wandb"):
+        raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
+    if logger.mode not in ("online", "offline"):
+        raise ValueError(f"logger: mode {logger.mode!r} must be online or offline")
+
+
 class Metrics:
     """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl; on resume, rows past `step` are dropped."""
 
@@ -83,13 +91,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _start_wandb(folder: Path, logger: LoggerConfig, config: Mapping[str, Any]) -> Any:
     if logger.name == "none":
         return None
-    if logger.name != "wandb":
-        raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
     try:
         import wandb
     except ImportError as error:
         raise ValueError("logger: wandb is not installed; run: pip install 'diffpolicy[wandb]'") from error
-    if logger.mode not in ("online", "offline"):
-        raise ValueError(f"logger: mode {logger.mode!r} must be online or offline")
     mode = "online" if logger.mode == "online" else "offline"
     return wandb.init(project=logger.project, mode=mode, dir=str(folder), config=dict(config))

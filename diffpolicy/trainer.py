@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from diffpolicy import checkpoint
 from diffpolicy.batches import WindowBatches, mixed_seed
-from diffpolicy.config import PolicyConfig, TrainConfig
+from diffpolicy.config import PolicyConfig, TrainConfig, TrainerConfig
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.sources import find_data_set
 from diffpolicy.data.windows import split_episodes
 from diffpolicy.ema import Ema
 from diffpolicy.evaluation import evaluate, summarize
-from diffpolicy.metrics import Metrics, check_finite
+from diffpolicy.metrics import Metrics, check_finite, check_logger
 from diffpolicy.policy import DiffusionPolicy, check_tensors
 
 VALIDATION_WINDOWS = 1024
@@ -40,13 +40,15 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
-        check_trainer(config)
+        check_trainer(config.trainer)
+        check_logger(config.logger)
         self.config = config
         self.folder = folder
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
         data = _load(config)
         self.policy = DiffusionPolicy(policy_config(config, data))
+        self.policy.sampler(config.sampler)  # refuse what cannot be sampled before any work
         self.policy.fit_normalizers(data.observations, data.actions)
         self.policy.metadata = {
             "task": config.task,
@@ -208,9 +210,8 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key in RESUMABLE}
 
 
-def check_trainer(config: TrainConfig) -> None:
-    """Raise ValueError on settings that cannot work, before any work."""
-    trainer = config.trainer
+def check_trainer(trainer: TrainerConfig) -> None:
+    """Raise ValueError on settings that cannot work."""
     for name in ("steps", "batch_size", "log_every", "validate_every", "evaluate_every", "checkpoint_every"):
         if getattr(trainer, name) < 1:
             raise ValueError(f"trainer: {name} {getattr(trainer, name)} must be at least 1")
@@ -235,7 +236,11 @@ def choose_device(name: str) -> torch.device:
 
 def _load(config: TrainConfig) -> Demonstrations:
     data = config.data
-    return load_demonstrations(find_data_set(data.path), data.observations or {}, data.action)
+    if not isinstance(data.observations, dict):
+        raise ValueError(
+            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
+        )
+    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
 
 
 def _check_same_settings(found: dict[str, Any], expected: dict[str, Any]) -> None:

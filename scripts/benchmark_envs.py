@@ -5,7 +5,6 @@ actions, and are timed in CPU seconds, so that other load on the machine hardly 
 .csv and .png.
 """
 
-import csv
 import importlib.util
 import json
 import statistics
@@ -14,6 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmark_files import write_rows
 from cli import command
 
 WORKER = Path(__file__).with_name("env_worker.py")
@@ -145,11 +145,7 @@ def write(folder: Path, config: BenchmarkEnvsConfig, rows: list[dict], summary: 
     from matplotlib import pyplot
 
     document = {"config": asdict(config), "summary": summary, "blocks": rows}
-    (folder / "benchmark_envs.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
-    with (folder / "benchmark_envs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder, "benchmark_envs", document, rows)
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for position, line in enumerate(summary):
         own = [row for row in rows if (row["name"], row["wrapping"]) == (line["name"], line["wrapping"])]

@@ -1,0 +1,139 @@
+"""Rollouts in the real env: scores, seeds, and episodes that do not depend on their company."""
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+from diffpolicy import DiffusionPolicy, PolicyController, SamplerConfig
+from diffpolicy.config import EnvConfig
+from diffpolicy.evaluation import evaluate, latency_ms, load_for_evaluation, record_videos, summarize
+from diffpolicy.rollout import Episode, make_vector_env, rollout
+
+PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
+SAMPLER = SamplerConfig("ddim", 2)
+
+
+@pytest.fixture
+def policy(tiny_checkpoint: Path) -> DiffusionPolicy:
+    return DiffusionPolicy.from_pretrained(tiny_checkpoint)
+
+
+def run(policy: DiffusionPolicy, seeds: list[int], num_envs: int) -> list[Episode]:
+    controller = PolicyController(policy, policy.sampler(SAMPLER), inference_batch=8)
+    env = make_vector_env(PUSHT, num_envs)
+    try:
+        return rollout(controller, env, seeds, PUSHT.reset_options)
+    finally:
+        env.close()
+
+
+def test_the_same_seed_gives_the_bit_same_episode_alone_or_in_a_batch(policy: DiffusionPolicy) -> None:
+    seeds = [100, 101, 102, 103, 104]
+    together = run(policy, seeds, num_envs=5)
+    assert [episode.seed for episode in together] == seeds
+    assert len({episode.score for episode in together}) == 5
+    assert [run(policy, [seed], num_envs=1)[0] for seed in seeds[:2]] == together[:2]
+    assert run(policy, seeds, num_envs=2) == together, "envs that take a second episode give the same results"
+
+
+def test_the_score_is_the_largest_reward_of_the_episode(policy: DiffusionPolicy) -> None:
+    rewards = []
+
+    class Watcher:
+        """The env, remembering rewards."""
+
+        def __init__(self, env) -> None:
+            self.env, self.num_envs = env, env.num_envs
+
+        def reset(self, **arguments):
+            return self.env.reset(**arguments)
+
+        def step(self, action):
+            result = self.env.step(action)
+            rewards.append(result[1][0])
+            return result
+
+    env = make_vector_env(PUSHT, 1)
+    controller = PolicyController(policy, policy.sampler(SAMPLER))
+    (episode,) = rollout(controller, Watcher(env), [3], PUSHT.reset_options)
+    env.close()
+    assert episode.length == len(rewards) == 300
+    assert episode.score == max(rewards)
+    assert not episode.success
+
+
+def test_an_episode_ends_on_success(policy: DiffusionPolicy) -> None:
+    """The block starts in the goal pose, as the legacy rule never does."""
+    env = make_vector_env(PUSHT, 2)
+    controller = PolicyController(policy, policy.sampler(SAMPLER))
+    options = {"state": np.array([50.0, 50.0, 256.0, 256.0, np.pi / 4])}
+    episodes = rollout(controller, env, [0, 1, 2], options)
+    env.close()
+    assert [(e.success, e.length, e.score) for e in episodes] == [(True, 1, 1.0)] * 3
+
+
+def test_videos_show_the_same_episodes_with_the_score_drawn_in(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    options = {"state": np.array([50.0, 50.0, 256.0, 256.0, np.pi / 4])}
+    config = EnvConfig(PUSHT.id, PUSHT.kwargs, options)
+    (episode,) = record_videos(policy, config, SAMPLER, [7], 8, tmp_path)
+    assert episode.success
+    frames = imageio.imread(tmp_path / "episode_000_seed_7.mp4")
+    assert frames.shape == (2, 512, 512, 3), "one frame before each action and one after the last"
+    corner = frames[:, 10:40, 10:200].astype(float)
+    assert (corner.min(axis=(1, 2, 3)) < 100).all(), "the score is drawn in dark"
+    assert np.abs(corner[0] - corner[1]).max() > 50, "the score changed from 0 to 1"
+    assert frames.astype(float).std() > 10
+
+
+def test_videos_give_the_results_of_the_evaluation(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    seeds = [11, 12, 13]
+    results = evaluate(policy, PUSHT, SAMPLER, seeds, inference_batch=8)
+    assert record_videos(policy, PUSHT, SAMPLER, seeds[:1], 8, tmp_path) == results[:1]
+
+
+def test_a_summary_has_means_and_intervals() -> None:
+    episodes = [Episode(seed, score, score > 0.9, 10) for seed, score in enumerate([1.0, 0.5, 0.6, 0.7])]
+    summary = summarize(episodes)
+    assert summary["mean_score"] == pytest.approx(0.7)
+    assert summary["success_rate"] == 0.25
+    assert summary["score_ci95"][0] < 0.7 < summary["score_ci95"][1]
+    assert summary["success_ci95"] == pytest.approx((0.0456, 0.6994), abs=1e-4)
+
+
+def test_latency_percentiles_are_ordered(policy: DiffusionPolicy) -> None:
+    latency = latency_ms(policy, SAMPLER, repeats=5)
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "diffpolicy_envs:diffpolicy/Nothing-v0"}, "cannot be made"),
+        ({"kwargs": {"obs_type": "sound"}}, "sound"),
+        ({"kwargs": {"obs_types": "keypoints"}}, "cannot be made"),
+    ],
+)
+def test_an_env_that_cannot_be_made_is_named(change: dict, message: str) -> None:
+    config = {"id": PUSHT.id, "kwargs": PUSHT.kwargs, "reset_options": {}, **change}
+    with pytest.raises(ValueError, match=message):
+        make_vector_env(EnvConfig(**config), 1)
+
+
+def test_an_env_of_other_observations_is_refused(policy: DiffusionPolicy) -> None:
+    env = make_vector_env(EnvConfig(PUSHT.id, {"obs_type": "state"}), 1)
+    with pytest.raises(ValueError, match=r"keypoints has shape \[1, 5\], expected \[1, 20\]"):
+        rollout(PolicyController(policy, policy.sampler(SAMPLER)), env, [0], {})
+    env.close()
+
+
+def test_a_checkpoint_of_another_task_or_without_env_is_refused(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    import torch
+
+    policy.metadata = {"task": "pusht", "env": None}
+    policy.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="trained for task pusht, not reach"):
+        load_for_evaluation(str(tmp_path / "saved"), "reach", torch.device("cpu"))
+    with pytest.raises(ValueError, match="no env to evaluate in"):
+        load_for_evaluation(str(tmp_path / "saved"), None, torch.device("cpu"))
