@@ -83,7 +83,7 @@ class EnvConfig:
 class TrainerConfig:
     """The training loop; lengths in optimiser steps."""
 
-    steps: int = 4000
+    steps: int = 5000
     batch_size: int = 256
     learning_rate: float = 1e-3
     warmup_steps: int = 200
@@ -142,6 +142,8 @@ class EvaluateConfig:
 
     checkpoint: str
     task: str | None = None  # refuse a checkpoint of another task
+    data: Any = None  # comes with the task, not used
+    env: Any = None  # likewise: the checkpoint knows its env
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     episodes: int = 50
     seed: int = 100_000

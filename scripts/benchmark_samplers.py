@@ -26,6 +26,8 @@ class BenchmarkSamplersConfig:
 
     checkpoint: str
     task: str | None = None
+    data: Any = None  # comes with the task, not used
+    env: Any = None  # likewise: the checkpoint knows its env
     samplers: dict[str, list[int]] = field(default_factory=dict)
     episodes: int = 100
     seed: int = 100_000

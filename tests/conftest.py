@@ -11,6 +11,11 @@ from diffpolicy.policy import DiffusionPolicy
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
 @pytest.fixture
 def small_policy() -> DiffusionPolicy:
     """An untrained policy; observations lie in [0, 1], actions in [0, 10]. Each test has its own."""

@@ -11,7 +11,7 @@ LEVELS = 3
 def published_shapes(
     widths: tuple[int, ...], embedding: int, observations: int, kernel: int
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of Diffusion Policy's ConditionalUnet1D (global conditioning, cond_predict_scale), by its rules."""
+    """Names and shapes of Diffusion Policy's ConditionalUnet1D (global conditioning, FiLM scale)."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(name: str, weight: tuple[int, ...], bias: int) -> None:

@@ -47,8 +47,8 @@ _STUCK_SHARE = 0.1  # a push that moves the block by less of its length met a wa
 class Settings:
     """How the expert behaves. Speeds are px per env step of 0.1 s."""
 
-    free_speed_px: float = 14.0
-    push_speed_px: float = 7.0
+    free_speed_px: float = 20.0
+    push_speed_px: float = 10.0
     speed_near_goal: float = 0.5  # share of the push speed that is left at the goal; falls from 60 px misfit on
     speed_spread: float = 0.0  # sigma of the log of an episode's own speed factor
     push_noise: float = 0.0  # 1: pushes miss by 4 degrees, 2 px, 8 % of their length, which shows how to recover

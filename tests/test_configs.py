@@ -1,0 +1,60 @@
+"""Every YAML file composes, fits the schema and builds what it names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from diffpolicy.build import build_network, build_objective, build_sampler
+from diffpolicy.config import PolicyConfig, TrainConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
+
+
+def settings(*overrides: str) -> TrainConfig:
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_object(compose("train", list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
+def test_every_choice_builds(group: str, choice: str) -> None:
+    own_data = ["data.path=x", "data.observations={state: [state]}"] if choice == "custom" else []
+    config = settings(f"{group}={choice}", *own_data)
+    objective = build_objective(config.diffusion)
+    assert build_sampler(objective.schedule, config.sampler).rows
+    policy = PolicyConfig({"state": 20}, 2, window=config.window, model=config.model, diffusion=config.diffusion)
+    with torch.device("meta"):
+        build_network(policy, condition_dim=40)
+
+
+def test_the_default_is_the_small_network_in_float32_for_a_fixed_number_of_steps() -> None:
+    config = settings()
+    policy = PolicyConfig({"keypoints": 20}, 2, model=config.model)
+    assert sum(p.numel() for p in build_network(policy, 40).parameters()) == 1_393_314
+    assert config.trainer.precision == "float32"
+    assert config.trainer.steps == settings("task=pusht_human", "device=cpu").trainer.steps
+    assert config.env is not None
+
+
+def test_the_published_network_is_one_choice_away() -> None:
+    policy = PolicyConfig({"keypoints": 20}, 2, model=settings("model=unet").model)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build_network(policy, 40).parameters()) == 65_783_298
+
+
+def test_in_training_and_reported_evaluations_use_other_seeds() -> None:
+    from diffpolicy.config import EvaluateConfig
+
+    assert settings().evaluation.seed == 50_000
+    assert EvaluateConfig("x").seed == 100_000
+
+
+def test_own_data_has_no_env_and_takes_any_observation_names() -> None:
+    config = settings("task=custom", "data.path=x", "data.observations={left: [a], right: ['b[:2]', c]}")
+    assert config.env is None
+    assert config.data.observations == {"left": ["a"], "right": ["b[:2]", "c"]}
