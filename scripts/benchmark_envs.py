@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +38,10 @@ class Contestant:
     def __init__(self, python: str, name: str, wrapping: str) -> None:
         self.name, self.wrapping = name, wrapping
         command_line = [python, str(WORKER), name, wrapping]
+        # A pipe that nobody empties would block the child. Open until `close`.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
 
     def run(self, seeds: list[int], steps: int) -> dict[str, float]:
@@ -47,23 +50,26 @@ class Contestant:
         Raises:
             OSError: the child process ended.
         """
-        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
-        if stdin is None or stdout is None or stderr is None:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
             raise RuntimeError("pipes were asked for")
         try:
             stdin.write(json.dumps({"seeds": seeds, "steps": steps}) + "\n")
             stdin.flush()
-            line = stdout.readline()
+            answer = next((line for line in stdout if line.startswith("{")), None)  # some packages greet on import
         except BrokenPipeError:
-            line = ""
-        if not line.startswith("{"):
-            reason = (stderr.read().strip().splitlines() or [line or "nothing on stderr"])[-1]
+            answer = None
+        if answer is None:
+            self._process.wait()
+            self._errors.seek(0)
+            reason = (self._errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
             raise OSError(f"benchmark_envs: {self.name} in {self._process.args} gave no result: {reason}")
-        return json.loads(line)
+        return json.loads(answer)
 
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
 
 @command("benchmark_envs", BenchmarkEnvsConfig)

@@ -1,6 +1,6 @@
 """Record demonstrations of a scripted expert.
 
-python scripts/generate_demos.py task=pusht episodes=220 output=FILE.zarr.zip
+python scripts/generate_demos.py task=pusht episodes=1375 output=FILE.zarr.zip
 
 Interrupt it at any time and run it again: it goes on where it stopped. Episodes gather in a directory beside the
 output, which is packed and removed at the end.
@@ -8,9 +8,12 @@ output, which is packed and removed at the end.
 
 import importlib
 import shutil
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from multiprocessing import get_context
@@ -27,6 +30,7 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 # Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings) -> Episode or None where it failed.
 EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht"}
 SEEDS_PER_SET = 1_000_000  # evaluation seeds lie below the first set's
+FAILURES_IN_A_ROW = 100
 
 
 @dataclass
@@ -34,7 +38,7 @@ class GenerateConfig:
     """configs/generate.yaml."""
 
     task: str = MISSING
-    episodes: int = 220
+    episodes: int = 1375
     seed: int = 0
     output: str = MISSING
     workers: int = 1
@@ -52,7 +56,8 @@ def generate(
         settings: fields of the expert's settings that differ from their defaults.
 
     Raises:
-        ValueError: an unknown task or setting, numbers out of range, an output made with other arguments.
+        ValueError: an unknown task or setting, numbers out of range, an output made with other arguments, an expert
+            that fails time after time.
     """
     expert = _expert(task)
     _check(episodes, seed, output, workers)
@@ -81,20 +86,27 @@ def _record(
     """Append demonstrations in the order of their seeds until there are enough."""
     done = buffer.episode_attributes
     first = done[-1]["seed"] + 1 if done else SEEDS_PER_SET * (request["seed"] + 1)
-    for seed, episode in _attempts(expert, first, expert.Settings(**request["settings"]), workers):
-        if episode is None:
-            continue
-        attributes: dict[str, Any] = {"seed": seed, **episode.attributes}
-        if buffer.n_episodes == 0:
-            attributes["request"] = request
-        buffer.append_episode(episode.arrays, attributes)
-        progress.update()
-        if buffer.n_episodes == episodes:
-            return
+    failures = 0
+    with closing(_attempts(expert, first, expert.Settings(**request["settings"]), workers)) as attempts:
+        for seed, episode in attempts:
+            failures = failures + 1 if episode is None else 0
+            if failures == FAILURES_IN_A_ROW:
+                raise ValueError(
+                    f"expert failed {failures} times in a row with {request['settings']}; change a setting"
+                )
+            if episode is None:
+                continue
+            attributes: dict[str, Any] = {"seed": seed, **episode.attributes}
+            if buffer.n_episodes == 0:
+                attributes["request"] = request
+            buffer.append_episode(episode.arrays, attributes)
+            progress.update()
+            if buffer.n_episodes == episodes:
+                return
 
 
-def _attempts(expert: ModuleType, first: int, settings: Any, workers: int) -> Iterator[tuple[int, Any]]:
-    """(seed, episode or None) from seed `first` on, in order, whoever finishes first."""
+def _attempts(expert: ModuleType, first: int, settings: Any, workers: int) -> Generator[tuple[int, Any]]:
+    """(seed, episode or None) from seed `first` on, in order, whoever finishes first; closing it ends the workers."""
     if workers == 1:
         for seed in count(first):
             yield seed, expert.demonstrate(seed, settings)
@@ -102,12 +114,26 @@ def _attempts(expert: ModuleType, first: int, settings: Any, workers: int) -> It
         waiting: deque = deque()
         try:
             for seed in count(first):
-                waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
+                with _interrupts_ignored():  # the processes start with the first task
+                    waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
                 if len(waiting) > 3 * workers:
                     oldest, future = waiting.popleft()
                     yield oldest, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: this one ends them, in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may change what a signal does
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _open_recording(recording: Path, expert: ModuleType, request: dict[str, Any], episodes: int) -> ReplayBuffer:
@@ -161,11 +187,10 @@ def _expert(task: str) -> ModuleType:
 
 
 def _settings(expert: ModuleType, settings: dict[str, Any]) -> Any:
-    try:
-        return expert.Settings(**settings)
-    except TypeError as error:
-        known = sorted(expert.Settings.__dataclass_fields__)
-        raise ValueError(f"expert has settings {sorted(settings)}; expected some of {known}") from error
+    known = sorted(expert.Settings.__dataclass_fields__)
+    if not set(settings) <= set(known):
+        raise ValueError(f"expert has settings {sorted(settings)}; expected some of {known}")
+    return expert.Settings(**settings)
 
 
 @command("generate", GenerateConfig)

@@ -26,9 +26,9 @@ class ReplayBuffer:
     def __init__(self, root: zarr.Group, location: str, mode: str):
         """Use `create` or `open`."""
         self.location, self.mode, self._root = location, mode, root
-        mark: Any = root.attrs.get(store.MARK)
-        self._ours = isinstance(mark, dict) and "keys" in mark
+        self._ours = store.is_ours(root)
         data = _group(root, "data", location)
+        mark: Any = root.attrs.get(store.MARK)
         names = mark["keys"] if self._ours else sorted(data.array_keys())
         self._arrays = {key: _array(data, key, location) for key in names}
         self._ends_array = _array(_group(root, "meta", location), "episode_ends", location)

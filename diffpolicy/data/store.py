@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -25,6 +26,8 @@ MARK = "diffpolicy"
 CHUNK_BYTES = 2**20
 CHUNK_ROWS = 2048
 ENDS_PER_CHUNK = 4096
+_ROOT_NAMES = {"zarr.json", "data", "meta"}  # all that a buffer of ours holds; one half removed holds some of them
+_UUID = "[0-9a-f]" * 32  # in the names of zarr's and our own unfinished files
 
 
 def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
@@ -47,9 +50,16 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
             f"{path}: no data set here; give the path of a .zarr directory or .zarr.zip, "
             "or record one with ReplayBuffer.create"
         )
-    if mode == "a":
+    root = _open_zip(path) if path.is_file() else _open_directory(path, mode)
+    if mode == "a" and is_ours(root):
         discard_leftovers(path)
-    return _open_zip(path) if path.is_file() else _open_directory(path, mode)
+    return root
+
+
+def is_ours(root: zarr.Group) -> bool:
+    """Whether ReplayBuffer wrote this group."""
+    mark: Any = root.attrs.get(MARK)
+    return isinstance(mark, dict) and "keys" in mark
 
 
 def create_root(path: Path, specs: Specs) -> zarr.Group:
@@ -152,9 +162,9 @@ def swap(path: Path) -> None:
 
 def finish_swap(path: Path) -> None:
     """Complete a swap whose process died between the two renames: both siblings are then whole."""
-    if path.exists() or not previous_of(path).exists():
+    if path.exists() or not _is_whole(previous_of(path)):
         return
-    whole = next_of(path) if next_of(path).exists() else previous_of(path)
+    whole = next_of(path) if _is_whole(next_of(path)) else previous_of(path)
     warnings.warn(f"{path}: finishing an interrupted drop_episodes from {whole.name}", stacklevel=4)
     _move_unless_done(whole, path)
 
@@ -167,11 +177,21 @@ def _move_unless_done(whole: Path, path: Path) -> None:
             raise
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether `folder` is a buffer of ours: anything else of that name is left alone."""
+    try:
+        return is_ours(zarr.open_group(str(folder), mode="r"))
+    except Exception:  # nothing there, or whatever a foreign folder makes zarr raise
+        return False
+
+
 def discard_leftovers(path: Path) -> None:
-    """Remove what killed writers left beside and inside the whole directory `path`; for its one writer only."""
-    for leftover in (previous_of(path), *path.parent.glob(f".{glob.escape(path.name)}.next*")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in path.rglob("*.partial"):
+    """Remove what killed writers left beside and inside our whole directory `path`; for its one writer only."""
+    following = glob.escape(next_of(path).name.lstrip("."))
+    for leftover in (previous_of(path), next_of(path), *path.parent.glob(f".{following}.{_UUID}.partial")):
+        if leftover.is_dir() and {each.name for each in leftover.iterdir()} <= _ROOT_NAMES:
+            shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in path.rglob(f"*.{_UUID}.partial"):
         leftover.unlink()
 
 

@@ -96,6 +96,32 @@ def test_a_drop_stopped_at_each_step_of_the_swap_is_finished_on_open(recorded, m
     assert [each.name for each in recorded.parent.iterdir()] == [recorded.name]
 
 
+def test_opening_leaves_foreign_files_alone(recorded, tmp_path):
+    """What is not a buffer of ours, and what has only a name like that of one of our leftovers."""
+    theirs = tmp_path / "theirs.zarr"
+    zarr.create_group(theirs)
+    foreign = [
+        theirs / "x.partial",
+        theirs / f"{'0' * 32}.partial",
+        tmp_path / "folder" / f"x.{'0' * 32}.partial",
+        recorded / "x.partial",
+        tmp_path / ".recorded.zarr.previous" / "x",
+        tmp_path / ".recorded.zarr.next" / "x",
+        tmp_path / ".recorded.zarr.next.txt",
+        tmp_path / ".missing.previous" / "x",
+    ]
+    for file in foreign:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    for path in (theirs, tmp_path / "folder"):
+        with pytest.raises(ValueError, match=r"zarr group|no group 'data'"):
+            ReplayBuffer.open(path, mode="a")
+    with pytest.raises(FileNotFoundError):
+        ReplayBuffer.open(tmp_path / "missing")
+    ReplayBuffer.open(recorded, mode="a")
+    assert [file for file in foreign if not file.exists()] == []
+
+
 def test_rows_past_the_last_end_are_left_out_with_a_notice(recorded, make_episode):
     root = zarr.open_group(recorded, mode="r+")
     root["data/action"].resize((300, 2))

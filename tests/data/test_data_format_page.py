@@ -10,7 +10,7 @@ import numpy as np
 from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.windows import window_indices
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
 
 
 def test_the_recording_program_runs_and_its_result_can_be_trained_on(tmp_path):

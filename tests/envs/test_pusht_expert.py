@@ -125,6 +125,34 @@ def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_pa
     assert output.read_bytes() == reference.read_bytes()
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("moment", ["data", "data/action/c"])
+def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment):
+    output = tmp_path / "interrupted.zarr.zip"
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from pathlib import Path\n"
+        f"from generate_demos import generate\n"
+        f"try:\n    generate('pusht', 10**4, 3, Path({str(output)!r}), workers=2)\n"
+        f"except KeyboardInterrupt:\n    sys.exit(130)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline and not (Path(f"{output}.recording") / moment).exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    _, errors = process.communicate(timeout=60.0)  # to the end of stderr, which every process holds open
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
+def test_an_expert_that_always_fails_is_given_up(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "FAILURES_IN_A_ROW", 3)
+    settings = {"max_steps": 1, "recovery_share": 0.0}
+    with pytest.raises(ValueError, match=r"expert failed 3 times in a row with .*'max_steps': 1"):
+        generator.generate("pusht", 1, 0, tmp_path / "out.zarr.zip", settings=settings)
+
+
 def test_finished_output_is_left_as_it_is(generator, reference):
     before = reference.stat().st_mtime_ns
     generator.generate("pusht", 4, 3, reference)
@@ -147,6 +175,8 @@ def test_finished_output_is_left_as_it_is(generator, reference):
         ({"output": Path("demos.zarr")}, r"ends in \.zip"),
         ({"settings": {"speed": 3}}, "expert has settings .*speed.*; expected some of .*push_speed_px"),
         ({"settings": {"push_speed_px": -1.0}}, "push_speed_px is -1.0"),
+        ({"settings": {"push_speed_px": "abc"}}, r"push_speed_px is 'abc'; expected a number, 1\.0 to 30\.0"),
+        ({"settings": {"max_steps": 2.5}}, r"max_steps is 2\.5; expected a whole number, 1 to 10000"),
     ],
 )
 def test_bad_requests_are_named(generator, tmp_path, arguments, message):

@@ -53,6 +53,23 @@ def test_errors_name_the_cause(tmp_path, override, message):
     assert re.search(message, result.stderr)
 
 
+def test_a_contestant_that_talks_a_lot_is_not_held_up(tmp_path):
+    peer = tmp_path / "python"
+    answer = json.dumps({"seconds": 1.0, "steps": 30, "reward": 0.0, "contact": 0.0})
+    peer.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\n"
+        "print('Hello.')\n"
+        "for line in sys.stdin:\n"
+        "    print('A warning. ' * 10_000, file=sys.stderr)\n"  # more than a pipe holds
+        f"    print('{answer}', flush=True)\n",
+        encoding="utf-8",
+    )
+    peer.chmod(0o755)
+    result = benchmark(tmp_path, f"peer_python={peer}", "blocks=2", "episodes_per_block=1", "steps_per_episode=30")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.skipif(PEER_PYTHON is None, reason="DIFFPOLICY_PEER_PYTHON does not name an interpreter with gym_pusht")
 def test_episodes_are_gym_pushts():
     seeds = list(range(20))

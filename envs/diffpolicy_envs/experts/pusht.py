@@ -5,7 +5,7 @@ with the model of `pusht_model` and made in the true env.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium
 import numpy as np
@@ -60,7 +60,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
-            value = getattr(self, name)
+            value, kind = getattr(self, name), "whole number" if isinstance(low, int) else "number"
+            if not isinstance(value, int if isinstance(low, int) else int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; expected a {kind}, {low} to {high}")
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; expected {low} to {high}")
 
@@ -100,7 +102,7 @@ def start_state(env: gymnasium.Env, settings: Settings, seed: int) -> np.ndarray
     start = _storable(info["state"])
     generator = np.random.default_rng([seed, 0])
     if generator.random() < settings.recovery_share:
-        noisy = Settings(**{**settings.__dict__, "push_noise": 1.0})
+        noisy = replace(settings, push_noise=1.0)
         run = _Run(env, start, noisy, generator)
         run.solve()
         unsolved = [state for state, covered in zip(run.states, run.coverages, strict=True) if covered < 0.94]
@@ -121,7 +123,9 @@ def _storable(states: np.ndarray) -> np.ndarray:
 class _Run:
     """An attempt under way: the env, what was seen so far, and the agent's velocity, which the state does not hold."""
 
-    def __init__(self, env, start, settings, generator):
+    def __init__(
+        self, env: gymnasium.Env, start: np.ndarray, settings: Settings, generator: np.random.Generator
+    ) -> None:
         self.env, self.settings, self.generator = env.unwrapped, settings, generator
         _, info = self.env.reset(options={"state": start})
         self.states, self.actions = [info["state"]], []

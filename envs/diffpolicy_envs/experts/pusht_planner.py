@@ -7,7 +7,7 @@ import numpy as np
 
 from diffpolicy_envs.experts import pusht_routes as routes
 from diffpolicy_envs.experts.pusht_refine import Stroke, refine_stroke
-from diffpolicy_envs.experts.pusht_search import Costs, agent_fits, find_pushes
+from diffpolicy_envs.experts.pusht_search import Costs, agent_fits, find_first_push
 from diffpolicy_envs.experts.pusht_table import (
     DIRECTIONS_RAD,
     GOAL,
@@ -59,10 +59,9 @@ def decide(
     is_last = stroke is not None
     if stroke is None:
         close = misfit(pose[0], pose[1], pose[2]) < _FINE_PX
-        pushes = find_pushes(table, pose, lengths, costs, _FINE_TOLERANCE_PX if close else _TOLERANCE_PX)
-        if pushes is None:
+        push = find_first_push(table, pose, lengths, costs, _FINE_TOLERANCE_PX if close else _TOLERANCE_PX)
+        if push is None:
             return None
-        push = pushes[0]
         stroke = Stroke(push.contact, 0.0, DIRECTIONS_RAD[push.turn], PUSH_LENGTHS_PX[push.length])
     start = table.starts[stroke.contact]
     way = routes.route_points(local_agent, start, int(last_nodes[stroke.contact]), previous, table.nodes)

@@ -113,11 +113,26 @@ def routes_from(
     both are DIRECT or UNREACHABLE where there is none. Nodes that are not `usable` [n_nodes] are left out.
     """
     lengths, last_nodes = np.full(len(starts), np.inf), np.full(len(starts), UNREACHABLE)
+    costs, previous = _ways_to_nodes(agent, nodes, node_to_node, usable)
+    room = min(clearance(agent[0], agent[1])[0], ROUTE_CLEARANCE_PX) - 0.5
+    for start in range(len(starts)):
+        if is_clear(agent, starts[start], room):
+            lengths[start] = math.hypot(agent[0] - starts[start, 0], agent[1] - starts[start, 1])
+            last_nodes[start] = DIRECT
+        for node in range(len(nodes)):
+            if costs[node] + node_to_start[node, start] < lengths[start]:
+                lengths[start] = costs[node] + node_to_start[node, start]
+                last_nodes[start] = node
+    return lengths, last_nodes, previous
+
+
+@compiled
+def _ways_to_nodes(agent, nodes, node_to_node, usable):
+    """Lengths [n_nodes] (px) of the shortest ways from the agent [2], and the node before each, as above."""
     costs, previous = np.full(len(nodes), np.inf), np.full(len(nodes), UNREACHABLE)
     lifted_x, lifted_y = lifted(agent[0], agent[1])
     lift = math.hypot(lifted_x - agent[0], lifted_y - agent[1])
     origin = np.array([lifted_x, lifted_y])
-    room = min(clearance(agent[0], agent[1])[0], ROUTE_CLEARANCE_PX) - 0.5
     for node in range(len(nodes)):
         if usable[node] and is_clear(origin, nodes[node], ROUTE_CLEARANCE_PX):
             costs[node] = lift + math.hypot(origin[0] - nodes[node, 0], origin[1] - nodes[node, 1])
@@ -132,15 +147,7 @@ def routes_from(
                     changed = True
         if not changed:
             break
-    for start in range(len(starts)):
-        if is_clear(agent, starts[start], room):
-            lengths[start] = math.hypot(agent[0] - starts[start, 0], agent[1] - starts[start, 1])
-            last_nodes[start] = DIRECT
-        for node in range(len(nodes)):
-            if costs[node] + node_to_start[node, start] < lengths[start]:
-                lengths[start] = costs[node] + node_to_start[node, start]
-                last_nodes[start] = node
-    return lengths, last_nodes, previous
+    return costs, previous
 
 
 def route_points(

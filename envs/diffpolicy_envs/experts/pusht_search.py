@@ -37,12 +37,11 @@ _ATTEMPTS = ((1.0, 60), (2.5, 200), (6.0, 200))
 
 @dataclass(frozen=True)
 class Push:
-    """Row numbers of the push table, and the pose [3] that the table says it leads to."""
+    """Row numbers of the push table."""
 
     contact: int
     turn: int
     length: int
-    outcome: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class Costs:
     push_speed_px: float
 
 
-def find_pushes(
+def find_first_push(
     table: PushTable, pose: np.ndarray, route_px: np.ndarray, costs: Costs, tolerance_px: float
-) -> list[Push] | None:
-    """The pushes that bring `pose` [3] to within `tolerance_px` of the goal; None where none are found.
+) -> Push | None:
+    """The first of the pushes that bring `pose` [3] to within `tolerance_px` of the goal; None where none are found.
 
     route_px [n] is the agent's way to each contact now, infinite where that one cannot be used first.
     """
@@ -66,7 +65,7 @@ def find_pushes(
         options = np.array([costs.free_speed_px, costs.push_speed_px, weight, tolerance_px])
         found = _beam_search(pose, route_px, pushes, options, width)
         if len(found):
-            return [Push(int(row[0]), int(row[1]), int(row[2]), row[3:6].copy()) for row in found]
+            return Push(int(found[0]), int(found[1]), int(found[2]))
     return None
 
 
@@ -111,7 +110,7 @@ def agent_fits(x: float, y: float) -> bool:
 
 @compiled
 def _beam_search(pose, route_px, pushes, options, width):
-    """Rows (contact, turn, length, pose after it [3]) of the best sequence, first push first; none if it fails."""
+    """The first push (contact, turn, length) of the best sequence; empty if none reaches the goal."""
     rows = np.zeros((1 + _MAX_DEPTH * width, 9))
     rows[0, :3], rows[0, 3], rows[0, 8] = pose, -1.0, -1.0
     first, last = 0, 1
@@ -126,8 +125,8 @@ def _beam_search(pose, route_px, pushes, options, width):
         if first == last:
             break
     if pool.tally[2] == np.inf:
-        return np.zeros((0, 6))
-    return _trace(rows, pool.best_row)
+        return np.zeros(0)
+    return _first_push(rows, pool.best_row)
 
 
 @compiled
@@ -215,12 +214,9 @@ def _select(pool, rows, last, width):
 
 
 @compiled
-def _trace(rows, last_row):
-    """The pushes from the root to `last_row`: (contact, turn, length, pose [3]) each."""
-    found = np.zeros((_MAX_DEPTH, 6))
-    row, depth = last_row, 0
-    while row[8] >= 0.0:
-        found[depth, :3], found[depth, 3:6] = row[5:8], row[:3]
+def _first_push(rows, last_row):
+    """The first push (contact, turn, length) on the way from the root, row 0, to `last_row`."""
+    row = last_row
+    while row[8] > 0.0:
         row = rows[int(row[8])]
-        depth += 1
-    return found[:depth][::-1].copy()
+    return row[5:8].copy()
