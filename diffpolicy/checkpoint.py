@@ -9,6 +9,7 @@ safetensors loads a flipped bit in silence, so every file is hashed and verified
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -69,7 +70,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(f"checkpoint: {path} has format_version {version!r}, this version reads {FORMAT_VERSION}")
-    if content.get("sha256", {}).get(CONFIG) != _config_hash(content):
+    hashes = content.get("sha256")
+    if not isinstance(hashes, dict) or hashes.get(CONFIG) != _config_hash(content):
         raise ValueError(f"checkpoint: {path} does not match its own SHA-256; it was changed or damaged")
     return content
 
@@ -94,10 +96,17 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def resolve(path: Path) -> Path:
-    """Follow a text pointer (`last` where the file system has no links) to the folder it names."""
-    if path.is_file():
-        return path.parent / path.read_text(encoding="utf-8").strip()
-    return path
+    """Follow a text pointer (`last` where the file system has no links) to the folder it names.
+
+    Raises:
+        ValueError: a file that is no pointer.
+    """
+    if not path.is_file():
+        return path
+    name = path.read_bytes()[:256].decode("utf-8", errors="replace").strip()
+    if not re.fullmatch(r"[\w.-]+", name) or not (path.parent / name).is_dir():
+        raise ValueError(f"checkpoint: {path} is a file, expected a folder such as RUN/checkpoints/last")
+    return path.parent / name
 
 
 def point(link: Path, target: Path) -> None:

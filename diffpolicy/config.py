@@ -23,7 +23,7 @@ class DiffusionConfig:
     num_levels: int = 100
     beta_start: float = 1e-4  # schedule linear
     beta_end: float = 2e-2  # schedule linear
-    parameterization: str = "epsilon"
+    parameterization: str = "clean"
 
 
 @dataclass
@@ -85,7 +85,7 @@ class TrainerConfig:
 
     steps: int = 5000
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 200
     weight_decay: float = 1e-6
     betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
@@ -142,8 +142,8 @@ class EvaluateConfig:
 
     checkpoint: str
     task: str | None = None  # refuse a checkpoint of another task
+    env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
     data: Any = None  # comes with the task, not used
-    env: Any = None  # likewise: the checkpoint knows its env
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     episodes: int = 50
     seed: int = 100_000

@@ -52,8 +52,12 @@ class PolicyController:
             mask: [batch], which robots begin anew; all by default. The others go on, and their seeds are not read.
         """
         if mask is None:
+            if self.inference_batch is not None and len(seeds) > self.inference_batch:
+                raise ValueError(f"reset: {len(seeds)} robots, expected at most inference_batch {self.inference_batch}")
             self._begin(len(seeds))
             mask = np.ones(len(seeds), dtype=bool)
+        elif mask.dtype != np.bool_:
+            raise ValueError(f"reset: mask is {mask.dtype}, expected bool, one per robot")
         if not len(mask) == len(seeds) == len(self._generators):
             raise ValueError(
                 f"reset: {len(seeds)} seeds, mask of {len(mask)}, expected {len(self._generators)} of each"

@@ -41,7 +41,7 @@ def record_videos(
 ) -> list[Episode]:
     """The same episodes again, rendered into `folder`; bit-equal to those of `evaluate`."""
     controller = PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch)
-    vector_env = make_vector_env(env, len(seeds), render_mode="rgb_array")
+    vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
     recorder = VideoRecorder(folder, list(seeds))
     try:
         return rollout(controller, vector_env, seeds, env.reset_options, on_step=recorder)
@@ -63,7 +63,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 30) -> dict[str, float]:
+def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 100) -> dict[str, float]:
     """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up."""
     config = policy.config
     observation = {key: torch.zeros(1, config.window.n_obs_steps, dim) for key, dim in config.observations.items()}
@@ -76,8 +76,16 @@ def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 3
     return {f"p{q}": float(np.percentile(times[3:], q)) for q in (50, 95, 99)}
 
 
-def load_for_evaluation(checkpoint: str, task: str | None, device: torch.device) -> tuple[DiffusionPolicy, EnvConfig]:
-    """The policy of a checkpoint and the env that it was trained for.
+def check_evaluation(episodes: int, inference_batch: int) -> None:
+    """Raise ValueError on numbers that cannot work."""
+    if episodes < 1 or inference_batch < 1:
+        raise ValueError(f"evaluation: episodes {episodes} and inference_batch {inference_batch} must be at least 1")
+
+
+def load_for_evaluation(
+    checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
+) -> tuple[DiffusionPolicy, EnvConfig]:
+    """The policy of a checkpoint, and `env` or else the env that it was trained for.
 
     Raises:
         ValueError: the checkpoint is of another task than `task`, or its task has no env.
@@ -86,9 +94,9 @@ def load_for_evaluation(checkpoint: str, task: str | None, device: torch.device)
     found = policy.metadata.get("task")
     if task is not None and task != found:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
-    if policy.metadata.get("env") is None:
+    if env is None and policy.metadata.get("env") is None:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, which has no env to evaluate in")
-    return policy, EnvConfig(**policy.metadata["env"])
+    return policy, env or EnvConfig(**policy.metadata["env"])
 
 
 def report(

@@ -1,12 +1,12 @@
 """Where the numbers of a run go: metrics.jsonl, figures/curves.png and, if wished, Weights & Biases."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffpolicy.config import LoggerConfig
+from diffpolicy.files import write_text
 
 PANELS = {  # title -> the metrics drawn in it
     "loss": ("loss", "validation_loss"),
@@ -32,7 +32,7 @@ class Metrics:
         self._path = folder / "metrics.jsonl"
         self.rows = [row for row in _read(self._path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        self._path.write_text(text, encoding="utf-8")
+        write_text(self._path, text)
         self._wandb = _start_wandb(folder, logger, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -68,15 +68,6 @@ class Metrics:
             self._wandb.finish()
 
 
-def check_finite(step: int, loss: float) -> None:
-    """Raise FloatingPointError when training has diverged."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"training: loss is {loss} at step {step}; the last checkpoint is intact. Lower trainer.learning_rate "
-            "or look for outliers in the data"
-        )
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     """The whole rows; a line that a killed process left unfinished is dropped."""
     rows: list[dict[str, Any]] = []
@@ -96,4 +87,7 @@ def _start_wandb(folder: Path, logger: LoggerConfig, config: Mapping[str, Any]) 
     except ImportError as error:
         raise ValueError("logger: wandb is not installed; run: pip install 'diffpolicy[wandb]'") from error
     mode = "online" if logger.mode == "online" else "offline"
-    return wandb.init(project=logger.project, mode=mode, dir=str(folder), config=dict(config))
+    try:
+        return wandb.init(project=logger.project, mode=mode, dir=str(folder), config=dict(config))
+    except wandb.Error as error:
+        raise ValueError(f"logger: wandb does not start: {error}; without a login use logger.mode=offline") from error

@@ -55,7 +55,7 @@ class DiffusionPolicy(nn.Module):
         self.objective = build_objective(config.diffusion)
         self.encoder = LowDimEncoder(config.observations, config.window.n_obs_steps)
         self.network = build_network(config, self.encoder.condition_dim)
-        self.normalizers = nn.ModuleDict({key: Normalizer(dim) for key, dim in config.observations.items()})
+        self.normalizers = nn.ModuleList(Normalizer(config.observations[key]) for key in self.encoder.keys)
         self.action_normalizer = Normalizer(config.action_dim)
         self.register_buffer("levels", self.objective.table(), persistent=False)
         self._is_fitted = False
@@ -100,7 +100,7 @@ class DiffusionPolicy(nn.Module):
         """Sample a plan for every observation of the batch.
 
         Args:
-            observation: {key: [B, n_obs_steps, dim]}, physical units.
+            observation: {key: [B, n_obs_steps, dim]}, physical units; tensors or arrays.
             generators: one per row of the batch, on the CPU: a row's noise does not depend on its neighbours.
             sampler: from `sampler`; DDIM with 10 steps by default.
             constrain: applied to every clean estimate in physical units, and once more to the plan that is
@@ -108,20 +108,21 @@ class DiffusionPolicy(nn.Module):
 
         Raises:
             ValueError: an observation that is missing, unknown, of the wrong shape or not finite; a number of
-                generators other than B; a plan that is not finite.
+                generators other than B; a clean estimate or plan that is not finite.
         """
         self._check_fitted()
-        self._check_observation(observation, len(generators))
+        observation = self._checked_observation(observation, len(generators))
         sampler = sampler or self.sampler(SamplerConfig())
-        condition = self._encode({key: value.to(self.device) for key, value in observation.items()})
+        condition = self._encode(observation)
         shape = (len(sampler) + 1, self.config.window.horizon, self.config.action_dim)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators], dim=1)
         denoise = self.objective.denoiser(self.network, condition)
-        normalised = reverse(denoise, sampler, noise.to(self.device), self._projection(constrain))
-        plan = self.action_normalizer.inverse(normalised)
+        finite: list[Tensor] = []  # of every estimate before the constraint, which could hide a NaN
+        project = self._projection(constrain, finite)
+        plan = self.action_normalizer.inverse(reverse(denoise, sampler, noise.to(self.device), project))
         if constrain is not None:
-            plan = self._keep_past(plan, constrain(plan, sampler.rows[-1]))
-        if not bool(plan.isfinite().all()):
+            plan = self._constrain(constrain, plan, sampler.rows[-1])
+        if not bool(torch.stack([*finite, plan.isfinite().all()]).all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         present = self.config.window.n_obs_steps - 1
         return ActionChunk(plan[:, present : present + self.config.window.n_action_steps], plan)
@@ -142,7 +143,7 @@ class DiffusionPolicy(nn.Module):
             FileNotFoundError: no checkpoint there.
             ValueError: damaged, or tensors missing, unknown or of the wrong shape.
         """
-        path = checkpoint.resolve(Path(folder))
+        path = checkpoint.resolve(Path(folder).expanduser())
         content = checkpoint.read_config(path)
         policy = cls(_policy_config(content["policy"]))
         policy.metadata = {k: v for k, v in content.items() if k not in ("policy", "sha256", "format_version")}
@@ -153,25 +154,34 @@ class DiffusionPolicy(nn.Module):
         return policy.to(device).eval()
 
     def _observation_normalizers(self) -> dict[str, Normalizer]:
-        return {key: module for key, module in self.normalizers.items() if isinstance(module, Normalizer)}
+        modules = zip(self.encoder.keys, self.normalizers, strict=True)
+        return {key: module for key, module in modules if isinstance(module, Normalizer)}
 
     def _encode(self, observations: Mapping[str, Tensor]) -> Tensor:
         normalizers = self._observation_normalizers()
         return self.encoder({key: normalizers[key](observations[key]) for key in normalizers})
 
-    def _projection(self, constrain: Constrain | None) -> Project:
+    def _projection(self, constrain: Constrain | None, finite: list[Tensor]) -> Project:
         """To the data's limits, then to what the user demands, so that the demand is met last."""
         clip_to_data = clip(-1.0, 1.0) if self.config.normalizer == "limits" else None
 
         def project(clean: Tensor, row: Row) -> Tensor:
+            finite.append(clean.isfinite().all())
             if clip_to_data is not None:
                 clean = clip_to_data(clean, row)
             if constrain is None:
                 return clean
-            plan = self.action_normalizer.inverse(clean)
-            return self._keep_past(clean, self.action_normalizer(constrain(plan, row)))
+            plan = self._constrain(constrain, self.action_normalizer.inverse(clean), row)
+            return self._keep_past(clean, self.action_normalizer(plan))
 
         return project
+
+    def _constrain(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor:
+        """What the user's function makes of the plan from the present on; it may work in place."""
+        constrained = constrain(plan.clone(), row)
+        if constrained.shape != plan.shape:
+            raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
+        return self._keep_past(plan, constrained)
 
     def _keep_past(self, before: Tensor, after: Tensor) -> Tensor:
         present = self.config.window.n_obs_steps - 1
@@ -188,7 +198,9 @@ class DiffusionPolicy(nn.Module):
             )
         self._is_fitted = True
 
-    def _check_observation(self, observation: Mapping[str, Tensor], batch: int) -> None:
+    def _checked_observation(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+        """The observation as float32 on the policy's device."""
+        observation = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in observation.items()}
         expected = self.config.observations
         if set(observation) != set(expected):
             raise ValueError(f"observation: keys are {sorted(observation)}, expected {sorted(expected)}")
@@ -201,6 +213,7 @@ class DiffusionPolicy(nn.Module):
                 )
             if not bool(observation[key].isfinite().all()):
                 raise ValueError(f"observation: {key} has NaN or infinite values")
+        return {key: value.to(self.device) for key, value in observation.items()}
 
 
 def _policy_config(content: Mapping[str, Any]) -> PolicyConfig:
@@ -212,10 +225,12 @@ def _policy_config(content: Mapping[str, Any]) -> PolicyConfig:
 
 
 def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the two have the same names and shapes."""
+    """Raise ValueError unless the two have the same names, shapes and dtypes."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         raise ValueError(f"{where}: missing tensors {missing}, unknown tensors {extra}")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise ValueError(f"{where}: {name} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
+        if found[name].dtype != tensor.dtype:
+            raise ValueError(f"{where}: {name} is {found[name].dtype}, expected {tensor.dtype}")

@@ -40,6 +40,15 @@ def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = 
         raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
 
 
+def check_env(config: EnvConfig) -> None:
+    """Raise ValueError unless the task's env can be made and reset."""
+    env = make_vector_env(config, 1)
+    try:
+        env.reset(seed=0, options=dict(config.reset_options))
+    finally:
+        env.close()
+
+
 def rollout(
     controller: PolicyController,
     env: VectorEnv,
@@ -58,9 +67,9 @@ def rollout(
     tick = 0
     while slots.any_left:
         if tick % controller.policy.config.window.n_action_steps == 0 and (fresh := slots.refill()).any():
-            first = observation is None
-            observation, _ = _reset(env, slots.seeds(), reset_options, fresh)
-            controller.reset(slots.seeds(), None if first else fresh)
+            is_first = observation is None
+            observation, _ = _reset(env, slots.seeds(), reset_options, fresh | is_first)
+            controller.reset(slots.seeds(), None if is_first else fresh)
         if on_step:
             on_step(env, slots.episode, slots.score)
         action = controller.select_action(_by_key(observation, controller))
@@ -70,14 +79,9 @@ def rollout(
         slots.record(reward)
         if on_step and (done & slots.is_active).any():
             on_step(env, np.where(done, slots.episode, -1), slots.score)
-        for slot in np.flatnonzero(done & slots.is_active):
-            seed = int(seeds[slots.episode[slot]])
-            results[slots.episode[slot]] = Episode(
-                seed, float(slots.score[slot]), bool(success[slot]), int(slots.length[slot])
-            )
-        if (
-            done.any()
-        ):  # an ended env must be reset before it can step on; what it does until its refill is not recorded
+        for slot in np.flatnonzero(done & slots.is_active).tolist():
+            results[slots.episode[slot]] = slots.result(slot, bool(success[slot]))
+        if done.any():  # an ended env must be reset before it can step; until its refill nothing of it is recorded
             observation, _ = _reset(env, slots.seeds(), reset_options, done)
             slots.release(done)
         tick += 1
@@ -122,6 +126,9 @@ class _Slots:
     def record(self, reward: npt.NDArray[np.float64]) -> None:
         self.score = np.maximum(self.score, reward)
         self.length += 1
+
+    def result(self, slot: int, success: bool) -> Episode:
+        return Episode(self._slot_seeds[slot], float(self.score[slot]), success, int(self.length[slot]))
 
     def release(self, done: npt.NDArray[np.bool_]) -> None:
         self.episode[done] = -1

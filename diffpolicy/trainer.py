@@ -11,57 +11,60 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from diffpolicy import checkpoint
 from diffpolicy.batches import WindowBatches, mixed_seed
-from diffpolicy.config import PolicyConfig, TrainConfig, TrainerConfig
+from diffpolicy.config import PolicyConfig, TrainConfig
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.sources import find_data_set
 from diffpolicy.data.windows import split_episodes
+from diffpolicy.device import choose_device
 from diffpolicy.ema import Ema
-from diffpolicy.evaluation import evaluate, summarize
-from diffpolicy.metrics import Metrics, check_finite, check_logger
+from diffpolicy.evaluation import check_evaluation, evaluate, summarize
+from diffpolicy.metrics import Metrics, check_logger
 from diffpolicy.policy import DiffusionPolicy, check_tensors
+from diffpolicy.rollout import check_env
+from diffpolicy.trainer_settings import check_same_settings, check_trainer, settings_of_run
 
 VALIDATION_WINDOWS = 1024
-RESUMABLE = ("task", "data", "window", "model", "diffusion", "trainer", "seed")
 
 
 class Trainer:
     """Trains a policy as `config` says, in the run folder `folder`.
 
     Raises:
-        ValueError: settings or data that do not fit, a loss that is not finite (FloatingPointError), a checkpoint
-            of other settings on resume.
+        ValueError: settings or data that do not fit, a checkpoint of other settings on resume.
         FileNotFoundError: no data, or nothing to resume.
+        FloatingPointError: a loss or gradient that is not finite.
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         check_trainer(config.trainer)
         check_logger(config.logger)
+        check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch)
+        if config.env is not None:
+            check_env(config.env)
         self.config = config
         self.folder = folder
         self.device = choose_device(config.device)
-        torch.manual_seed(config.seed)
         data = _load(config)
-        self.policy = DiffusionPolicy(policy_config(config, data))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.policy = DiffusionPolicy(_policy_config(config, data))
         self.policy.sampler(config.sampler)  # refuse what cannot be sampled before any work
         self.policy.fit_normalizers(data.observations, data.actions)
-        self.policy.metadata = {
-            "task": config.task,
-            "env": config.env and asdict(config.env),
-            "training": settings(config),
-        }
+        self.settings = settings_of_run(config, data)
+        self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.to(self.device)
         train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
-        arguments = (config.window, config.trainer.batch_size, config.seed, self.device)
-        self.batches = WindowBatches(data, train, *arguments)
-        self.validation = (
-            WindowBatches(data, validation, *arguments).first(VALIDATION_WINDOWS) if len(validation) else None
-        )
+        self.batches = self._windows("training", data, train)
+        self.validation = None
+        if len(validation):
+            self.validation = self._windows("validation", data, validation).first(VALIDATION_WINDOWS)
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
@@ -78,27 +81,40 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in (self.folder / "checkpoints").glob(".step_*"):  # writes that were killed
+            shutil.rmtree(stale, ignore_errors=True)
         trainer = self.config.trainer
         metrics = Metrics(self.folder, self.config.logger, asdict(self.config), self.step)
         bar = tqdm(total=trainer.steps, initial=self.step, desc=self.config.task, unit="step", dynamic_ncols=True)
         losses: list[Tensor] = []
+        grad_norms: list[Tensor] = []
+        reports = (trainer.log_every, trainer.validate_every, trainer.evaluate_every, trainer.checkpoint_every)
         with contextlib.closing(metrics), bar:
             while self.step < trainer.steps:
                 loss, grad_norm = self._train_step()
                 losses.append(loss)
+                grad_norms.append(grad_norm)
                 self.step += 1
                 bar.update()
+                if any(map(self._is_due, reports)):
+                    _check_finite(self.step, losses, grad_norms)
                 if self._is_due(trainer.log_every):
-                    mean_loss = float(torch.stack(losses).mean())
-                    check_finite(self.step, mean_loss)
+                    values = {"loss": _mean(losses), "learning_rate": self._learning_rate(self.step - 1)}
+                    metrics.write(self.step, {**values, "grad_norm": _mean(grad_norms)})
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                     losses.clear()
-                    values = {"loss": mean_loss, "learning_rate": self._learning_rate(self.step - 1)}
-                    metrics.write(self.step, {**values, "grad_norm": float(grad_norm)})
-                    bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+                    grad_norms.clear()
                 self._validate_and_evaluate(metrics, bar)
                 if self._is_due(trainer.checkpoint_every):
                     self._save()
             metrics.plot()
+
+    def _windows(self, split: str, data: Demonstrations, episodes: np.ndarray) -> WindowBatches:
+        config = self.config
+        try:
+            return WindowBatches(data, episodes, config.window, config.trainer.batch_size, config.seed, self.device)
+        except ValueError as error:
+            raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss and the gradient norm stay on the device."""
@@ -161,9 +177,9 @@ class Trainer:
             self.ema.policy.metadata = {**self.policy.metadata, "step": self.step}
             tensors = {"model": self.ema.policy.state_dict(), "training_state": self._training_state()}
             checkpoint.write(folder, self.ema.policy.checkpoint_config(), tensors)
-        checkpoint.point(folder.parent / "last", folder)
-        if is_best:
+        if is_best:  # before `last`: a run that is resumed from there must not have to choose it again
             checkpoint.point(folder.parent / "best", folder)
+        checkpoint.point(folder.parent / "last", folder)
 
     def _training_state(self) -> dict[str, Tensor]:
         state = {f"model.{name}": value for name, value in self.policy.state_dict().items()}
@@ -175,7 +191,7 @@ class Trainer:
         """Go on from checkpoints/last as if there had been no interruption."""
         folder = checkpoint.resolve(self.folder / "checkpoints" / "last")
         content = checkpoint.read_config(folder)
-        _check_same_settings(content["training"], settings(self.config))
+        check_same_settings(content["training"], self.settings)
         self.ema.policy.load_state_dict(checkpoint.read_tensors(folder, "model"))
         state = checkpoint.read_tensors(folder, "training_state")
         weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
@@ -189,12 +205,18 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step = int(content["step"])
         self.best_score = float(state["best_score"])
-        for stale in (folder.parent).glob(".step_*"):  # a write that was killed
-            shutil.rmtree(stale, ignore_errors=True)
 
 
-def policy_config(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
-    """The policy that these settings and data call for."""
+def _load(config: TrainConfig) -> Demonstrations:
+    data = config.data
+    if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
+        raise ValueError(
+            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
+        )
+    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
+
+
+def _policy_config(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
     return PolicyConfig(
         observations={key: value.shape[1] for key, value in data.observations.items()},
         action_dim=data.actions.shape[1],
@@ -205,54 +227,15 @@ def policy_config(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
     )
 
 
-def settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings on which the weights depend; a resumed run must have the same."""
-    return {key: value for key, value in asdict(config).items() if key in RESUMABLE}
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack(values).mean())
 
 
-def check_trainer(trainer: TrainerConfig) -> None:
-    """Raise ValueError on settings that cannot work."""
-    for name in ("steps", "batch_size", "log_every", "validate_every", "evaluate_every", "checkpoint_every"):
-        if getattr(trainer, name) < 1:
-            raise ValueError(f"trainer: {name} {getattr(trainer, name)} must be at least 1")
-    if not trainer.learning_rate > 0:
-        raise ValueError(f"trainer: learning_rate {trainer.learning_rate} must be above 0")
-    if trainer.precision not in ("float32", "bfloat16"):
-        raise ValueError(f"trainer: precision {trainer.precision!r} must be float32 or bfloat16")
-    if len(trainer.betas) != 2:
-        raise ValueError(f"trainer: betas {list(trainer.betas)} must be two numbers")
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is cuda, mps or cpu, the first there is."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, is_there in available.items() if is_there))
-    if not available.get(name.split(":")[0], False):
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ValueError(f"device: {name!r} is not available, expected auto or one of {there}")
-    return torch.device(name)
-
-
-def _load(config: TrainConfig) -> Demonstrations:
-    data = config.data
-    if not isinstance(data.observations, dict):
-        raise ValueError(
-            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
+def _check_finite(step: int, losses: list[Tensor], grad_norms: list[Tensor]) -> None:
+    """Before anything is evaluated or saved: weights are finite as long as these are."""
+    loss, grad_norm = _mean(losses or [torch.zeros(())]), _mean(grad_norms or [torch.zeros(())])
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise FloatingPointError(
+            f"training: loss {loss}, gradient norm {grad_norm} at step {step}; the last checkpoint is intact. "
+            "Lower trainer.learning_rate or look for outliers in the data"
         )
-    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
-
-
-def _check_same_settings(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    different = sorted(_flatten(found).items() ^ _flatten(expected).items())
-    if different:
-        names = ", ".join(sorted({name for name, _ in different}))
-        raise ValueError(
-            f"resume: the checkpoint was trained with other settings of {names}; give the same, or a new folder"
-        )
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: repr(value)}
-    return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".strip(".")).items()}

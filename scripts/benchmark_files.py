@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffpolicy.files import write_text
+
 
 def write_rows(folder: Path, name: str, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """`document` as FOLDER/NAME.json; `rows`, which have the same keys, as FOLDER/NAME.csv."""
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(document, indent=2))
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

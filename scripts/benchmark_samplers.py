@@ -4,6 +4,7 @@ The same seeds for every line; score and success with 95 % intervals, latency of
 benchmark_samplers.json, .csv, .md and .png.
 """
 
+import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from cli import command
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from diffpolicy.config import SamplerConfig
-from diffpolicy.evaluation import load_for_evaluation, report
-from diffpolicy.trainer import choose_device
+from diffpolicy.config import EnvConfig, SamplerConfig
+from diffpolicy.device import choose_device
+from diffpolicy.evaluation import check_evaluation, load_for_evaluation, report
+from diffpolicy.files import write_text
+from diffpolicy.intervals import bootstrap_interval
 
 NAME = "benchmark_samplers"
 
@@ -26,8 +29,8 @@ class BenchmarkSamplersConfig:
 
     checkpoint: str
     task: str | None = None
+    env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
     data: Any = None  # comes with the task, not used
-    env: Any = None  # likewise: the checkpoint knows its env
     samplers: dict[str, list[int]] = field(default_factory=dict)
     episodes: int = 100
     seed: int = 100_000
@@ -38,29 +41,33 @@ class BenchmarkSamplersConfig:
 @command(NAME, BenchmarkSamplersConfig)
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     samplers = [SamplerConfig(name, steps) for name, counts in config.samplers.items() for steps in counts]
-    if not samplers or config.episodes < 1:
-        raise ValueError(f"{len(samplers)} samplers and {config.episodes} episodes, expected at least 1 of each")
-    policy, env = load_for_evaluation(config.checkpoint, config.task, choose_device(config.device))
+    check_evaluation(config.episodes, config.inference_batch)
+    if not samplers:
+        raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
+    policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, choose_device(config.device))
     for sampler in samplers:
         policy.sampler(sampler)  # refuse what cannot be sampled before any work
     seeds = range(config.seed, config.seed + config.episodes)
     reports = [
         report(policy, env, sampler, seeds, config.inference_batch) for sampler in tqdm(samplers, unit="sampler")
     ]
-    rows = [row(one) for one in reports]
+    rows = [row(one, reports[0]) for one in reports]
     write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
-    (folder / f"{NAME}.md").write_text(table := markdown(rows), encoding="utf-8")
+    write_text(folder / f"{NAME}.md", table := markdown(rows))
     plot(rows, folder / f"{NAME}.png")
     print(f"{table}\n{folder / NAME}.json")
 
 
-def row(report: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table."""
+def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table; `difference` is to the reference's score on the same seeds, with a paired interval."""
+    pairs = zip(report["episodes"], reference["episodes"], strict=True)
+    differences = [own["score"] - other["score"] for own, other in pairs]
     return {
         "sampler": report["sampler"]["name"],
         "steps": report["steps"],
         "n_episodes": report["n_episodes"],
         **_with_interval("score", report["mean_score"], report["score_ci95"]),
+        **_with_interval("difference", statistics.mean(differences), bootstrap_interval(differences)),
         **_with_interval("success", report["success_rate"], report["success_ci95"]),
         **{f"latency_{key}_ms": value for key, value in report["latency_ms"].items()},
     }
@@ -72,12 +79,17 @@ def _with_interval(name: str, value: float, interval: tuple[float, float]) -> di
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as it stands in the README."""
-    lines = ["| sampler | steps | mean score | success | ms a chunk, p50 / p95 |", "|---|---|---|---|---|"]
+    first = f"{rows[0]['sampler'].upper()}-{rows[0]['steps']}"
+    lines = [
+        f"| sampler | steps | mean score | score minus {first} | success | ms a chunk, p50 / p95 |",
+        "|---" * 6 + "|",
+    ]
     for r in rows:
         score = f"{r['score']:.3f} [{r['score_low']:.3f}, {r['score_high']:.3f}]"
+        lost = f"{r['difference']:+.3f} [{r['difference_low']:+.3f}, {r['difference_high']:+.3f}]"
         success = f"{r['success']:.0%} [{r['success_low']:.0%}, {r['success_high']:.0%}]"
         latency = f"{r['latency_p50_ms']:.1f} / {r['latency_p95_ms']:.1f}"
-        lines.append(f"| {r['sampler'].upper()} | {r['steps']} | {score} | {success} | {latency} |")
+        lines.append(f"| {r['sampler'].upper()} | {r['steps']} | {score} | {lost} | {success} | {latency} |")
     return "\n".join(lines) + "\n"
 
 

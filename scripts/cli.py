@@ -14,13 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 Config = TypeVar("Config")
 CONFIGS = str(Path(__file__).parent.parent / "configs")
-USER_ERRORS = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, OmegaConfBaseException)
 
 
 def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path], None]], Callable[[], None]]:
     """Run a function with configs/NAME.yaml, checked against `schema`, and the run's folder.
 
-    An error that the user can mend is printed as one line; the exit status is 1.
+    An error that the user can mend is printed as one line; the exit status is 1, and 130 after Ctrl-C.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
@@ -34,6 +34,9 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
             except USER_ERRORS as error:
                 print(f"error: {str(error).strip()}", file=sys.stderr)
                 sys.exit(1)
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
 
         return main
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from cli import command
 
 from diffpolicy.config import EvaluateConfig
-from diffpolicy.evaluation import load_for_evaluation, record_videos, report
-from diffpolicy.trainer import choose_device
+from diffpolicy.device import choose_device
+from diffpolicy.evaluation import check_evaluation, load_for_evaluation, record_videos, report
+from diffpolicy.files import write_text
 
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig, folder: Path) -> None:
-    if config.episodes < 1 or config.videos < 0:
-        raise ValueError(f"episodes {config.episodes} must be at least 1, videos {config.videos} at least 0")
-    policy, env = load_for_evaluation(config.checkpoint, config.task, choose_device(config.device))
+    check_evaluation(config.episodes, config.inference_batch)
+    policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, choose_device(config.device))
     seeds = range(config.seed, config.seed + config.episodes)
     results = {"checkpoint": config.checkpoint, **report(policy, env, config.sampler, seeds, config.inference_batch)}
     path = folder / "results.json"
-    path.write_text(json.dumps(results, indent=2), encoding="utf-8")
-    if config.videos:
+    write_text(path, json.dumps(results, indent=2))
+    if config.videos > 0:
         record_videos(policy, env, config.sampler, seeds[: config.videos], config.inference_batch, folder / "videos")
     low, high = results["score_ci95"]
     low_rate, high_rate = results["success_ci95"]

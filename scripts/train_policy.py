@@ -1,23 +1,25 @@
 """Train a policy: python scripts/train_policy.py task=pusht"""
 
+import os
 from pathlib import Path
 
 from cli import command
 from omegaconf import OmegaConf
 
 from diffpolicy.config import TrainConfig
+from diffpolicy.files import write_text
 from diffpolicy.trainer import Trainer
 
 
 @command("train", TrainConfig)
 def main(config: TrainConfig, folder: Path) -> None:
-    has_checkpoint = (folder / "checkpoints").exists()
+    has_checkpoint = os.path.lexists(folder / "checkpoints" / "last")
     if has_checkpoint and not config.resume:
         raise ValueError(f"{folder} holds a run; add resume=true to go on with it, or choose another hydra.run.dir")
     if config.resume and not has_checkpoint:
-        raise ValueError(f"resume=true: no checkpoints in {folder}; name the run's folder with hydra.run.dir=DIR")
+        raise ValueError(f"resume=true: no checkpoint in {folder}; name the run's folder with hydra.run.dir=DIR")
     trainer = Trainer(config, folder)
-    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     trainer.run()
     print(f"checkpoint: {folder / 'checkpoints' / 'last'}")
 

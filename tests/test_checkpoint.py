@@ -66,10 +66,10 @@ def test_a_changed_setting_is_refused(folder: Path) -> None:
         DiffusionPolicy.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "\x00", '{"format_version": 1}'])
 def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|has format_version None)"):
+    with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|has format_version None|does not match)"):
         DiffusionPolicy.from_pretrained(folder)
 
 
@@ -96,6 +96,18 @@ def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: {**tensors, "network.head.1.bias": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"network\.head\.1\.bias has shape \[3\], expected \[2\]"):
         DiffusionPolicy.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_dtype_is_named(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "network.head.1.bias": torch.zeros(2, dtype=torch.float16)})
+    with pytest.raises(ValueError, match=r"network\.head\.1\.bias is torch\.float16, expected torch\.float32"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_file_in_place_of_the_folder_is_refused(folder: Path, file: str) -> None:
+    with pytest.raises(ValueError, match=r"is a file, expected a folder such as RUN/checkpoints/last"):
+        DiffusionPolicy.from_pretrained(folder / file)
 
 
 def test_missing_statistics_are_refused(folder: Path) -> None:

@@ -1,10 +1,24 @@
 """The controller: history, receding horizon, resets, one noise stream an episode."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from diffpolicy import DiffusionPolicy, PolicyController
+from diffpolicy.config import ModelConfig
+
+
+@pytest.fixture
+def policy_of_unet_small(small_policy: DiffusionPolicy) -> DiffusionPolicy:
+    """`small_policy` with the network of the default settings."""
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(dataclasses.replace(small_policy.config, model=ModelConfig()))
+    assert policy.config.model.widths == [32, 64, 128]
+    share = torch.linspace(0.0, 1.0, 100)[:, None]
+    policy.fit_normalizers({"position": share.expand(-1, 3), "goal": share.expand(-1, 2)}, 10.0 * share.expand(-1, 2))
+    return policy.eval()
 
 
 class Recorder:
@@ -65,19 +79,18 @@ def test_the_same_seed_gives_the_same_episode_and_another_seed_another(small_pol
     assert np.abs(episodes[0] - episodes[2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("slot", [0, 1, 6])
-def test_an_episode_is_bit_equal_alone_or_among_others(small_policy, slot: int) -> None:
-    controller = PolicyController(small_policy, inference_batch=8)
-    controller.reset(seeds=list(range(7)))
-    among = run(controller, 20, batch=7)[:, slot]
-    controller.reset(seeds=[slot])
-    alone = np.stack(
-        [
-            controller.select_action({key: value[slot : slot + 1] for key, value in observation(tick, 7).items()})
-            for tick in range(20)
-        ]
-    )[:, 0]
-    np.testing.assert_array_equal(alone, among)
+@pytest.mark.parametrize("inference_batch", [8, 64])  # from 64 on, the network's own kernels
+@pytest.mark.parametrize("policy", ["small_policy", "policy_of_unet_small"])
+def test_an_episode_is_bit_equal_alone_or_among_others(request, policy: str, inference_batch: int) -> None:
+    controller = PolicyController(request.getfixturevalue(policy), "ddim", 3, inference_batch=inference_batch)
+    robots = inference_batch - 1
+    controller.reset(seeds=list(range(robots)))
+    among = run(controller, 20, robots)
+    for slot in (0, 1, robots - 1):
+        controller.reset(seeds=[slot])
+        seen = [{key: value[[slot]] for key, value in observation(tick, robots).items()} for tick in range(20)]
+        alone = np.concatenate([controller.select_action(row) for row in seen])
+        np.testing.assert_array_equal(alone, among[:, slot])
 
 
 def test_a_masked_reset_restarts_one_robot_and_leaves_the_other(small_policy) -> None:
@@ -134,6 +147,10 @@ def test_a_reset_of_another_batch_size_is_refused(small_policy) -> None:
     controller.reset(seeds=[0, 1])
     with pytest.raises(ValueError, match="expected 2 of each"):
         controller.reset(seeds=[0], mask=np.array([True]))
+    with pytest.raises(ValueError, match="mask is int64, expected bool"):
+        controller.reset(seeds=[0, 1], mask=np.array([0, 1]))
+    with pytest.raises(ValueError, match="9 robots, expected at most inference_batch 8"):
+        PolicyController(small_policy, inference_batch=8).reset(seeds=list(range(9)))
     with pytest.raises(ValueError, match="steps 101 must be between 1 and 100"):
         PolicyController(small_policy, "ddim", 101)
     with pytest.raises(ValueError, match="'ddimm' is unknown, expected one of"):

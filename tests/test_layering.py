@@ -18,8 +18,20 @@ EXAMPLES = REPOSITORY / "examples"
 
 # From the ground up. A module imports from lower floors only; a folder counts as one module and may import itself.
 FLOORS = (
-    {"_version", "checkpoint", "config", "constraints", "data", "diffusion", "intervals", "networks", "video"},
-    {"batches", "build", "metrics"},
+    {
+        "_version",
+        "checkpoint",
+        "config",
+        "constraints",
+        "data",
+        "device",
+        "diffusion",
+        "files",
+        "intervals",
+        "networks",
+        "video",
+    },
+    {"batches", "build", "metrics", "trainer_settings"},
     {"policy"},
     {"controller", "ema"},
     {"rollout"},

@@ -87,11 +87,41 @@ def test_a_nan_from_a_constraint_never_leaves_the_policy(small_policy: Diffusion
         small_policy.predict_action_chunk(observation(), generators(), constrain=lambda plan, row: plan * NAN)
 
 
-def test_broken_weights_never_give_a_plan(small_policy: DiffusionPolicy) -> None:
+@pytest.mark.parametrize("constrain", [None, lambda plan, row: torch.where(plan < 4, plan, 4.0)])
+def test_broken_weights_never_give_a_plan_whatever_the_constraint_makes_of_it(constrain) -> None:
+    config = PolicyConfig({"goal": 2}, 2, window=WindowConfig(n_obs_steps=1))
+    policy = DiffusionPolicy(config)
+    policy.fit_normalizers({"goal": torch.eye(2)}, torch.eye(2))
     with torch.no_grad():
-        next(small_policy.network.parameters()).fill_(NAN)
+        next(policy.network.parameters()).fill_(NAN)
     with pytest.raises(ValueError, match="plan has NaN"):
-        small_policy.predict_action_chunk(observation(), generators())
+        policy.predict_action_chunk({"goal": torch.zeros(1, 1, 2)}, generators(1), constrain=constrain)
+
+
+def test_a_constraint_may_work_in_place(small_policy: DiffusionPolicy) -> None:
+    plans = [
+        small_policy.predict_action_chunk(observation(), generators(), constrain=constrain).plan
+        for constrain in (lambda plan, row: plan.clamp(4.0, 4.5), lambda plan, row: plan.clamp_(4.0, 4.5))
+    ]
+    torch.testing.assert_close(*plans, rtol=0, atol=0)
+
+
+def test_a_constraint_of_another_shape_is_refused(small_policy: DiffusionPolicy) -> None:
+    with pytest.raises(ValueError, match=r"constraint: returned shape \[2, 15, 2\], expected \[2, 16, 2\]"):
+        small_policy.predict_action_chunk(observation(), generators(), constrain=lambda plan, row: plan[:, 1:])
+
+
+def test_observations_may_be_arrays_of_float64(small_policy: DiffusionPolicy) -> None:
+    as_arrays = {key: value.double().numpy() for key, value in observation().items()}
+    plans = [small_policy.predict_action_chunk(o, generators()).plan for o in (observation(), as_arrays)]
+    torch.testing.assert_close(*plans, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["observation.state", "keys", "pop", "träger"])
+def test_an_observation_may_have_any_name(name: str) -> None:
+    policy = DiffusionPolicy(PolicyConfig({name: 2}, 2))
+    policy.fit_normalizers({name: torch.eye(2)}, torch.eye(2))
+    assert policy.predict_action_chunk({name: torch.zeros(1, 2, 2)}, generators(1)).plan.isfinite().all()
 
 
 def test_missing_statistics_raise() -> None:

@@ -20,22 +20,26 @@ def policy(tiny_checkpoint: Path) -> DiffusionPolicy:
     return DiffusionPolicy.from_pretrained(tiny_checkpoint)
 
 
-def run(policy: DiffusionPolicy, seeds: list[int], num_envs: int) -> list[Episode]:
-    controller = PolicyController(policy, policy.sampler(SAMPLER), inference_batch=8)
-    env = make_vector_env(PUSHT, num_envs)
+def run(policy: DiffusionPolicy, seeds: list[int], num_envs: int, inference_batch: int) -> list[Episode]:
+    """Short episodes, which end within a chunk of 8 actions, as the whole ones do."""
+    controller = PolicyController(policy, policy.sampler(SAMPLER), inference_batch=inference_batch)
+    env = make_vector_env(EnvConfig(PUSHT.id, {**PUSHT.kwargs, "max_episode_steps": 100}), num_envs)
     try:
         return rollout(controller, env, seeds, PUSHT.reset_options)
     finally:
         env.close()
 
 
-def test_the_same_seed_gives_the_bit_same_episode_alone_or_in_a_batch(policy: DiffusionPolicy) -> None:
+@pytest.mark.parametrize("inference_batch", [8, 64])  # from 64 on, the network's own kernels
+def test_the_same_seed_gives_the_bit_same_episode_alone_or_in_a_batch(
+    policy: DiffusionPolicy, inference_batch: int
+) -> None:
     seeds = [100, 101, 102, 103, 104]
-    together = run(policy, seeds, num_envs=5)
+    together = run(policy, seeds, 5, inference_batch)
     assert [episode.seed for episode in together] == seeds
     assert len({episode.score for episode in together}) == 5
-    assert [run(policy, [seed], num_envs=1)[0] for seed in seeds[:2]] == together[:2]
-    assert run(policy, seeds, num_envs=2) == together, "envs that take a second episode give the same results"
+    assert [run(policy, [seed], 1, inference_batch)[0] for seed in seeds[:2]] == together[:2]
+    assert run(policy, seeds, 2, inference_batch) == together, "envs that take a second episode give the same results"
 
 
 def test_the_score_is_the_largest_reward_of_the_episode(policy: DiffusionPolicy) -> None:
@@ -134,6 +138,6 @@ def test_a_checkpoint_of_another_task_or_without_env_is_refused(policy: Diffusio
     policy.metadata = {"task": "pusht", "env": None}
     policy.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="trained for task pusht, not reach"):
-        load_for_evaluation(str(tmp_path / "saved"), "reach", torch.device("cpu"))
+        load_for_evaluation(str(tmp_path / "saved"), "reach", None, torch.device("cpu"))
     with pytest.raises(ValueError, match="no env to evaluate in"):
-        load_for_evaluation(str(tmp_path / "saved"), None, torch.device("cpu"))
+        load_for_evaluation(str(tmp_path / "saved"), None, None, torch.device("cpu"))

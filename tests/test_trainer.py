@@ -23,8 +23,9 @@ from diffpolicy.config import (
 )
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.device import choose_device
 from diffpolicy.ema import Ema
-from diffpolicy.trainer import Trainer, choose_device
+from diffpolicy.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_a_resumed_run_ends_with_the_bit_same_weights(data_set: Path, tmp_path: 
 
 def test_resuming_with_other_settings_is_refused_by_name(data_set: Path, tmp_path: Path) -> None:
     Trainer(settings(data_set), tmp_path).run()
-    with pytest.raises(ValueError, match=r"other settings of trainer\.learning_rate"):
+    with pytest.raises(ValueError, match=r"trainer\.learning_rate 0\.001 in the checkpoint, 0\.5 given"):
         Trainer(settings(data_set, resume=True, trainer={"learning_rate": 0.5}), tmp_path)
 
 
@@ -125,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
             loss, norm = super()._train_step()
             return (loss * float("nan") if self.step >= 10 else loss), norm
 
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 12; the last checkpoint is intact"):
+    with pytest.raises(FloatingPointError, match=r"loss nan, .* at step 12; the last checkpoint is intact"):
         Diverging(settings(data_set), tmp_path).run()
     assert DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last").metadata["step"] == 8
 
@@ -146,7 +147,7 @@ def test_evaluation_during_training_picks_the_best(data_set: Path, tmp_path: Pat
     monkeypatch.setattr(module, "evaluate", evaluate)
     config = settings(
         data_set,
-        env=EnvConfig("unused"),
+        env=EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0"),
         evaluation=EvaluationConfig(episodes=2),
         trainer={"evaluate_every": 8},
     )
@@ -178,6 +179,10 @@ def test_bfloat16_autocast_trains(data_set: Path, tmp_path: Path) -> None:
         ({"trainer": {"steps": 0}}, "steps 0 must be at least 1"),
         ({"trainer": {"batch_size": -1}}, "batch_size -1"),
         ({"trainer": {"learning_rate": float("nan")}}, "learning_rate nan must be above 0"),
+        ({"trainer": {"max_grad_norm": -1.0}}, "max_grad_norm -1.0 must be above 0"),
+        ({"trainer": {"ema_max_decay": 1.5}}, "ema_max_decay 1.5 must be below 1"),
+        ({"evaluation": EvaluationConfig(episodes=0)}, "episodes 0"),
+        ({"env": EnvConfig("nowhere/Env-v0")}, "nowhere/Env-v0 .* cannot be made"),
         ({"trainer": {"precision": "int8"}}, "precision 'int8' must be float32 or bfloat16"),
         ({"trainer": {"betas": [0.9]}}, "betas"),
         ({"device": "tpu"}, "device: 'tpu' is not available, expected auto or one of .*cpu"),
@@ -241,3 +246,24 @@ def test_the_average_follows_its_definition(small_policy: DiffusionPolicy) -> No
 
 def test_auto_takes_a_device_that_is_there() -> None:
     assert choose_device("auto").type in ("cuda", "mps", "cpu")
+
+
+def test_a_nan_between_two_reports_is_never_saved(data_set: Path, tmp_path: Path) -> None:
+    class Diverging(Trainer):
+        def _train_step(self):
+            loss, norm = super()._train_step()
+            return loss, (norm * float("inf") if self.step == 9 else norm)
+
+    with pytest.raises(FloatingPointError, match=r"gradient norm inf at step 16"):
+        Diverging(settings(data_set, trainer={"log_every": 24}), tmp_path).run()
+    assert DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last").metadata["step"] == 8
+
+
+def test_other_data_under_the_same_path_is_refused_on_resume(tmp_path: Path, data_set: Path) -> None:
+    path = tmp_path / "data.zarr"
+    buffer = ReplayBuffer.open(data_set)
+    buffer.copy(path)
+    Trainer(settings(path), tmp_path / "run").run()
+    ReplayBuffer.open(path, mode="a").drop_episodes([3])
+    with pytest.raises(ValueError, match=r"data_sha256 .* in the checkpoint"):
+        Trainer(settings(path, resume=True), tmp_path / "run")

@@ -40,7 +40,8 @@ class Normalizer(nn.Module):
             center, radius = (high + low) / 2, (high - low) / 2
         else:
             center, radius = data.mean(0), data.std(0, correction=0)
-        resolution = 1e-6 * torch.maximum(low.abs(), high.abs())  # of float32: less is not variation
+        # Less is not variation: a millionth of a unit, or float32's resolution of the values.
+        resolution = 1e-6 * torch.maximum(low.abs(), high.abs()).clamp(min=1.0)
         scale = torch.where(high - low <= resolution, 1.0, 1.0 / radius)
         self.scale.copy_(scale)
         self.offset.copy_(-center * scale)
