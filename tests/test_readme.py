@@ -14,6 +14,9 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/data_format.md")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^python (scripts/\S+ .*?) *(?:#.*)?$", README, flags=re.MULTILINE)))
 
+FENCED = "".join(re.findall(r"```.*?```", README, flags=re.DOTALL))
+DATA = sorted(set(re.findall(r"(?<![\w/])data/[\w./-]+", FENCED)))
+
 
 def run(command: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=REPOSITORY, **options)
@@ -34,6 +37,15 @@ def test_its_commands_are_understood(command: str):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
     done = run([script, *settings, "--cfg", "job"], env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_data_that_its_commands_and_programs_name_exist():
+    assert "data/checkpoints/pusht_small" in DATA
+    assert [path for path in DATA if not (REPOSITORY / path).exists()] == []
+
+
+def test_it_has_no_placeholder_left():
+    assert re.findall(r"<!--.*", README) == []
 
 
 @pytest.mark.parametrize("page", PAGES)

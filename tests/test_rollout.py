@@ -20,12 +20,35 @@ def policy(tiny_checkpoint: Path) -> DiffusionPolicy:
     return DiffusionPolicy.from_pretrained(tiny_checkpoint)
 
 
-def run(policy: DiffusionPolicy, seeds: list[int], num_envs: int, inference_batch: int) -> list[Episode]:
-    """Short episodes, which end within a chunk of 8 actions, as the whole ones do."""
+class Recorder:
+    """A vector env, and the `OnStep` of its rollout, that remembers the actions of every episode."""
+
+    def __init__(self, env) -> None:
+        self.env, self.num_envs = env, env.num_envs
+        self.actions: dict[int, list[list[float]]] = {}
+
+    def __call__(self, env, episode: np.ndarray, score: np.ndarray) -> None:
+        self.episode = episode.copy()
+
+    def reset(self, **arguments):
+        return self.env.reset(**arguments)
+
+    def step(self, action: np.ndarray):
+        for slot in np.flatnonzero(self.episode >= 0):
+            self.actions.setdefault(int(self.episode[slot]), []).append(action[slot].tolist())
+        return self.env.step(action)
+
+
+def run(
+    policy: DiffusionPolicy, seeds: list[int], num_envs: int, inference_batch: int
+) -> list[tuple[Episode, list[list[float]]]]:
+    """Results and actions of short episodes, which end within a chunk of 8 actions, as the whole ones do."""
     controller = PolicyController(policy, policy.sampler(SAMPLER), inference_batch=inference_batch)
     env = make_vector_env(EnvConfig(PUSHT.id, {**PUSHT.kwargs, "max_episode_steps": 100}), num_envs)
+    recorder = Recorder(env)
     try:
-        return rollout(controller, env, seeds, PUSHT.reset_options)
+        episodes = rollout(controller, recorder, seeds, PUSHT.reset_options, on_step=recorder)
+        return [(episode, recorder.actions[i]) for i, episode in enumerate(episodes)]
     finally:
         env.close()
 
@@ -36,8 +59,10 @@ def test_the_same_seed_gives_the_bit_same_episode_alone_or_in_a_batch(
 ) -> None:
     seeds = [100, 101, 102, 103, 104]
     together = run(policy, seeds, 5, inference_batch)
-    assert [episode.seed for episode in together] == seeds
-    assert len({episode.score for episode in together}) == 5
+    assert [(episode.seed, episode.length, len(actions)) for episode, actions in together] == [
+        (seed, 100, 100) for seed in seeds
+    ]
+    assert len({str(actions[-1]) for _, actions in together}) == 5
     assert [run(policy, [seed], 1, inference_batch)[0] for seed in seeds[:2]] == together[:2]
     assert run(policy, seeds, 2, inference_batch) == together, "envs that take a second episode give the same results"
 

@@ -1,7 +1,9 @@
-"""The U-Net: the published one, name by name."""
+"""The U-Net: the published one, name by name and number by number."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from diffpolicy.networks.unet1d import UNet1d
 
@@ -85,6 +87,74 @@ def test_the_published_networks_weights_map_onto_ours(widths: tuple[int, ...], e
     ours = {published_name(name): tuple(value.shape) for name, value in network.state_dict().items()}
     assert ours == published_shapes(widths, embedding, observations=40, kernel=5)
     assert sum(value.numel() for value in network.parameters()) == parameters
+
+
+class Published:
+    """The forward pass of Diffusion Policy's ConditionalUnet1D on a dict of weights under their published names."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+
+    def layer(self, function, name: str, *inputs, **options) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return function(*inputs, weight=weight, bias=bias, **options)
+
+    def forward(self, x: Tensor, time: Tensor, observation: Tensor) -> Tensor:
+        condition = torch.cat([self.embedded(time), observation], dim=1)
+        x = x.permute(0, 2, 1)
+        skips = []
+        for level in range(LEVELS):
+            x = self.two_blocks(f"down_modules.{level}", x, condition)
+            skips.append(x)
+            if level < LEVELS - 1:
+                x = self.layer(F.conv1d, f"down_modules.{level}.2.conv", x, stride=2, padding=1)
+        x = self.two_blocks("mid_modules", x, condition)
+        for level in range(LEVELS - 1):
+            x = torch.cat((x, skips[LEVELS - 1 - level]), dim=1)
+            x = self.two_blocks(f"up_modules.{level}", x, condition)
+            x = self.layer(F.conv_transpose1d, f"up_modules.{level}.2.conv", x, stride=2, padding=1)
+        x = self.layer(F.conv1d, "final_conv.1", self.conv_block("final_conv.0", x))
+        return x.permute(0, 2, 1)
+
+    def embedded(self, time: Tensor) -> Tensor:
+        name = "diffusion_step_encoder"
+        half = self.weights[f"{name}.1.weight"].shape[1] // 2
+        powers = torch.arange(half, dtype=torch.float64) / (half - 1)
+        angles = time.outer((10_000.0**-powers).float().double())  # the published frequencies are float32
+        hidden = F.mish(self.layer(F.linear, f"{name}.1", torch.cat((angles.sin(), angles.cos()), dim=1)))
+        return self.layer(F.linear, f"{name}.3", hidden)
+
+    def two_blocks(self, name: str, x: Tensor, condition: Tensor) -> Tensor:
+        return self.residual_block(f"{name}.1", self.residual_block(f"{name}.0", x, condition), condition)
+
+    def residual_block(self, name: str, x: Tensor, condition: Tensor) -> Tensor:
+        out = self.conv_block(f"{name}.blocks.0", x)
+        film = self.layer(F.linear, f"{name}.cond_encoder.1", F.mish(condition)).reshape(len(x), 2, -1, 1)
+        scale, bias = film[:, 0], film[:, 1]
+        out = self.conv_block(f"{name}.blocks.1", scale * out + bias)
+        is_projected = f"{name}.residual_conv.weight" in self.weights
+        return out + (self.layer(F.conv1d, f"{name}.residual_conv", x) if is_projected else x)
+
+    def conv_block(self, name: str, x: Tensor) -> Tensor:
+        padding = self.weights[f"{name}.block.0.weight"].shape[2] // 2
+        out = self.layer(F.conv1d, f"{name}.block.0", x, padding=padding)
+        return F.mish(self.layer(F.group_norm, f"{name}.block.1", out, num_groups=8))
+
+
+@pytest.mark.parametrize("batch", [3, 64])  # from 64 on, the library's own kernels
+@pytest.mark.parametrize(("widths", "kernel"), [((16, 32, 64), 5), ((24, 8, 40), 3)])
+def test_the_output_is_the_published_networks(batch: int, widths: tuple[int, ...], kernel: int) -> None:
+    torch.manual_seed(0)
+    network = UNet1d(2, 6, widths, 16, kernel).double()
+    with torch.no_grad():
+        for parameter in network.parameters():  # no scale of 1 or bias of 0 that would hide a missing one
+            parameter += 0.1 * torch.randn_like(parameter)
+    x, condition = torch.randn(batch, 16, 2).double(), torch.randn(batch, 6).double()
+    time = torch.linspace(0, 99, batch, dtype=torch.float64)
+    published = Published({published_name(name): value for name, value in network.state_dict().items()})
+    found, expected = network(x, time, condition), published.forward(x, time, condition)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)  # float64 rounding through 25 layers
 
 
 def test_output_has_the_shape_of_the_input_and_depends_on_all_of_it() -> None:
