@@ -108,7 +108,7 @@ def test_a_resumed_run_ends_with_the_bit_same_weights(data_set: Path, tmp_path: 
 
 def test_resuming_with_other_settings_is_refused_by_name(data_set: Path, tmp_path: Path) -> None:
     Trainer(settings(data_set), tmp_path).run()
-    with pytest.raises(ValueError, match=r"trainer\.learning_rate 0\.001 in the checkpoint, 0\.5 given"):
+    with pytest.raises(ValueError, match=r"trainer\.learning_rate 0\.002 in the checkpoint, 0\.5 given"):
         Trainer(settings(data_set, resume=True, trainer={"learning_rate": 0.5}), tmp_path)
 
 
