@@ -42,6 +42,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shipped_checkpoint(tiny_checkpoint: Path) -> Path:
+def shipped_checkpoint() -> Path:
     """The checkpoint that comes with the repository."""
-    return tiny_checkpoint  # to become: REPOSITORY / "data" / "checkpoints" / "pusht_small"
+    return REPOSITORY / "data" / "checkpoints" / "pusht_small"

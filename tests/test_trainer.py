@@ -204,16 +204,6 @@ def test_missing_data_is_refused(tmp_path: Path) -> None:
         Trainer(settings(tmp_path / "nowhere.zarr"), tmp_path / "run")
 
 
-def test_wandb_offline_writes_a_run(data_set: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    config = settings(data_set, logger=LoggerConfig("wandb", "diffpolicy-test", "offline"), trainer={"steps": 8})
-    Trainer(config, tmp_path).run()
-    (run,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    content = run.read_bytes()
-    assert b"validation_loss" in content
-    assert b"grad_norm" in content
-
-
 def test_every_window_is_seen_once_an_epoch_and_batches_depend_on_the_step_alone() -> None:
     rows = torch.arange(40.0)[:, None]
     data = Demonstrations(rows, {"state": rows}, np.array([20, 40]))

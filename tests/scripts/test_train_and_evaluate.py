@@ -62,6 +62,17 @@ def test_own_data_trains_without_an_env_and_resumes(repository: Path, toy_data: 
     assert (folder / "checkpoints" / "last").readlink() == Path("step_6")
 
 
+def test_wandb_offline_records_the_metrics(repository: Path, toy_data: Path, tmp_path: Path) -> None:
+    arguments = ["task=custom", f"data.path={toy_data}", "data.observations={pose: [pose]}", *TINY]
+    arguments += ["trainer.steps=4", "trainer.log_every=2", f"hydra.run.dir={tmp_path}"]
+    result = run(repository, "train_policy.py", *arguments, "logger=wandb", "logger.mode=offline")
+    assert result.returncode == 0, result.stderr
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"validation_loss", b"grad_norm", b"learning_rate"):
+        assert name in content
+
+
 def test_a_run_folder_holds_what_it_promises(pusht_run: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "figures/curves.png", "checkpoints/last/model.safetensors"):
         assert (pusht_run / name).is_file(), name
@@ -132,7 +143,7 @@ EVALUATION_ERRORS = {
     "no checkpoint named": ([], "checkpoint"),
     "missing checkpoint": (["checkpoint=nowhere"], "no config.json in nowhere"),
     "another task": (["checkpoint={run}", "task=pusht_human"], "trained for task pusht, not pusht_human"),
-    "no episodes": (["checkpoint={run}", "episodes=0"], "episodes 0 must be at least 1"),
+    "no episodes": (["checkpoint={run}", "episodes=0"], "episodes 0 and inference_batch 64 must be at least 1"),
     "too many steps": (["checkpoint={run}", "sampler.steps=101"], "steps 101 must be between 1 and 100"),
     "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "expected one of ddim, ddpm"),
 }
