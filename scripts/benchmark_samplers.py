@@ -96,13 +96,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Score and success over the number of steps, with their intervals."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("score", "success"), strict=True):
+    titles = {"score": "mean score", "success": "success rate"}
+    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for sampler in dict.fromkeys(r["sampler"] for r in rows):
             own = [r for r in rows if r["sampler"] == sampler]
             values = [r[name] for r in own]
             errors = [[r[name] - r[f"{name}_low"] for r in own], [r[f"{name}_high"] - r[name] for r in own]]
             axes.errorbar([r["steps"] for r in own], values, yerr=errors, marker="o", capsize=3, label=sampler.upper())
-        axes.set(xscale="log", xlabel="network evaluations a chunk", ylabel=f"mean {name}", ylim=(0, 1.02))
+        axes.set(xscale="log", xlabel="network evaluations a chunk", ylabel=title, ylim=(0, 1.02))
         axes.set_xticks(ticks := sorted({r["steps"] for r in rows}), [str(tick) for tick in ticks], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
