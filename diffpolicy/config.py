@@ -63,9 +63,8 @@ class DataConfig:
 
     path: str
     action: str = "action"
-    observations: Any = (
-        None  # {key: [array, ...]}, arrays as "state" or "state[:2]"; a typed dict would refuse new keys
-    )
+    # {key: [array, ...]}, arrays as "state" or "state[:2]"; a typed dict would refuse new keys
+    observations: Any = None
     normalizer: str = "limits"
     validation_fraction: float = 0.02
 

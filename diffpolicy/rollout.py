@@ -137,7 +137,7 @@ class _Slots:
 def _reset(
     env: VectorEnv, seeds: list[int], options: Mapping[str, Any], mask: npt.NDArray[np.bool_]
 ) -> tuple[Any, dict[str, Any]]:
-    return env.reset(seed=list(seeds), options={**options, "reset_mask": mask})  # pyright: ignore[reportArgumentType]
+    return env.reset(seed=seeds, options={**options, "reset_mask": mask})  # pyright: ignore[reportArgumentType]
 
 
 def _by_key(observation: Any, controller: PolicyController) -> dict[str, npt.NDArray[Any]]:
