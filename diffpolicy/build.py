@@ -5,31 +5,72 @@ from typing import TypeVar
 
 from torch import nn
 
-from diffpolicy.config import DiffusionConfig, ModelConfig, PolicyConfig, SamplerConfig, WindowConfig
-from diffpolicy.diffusion import parameterization, schedule
+from diffpolicy.config import DiffusionConfig, GuidanceConfig, ModelConfig, PolicyConfig, SamplerConfig, WindowConfig
+from diffpolicy.diffusion import guidance, parameterization, schedules, weighting
+from diffpolicy.diffusion.diffusers_sampler import DiffusersSampler
+from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.objective import Objective
 from diffpolicy.diffusion.parameterization import Parameterization
-from diffpolicy.diffusion.samplers import ancestral
+from diffpolicy.diffusion.samplers import ancestral, heun, langevin, multistep
 from diffpolicy.diffusion.samplers.table import StepTable
-from diffpolicy.diffusion.schedule import Schedule
+from diffpolicy.diffusion.schedule import Levels, Schedule
+from diffpolicy.diffusion.spacing import SPACINGS
+from diffpolicy.diffusion.weighting import LevelDistribution, Weighting
 from diffpolicy.networks.unet1d import UNet1d
 
 Entry = TypeVar("Entry")
+Sampler = StepTable | DiffusersSampler
 
 SCHEDULES: Mapping[str, Callable[[DiffusionConfig], Schedule]] = {
-    "cosine": lambda config: schedule.cosine(config.num_levels),
-    "linear": lambda config: schedule.linear(config.num_levels, config.beta_start, config.beta_end),
+    "linear": lambda config: schedules.linear(config.num_levels, config.beta_start, config.beta_end),
+    "scaled_linear": lambda config: schedules.scaled_linear(config.num_levels, config.beta_start, config.beta_end),
+    "cosine": lambda config: schedules.cosine(config.num_levels),
+    "sigmoid": lambda config: schedules.sigmoid(config.num_levels),
+    "vp": lambda config: schedules.vp(config.num_levels),
+    "ve": lambda config: schedules.ve(config.num_levels, config.sigma_min, config.sigma_max, config.sigma_data),
+    "karras": lambda config: schedules.karras(config.num_levels, config.sigma_min, config.sigma_max, config.sigma_data),
+    "flow": lambda config: schedules.flow(config.num_levels),
 }
 
-PARAMETERIZATIONS: Mapping[str, Parameterization] = {
-    "epsilon": parameterization.EPSILON,
-    "clean": parameterization.CLEAN,
-    "v": parameterization.V,
+PARAMETERIZATIONS: Mapping[str, Callable[[DiffusionConfig], Parameterization]] = {
+    "epsilon": lambda config: parameterization.EPSILON,
+    "clean": lambda config: parameterization.CLEAN,
+    "v": lambda config: parameterization.V,
+    "score": lambda config: parameterization.SCORE,
+    "flow": lambda config: parameterization.FLOW,
+    "edm": lambda config: parameterization.edm(config.sigma_data),
 }
 
-SAMPLERS: Mapping[str, Callable[[Schedule, SamplerConfig], StepTable]] = {
-    "ddpm": lambda schedule, config: ancestral.ddpm(schedule, config.steps, config.variance),
-    "ddim": lambda schedule, config: ancestral.ddim(schedule, config.steps, config.eta),
+WEIGHTINGS: Mapping[str, Callable[[DiffusionConfig], Weighting]] = {
+    "simple": lambda config: weighting.simple,
+    "elbo": lambda config: weighting.elbo,
+    "snr": lambda config: weighting.snr,
+    "min_snr": lambda config: weighting.min_snr(),
+    "p2": lambda config: weighting.p2(),
+    "edm": lambda config: weighting.edm(config.sigma_data),
+}
+
+LEVEL_DISTRIBUTIONS: Mapping[str, LevelDistribution] = {
+    "uniform": weighting.uniform,
+    "log_normal": weighting.log_normal(-1.2, 1.2),  # Karras et al. 2022
+    "logit_normal": weighting.log_normal(0.0, 1.0),  # Esser et al. 2024
+}
+
+SAMPLERS: Mapping[str, Callable[[Schedule, Levels, SamplerConfig], StepTable]] = {
+    "ddpm": lambda schedule, now, config: ancestral.ddpm(now, config.variance),
+    "ddim": lambda schedule, now, config: ancestral.ddim(now, config.eta),
+    "euler": lambda schedule, now, config: ancestral.ddim(now),
+    "flow_euler": lambda schedule, now, config: ancestral.ddim(now),
+    "dpmpp_2m": lambda schedule, now, config: multistep.dpmpp_2m(now),
+    "dpmpp_2m_sde": lambda schedule, now, config: multistep.dpmpp_2m_sde(now),
+    "unipc": lambda schedule, now, config: multistep.unipc(now),
+    "heun": lambda schedule, now, config: heun.heun(now, schedule, config.churn),
+    "flow_heun": lambda schedule, now, config: heun.flow_heun(now),
+    "reverse_sde": lambda schedule, now, config: langevin.reverse_sde(now),
+    "predictor_corrector": lambda schedule, now, config: langevin.predictor_corrector(
+        now, config.langevin_steps, config.langevin_rate
+    ),
+    "langevin": lambda schedule, now, config: langevin.langevin(now, config.langevin_steps, config.langevin_rate),
 }
 
 MODELS: Mapping[str, Callable[[int, int, ModelConfig], nn.Module]] = {
@@ -51,16 +92,35 @@ def lookup(table: Mapping[str, Entry], kind: str, name: str) -> Entry:
 
 
 def build_objective(config: DiffusionConfig) -> Objective:
-    """The schedule and parameterization by name."""
+    """The objective whose parts are named in the settings."""
+    schedule = lookup(SCHEDULES, "schedule", config.schedule)(config)
     return Objective(
-        schedule=lookup(SCHEDULES, "schedule", config.schedule)(config),
-        parameterization=lookup(PARAMETERIZATIONS, "parameterization", config.parameterization),
+        schedule=schedules.zero_terminal_snr(schedule) if config.zero_terminal_snr else schedule,
+        parameterization=lookup(PARAMETERIZATIONS, "parameterization", config.parameterization)(config),
+        weighting=lookup(WEIGHTINGS, "weighting", config.weighting)(config),
+        levels=lookup(LEVEL_DISTRIBUTIONS, "level_distribution", config.level_distribution),
     )
 
 
-def build_sampler(schedule: Schedule, config: SamplerConfig) -> StepTable:
-    """The sampler's table on this schedule."""
-    return lookup(SAMPLERS, "sampler", config.name)(schedule, config)
+def build_sampler(schedule: Schedule, config: SamplerConfig) -> Sampler:
+    """The sampler's table on this schedule, or the adapter of a scheduler of diffusers."""
+    if config.name == "diffusers":
+        return DiffusersSampler(config.scheduler, config.scheduler_options, schedule, config.steps)
+    sampler = lookup(SAMPLERS, "sampler", config.name)
+    now = lookup(SPACINGS, "spacing", config.spacing)(schedule, config.steps)
+    return sampler(schedule, now, config)
+
+
+def build_guide(config: GuidanceConfig) -> Guide | None:
+    """The guidance whose settings differ from their neutral values, in the order they are listed; None if none do."""
+    neutral, guides = GuidanceConfig(), list[Guide]()
+    if config.weight != neutral.weight or config.rescale != neutral.rescale:
+        guides.append(guidance.classifier_free(config.weight, config.rescale))
+    if config.threshold != neutral.threshold:
+        guides.append(guidance.dynamic_threshold(config.threshold))
+    if config.epsilon_scale != neutral.epsilon_scale:
+        guides.append(guidance.epsilon_scaling(config.epsilon_scale))
+    return guidance.compose(*guides) if guides else None
 
 
 def build_network(config: PolicyConfig, condition_dim: int) -> nn.Module:

@@ -131,3 +131,15 @@ def _config_hash(content: Mapping[str, Any]) -> str:
     others = {file: digest for file, digest in content["sha256"].items() if file != CONFIG}
     canonical = json.dumps({**content, "sha256": others}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the two have the same names, shapes and dtypes."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        raise ValueError(f"{where}: missing tensors {missing}, unknown tensors {extra}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"{where}: {name} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
+        if found[name].dtype != tensor.dtype:
+            raise ValueError(f"{where}: {name} is {found[name].dtype}, expected {tensor.dtype}")

@@ -17,13 +17,30 @@ class ModelConfig:
 
 @dataclass
 class DiffusionConfig:
-    """The objective: noise schedule and parameterization."""
+    """The objective: noise schedule, parameterization, and what each level counts."""
 
     schedule: str = "cosine"
     num_levels: int = 100
-    beta_start: float = 1e-4  # schedule linear
-    beta_end: float = 2e-2  # schedule linear
+    beta_start: float = 1e-4  # schedules linear, scaled_linear
+    beta_end: float = 2e-2
+    zero_terminal_snr: bool = False
+    sigma_min: float = 0.002  # schedules ve, karras
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5  # standard deviation of normalised actions, for ve, karras and edm
     parameterization: str = "clean"
+    weighting: str = "simple"
+    level_distribution: str = "uniform"
+    condition_dropout: float = 0.0  # share of windows whose observations a learned null token replaces
+
+
+@dataclass
+class GuidanceConfig:
+    """What steers the samples, besides the observations."""
+
+    weight: float = 0.0  # classifier-free: (1 + weight) with condition - weight without
+    rescale: float = 0.0  # share of the conditional estimate's standard deviation that is restored
+    threshold: float = 1.0  # quantile of dynamic thresholding; 1: no more than the data's limits
+    epsilon_scale: float = 1.0  # divides the noise estimate
 
 
 @dataclass
@@ -32,8 +49,15 @@ class SamplerConfig:
 
     name: str = "ddim"
     steps: int = 10
+    spacing: str = "trailing"
     eta: float = 0.0  # ddim
     variance: str = "posterior"  # ddpm: posterior or beta
+    churn: float = 0.0  # heun
+    langevin_steps: int = 1  # at each level: langevin, predictor_corrector
+    langevin_rate: float = 0.1  # length of a Langevin step over sigma^2
+    scheduler: str = "UniPCMultistepScheduler"  # diffusers
+    scheduler_options: dict[str, Any] = field(default_factory=dict)  # diffusers
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 @dataclass
@@ -94,7 +118,7 @@ class TrainerConfig:
     precision: str = "float32"  # or bfloat16, by autocast
     log_every: int = 50
     validate_every: int = 500
-    evaluate_every: int = 1000
+    evaluate_every: int = 2500
     checkpoint_every: int = 1000
 
 

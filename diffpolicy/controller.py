@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from diffpolicy.build import Sampler
 from diffpolicy.config import SamplerConfig
-from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.diffusion.guidance import Guide
+from diffpolicy.observations import checked_observation
 from diffpolicy.policy import Constrain, DiffusionPolicy
 
 
@@ -26,15 +27,17 @@ class PolicyController:
         inference_batch: every call of the policy is padded to this batch, so that an episode is bit-equal alone or
             among others: a network's rounding depends on its batch size and, unless that is a multiple of 8, on
             the row. By default no padding.
+        guide: steers the samples, from `policy.guide` or your own; see `predict_action_chunk`.
     """
 
     def __init__(
         self,
         policy: DiffusionPolicy,
-        sampler: str | StepTable = "ddim",
+        sampler: str | Sampler = "ddim",
         num_inference_steps: int = 10,
         safety: Constrain | None = None,
         inference_batch: int | None = None,
+        guide: Guide | None = None,
     ) -> None:
         if isinstance(sampler, str):
             sampler = policy.sampler(SamplerConfig(name=sampler, steps=num_inference_steps))
@@ -42,6 +45,7 @@ class PolicyController:
         self.sampler = sampler
         self.safety = safety
         self.inference_batch = inference_batch
+        self.guide = guide
         self._generators: list[torch.Generator] = []
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
@@ -97,7 +101,7 @@ class PolicyController:
         self._is_first = np.ones(batch, dtype=bool)
 
     def _remember(self, observation: Mapping[str, npt.ArrayLike]) -> None:
-        now = _as_tensors(observation, {key: tuple(h[:, 0].shape) for key, h in self._history.items()})
+        now = checked_observation(observation, self.policy.config.observations, (len(self._generators),))
         first = torch.from_numpy(self._is_first)
         for key, history in self._history.items():
             history[:, :-1] = history[:, 1:].clone()
@@ -111,22 +115,5 @@ class PolicyController:
         rows = np.pad(due, (0, padding), mode="edge")
         generators = [self._generators[i] for i in due] + [torch.Generator() for _ in range(padding)]
         observation = {key: history[rows] for key, history in self._history.items()}
-        chunk = self.policy.predict_action_chunk(observation, generators, self.sampler, self.safety)
+        chunk = self.policy.predict_action_chunk(observation, generators, self.sampler, self.safety, self.guide)
         return chunk.actions[: len(due)].float().cpu().numpy()
-
-
-def _as_tensors(observation: Mapping[str, npt.ArrayLike], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """{key: float32 [batch, dim]} or a ValueError; a NaN must not enter the history."""
-    if set(observation) != set(shapes):
-        raise ValueError(f"observation: keys are {sorted(observation)}, expected {sorted(shapes)}")
-    tensors: dict[str, Tensor] = {}
-    for key, shape in shapes.items():
-        tensor = torch.as_tensor(np.asarray(observation[key], dtype=np.float32))
-        if tensor.shape != shape:
-            raise ValueError(
-                f"observation: {key} has shape {list(tensor.shape)}, expected {list(shape)} (batch, features)"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"observation: {key} has NaN or infinite values")
-        tensors[key] = tensor
-    return tensors

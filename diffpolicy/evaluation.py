@@ -23,7 +23,7 @@ def evaluate(
     policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: Sequence[int], inference_batch: int
 ) -> list[Episode]:
     """One episode per seed."""
-    controller = PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch)
+    controller = _controller(policy, sampler, inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch))
     try:
         return rollout(controller, vector_env, seeds, env.reset_options)
@@ -40,7 +40,7 @@ def record_videos(
     folder: Path,
 ) -> list[Episode]:
     """The same episodes again, rendered into `folder`; bit-equal to those of `evaluate`."""
-    controller = PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch)
+    controller = _controller(policy, sampler, inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
     recorder = VideoRecorder(folder, list(seeds))
     try:
@@ -67,13 +67,18 @@ def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 1
     """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up."""
     config = policy.config
     observation = {key: torch.zeros(1, config.window.n_obs_steps, dim) for key, dim in config.observations.items()}
-    table = policy.sampler(sampler)
+    table, guide = policy.sampler(sampler), policy.guide(sampler.guidance)
     times: list[float] = []
     for _ in range(repeats + 3):
         start = time.perf_counter()
-        policy.predict_action_chunk(observation, [torch.Generator()], table).actions.cpu()
+        policy.predict_action_chunk(observation, [torch.Generator()], table, guide=guide).actions.cpu()
         times.append(1e3 * (time.perf_counter() - start))
     return {f"p{q}": float(np.percentile(times[3:], q)) for q in (50, 95, 99)}
+
+
+def _controller(policy: DiffusionPolicy, sampler: SamplerConfig, inference_batch: int) -> PolicyController:
+    guide = policy.guide(sampler.guidance)
+    return PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch, guide=guide)
 
 
 def check_evaluation(episodes: int, inference_batch: int) -> None:
@@ -111,6 +116,8 @@ def report(
         "training_step": policy.metadata.get("step"),
         "sampler": asdict(sampler),
         "steps": sampler.steps,
+        "evaluations": len(policy.sampler(sampler)),
+        "n_action_steps": policy.config.window.n_action_steps,
         "device": str(policy.device),
         "start_rule": env.reset_options.get("start_rule", "env"),
         **summarize(episodes),

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy import checkpoint
-from diffpolicy.build import build_network, build_objective, build_sampler
-from diffpolicy.config import DiffusionConfig, ModelConfig, PolicyConfig, SamplerConfig, WindowConfig
+from diffpolicy.build import Sampler, build_guide, build_network, build_objective, build_sampler
+from diffpolicy.config import DiffusionConfig, GuidanceConfig, ModelConfig, PolicyConfig, SamplerConfig, WindowConfig
 from diffpolicy.constraints.projection import clip
 from diffpolicy.data.normalizer import Normalizer
-from diffpolicy.diffusion.reverse import Project, reverse
+from diffpolicy.diffusion.guidance import Guide
+from diffpolicy.diffusion.likelihood import elbo, log_likelihood
+from diffpolicy.diffusion.ode import Flow, great_circle
+from diffpolicy.diffusion.reverse import Denoise, Project, reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.networks.obs_encoder import LowDimEncoder
+from diffpolicy.observations import checked_observation
 
 Constrain = Callable[[Tensor, Row], Tensor]
 """(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape."""
@@ -38,6 +42,14 @@ class ActionChunk:
     plan: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class LogDensity:
+    """Logarithm of a density of plans, in nats [B]: of normalised actions and of actions in physical units."""
+
+    normalized: Tensor
+    physical: Tensor
+
+
 class DiffusionPolicy(nn.Module):
     """p(actions | observations), learned by denoising (Chi et al. 2023).
 
@@ -46,7 +58,7 @@ class DiffusionPolicy(nn.Module):
         metadata: what the trainer wrote beside the policy into its checkpoint (task, step, ...).
     """
 
-    levels: Tensor  # [levels, 6], what the loss needs of every noise level
+    levels: Tensor  # [levels, 8], what training needs of every noise level
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -55,6 +67,8 @@ class DiffusionPolicy(nn.Module):
         self.objective = build_objective(config.diffusion)
         self.encoder = LowDimEncoder(config.observations, config.window.n_obs_steps)
         self.network = build_network(config, self.encoder.condition_dim)
+        if config.diffusion.condition_dropout > 0:
+            self.null_condition = nn.Parameter(torch.zeros(self.encoder.condition_dim))
         self.normalizers = nn.ModuleList(Normalizer(config.observations[key]) for key in self.encoder.keys)
         self.action_normalizer = Normalizer(config.action_dim)
         self.register_buffer("levels", self.objective.table(), persistent=False)
@@ -64,9 +78,27 @@ class DiffusionPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.action_normalizer.scale.device
 
-    def sampler(self, config: SamplerConfig) -> StepTable:
+    def sampler(self, config: SamplerConfig) -> Sampler:
         """A sampler for this policy's schedule, by name."""
         return build_sampler(self.objective.schedule, config)
+
+    def guide(self, config: GuidanceConfig) -> Guide | None:
+        """The guidance of these settings, None where they ask for none.
+
+        Raises:
+            ValueError: a number out of its range; classifier-free guidance of a policy trained without dropout of
+                the condition.
+        """
+        if config.weight != 0.0 and not self.has_null_condition:
+            raise ValueError(
+                f"guidance: weight {config.weight} needs a policy trained with diffusion.condition_dropout above 0 "
+                "(0.1 by custom), which learns a null condition; this one was trained without"
+            )
+        return build_guide(config)
+
+    @property
+    def has_null_condition(self) -> bool:
+        return self.config.diffusion.condition_dropout > 0
 
     def fit_normalizers(self, observations: Mapping[str, Tensor], actions: Tensor) -> None:
         """Take the statistics of all demonstrations: {key: [rows, dim]} and [rows, A]."""
@@ -85,17 +117,21 @@ class DiffusionPolicy(nn.Module):
         """
         self._check_fitted()
         clean = self.action_normalizer(actions)
-        level = torch.randint(len(self.levels), (len(clean),), generator=generator, device=clean.device)
+        level = self.objective.draw_levels(self.levels, len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        return self.objective.loss(self.network, self.levels, clean, noise, level, self._encode(observations))
+        condition = self._encode(observations)
+        if self.has_null_condition:
+            chance = torch.rand(len(clean), 1, generator=generator, device=clean.device)
+            condition = torch.where(chance < self.config.diffusion.condition_dropout, self.null_condition, condition)
+        return self.objective.loss(self.network, self.levels, clean, noise, level, condition)
 
-    @torch.inference_mode()
     def predict_action_chunk(
         self,
         observation: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
-        sampler: StepTable | None = None,
+        sampler: Sampler | None = None,
         constrain: Constrain | None = None,
+        guide: Guide | None = None,
     ) -> ActionChunk:
         """Sample a plan for every observation of the batch.
 
@@ -105,27 +141,94 @@ class DiffusionPolicy(nn.Module):
             sampler: from `sampler`; DDIM with 10 steps by default.
             constrain: applied to every clean estimate in physical units, and once more to the plan that is
                 returned; waypoints before the present pass unchanged.
+            guide: makes of the denoiser another, on normalised actions; from `guide`, or your own.
 
         Raises:
             ValueError: an observation that is missing, unknown, of the wrong shape or not finite; a number of
                 generators other than B; a clean estimate or plan that is not finite.
         """
         self._check_fitted()
-        observation = self._checked_observation(observation, len(generators))
+        observation = self._checked(observation, len(generators))
         sampler = sampler or self.sampler(SamplerConfig())
-        condition = self._encode(observation)
+        with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
+            return self._sample(self._denoiser(observation, guide), generators, sampler, constrain)
+
+    def _sample(
+        self,
+        denoise: Denoise,
+        generators: Sequence[torch.Generator],
+        sampler: Sampler,
+        constrain: Constrain | None,
+    ) -> ActionChunk:
         shape = (len(sampler) + 1, self.config.window.horizon, self.config.action_dim)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators], dim=1)
-        denoise = self.objective.denoiser(self.network, condition)
         finite: list[Tensor] = []  # of every estimate before the constraint, which could hide a NaN
         project = self._projection(constrain, finite)
-        plan = self.action_normalizer.inverse(reverse(denoise, sampler, noise.to(self.device), project))
+        noise = noise.to(self.device)
+        is_table = isinstance(sampler, StepTable)
+        clean = reverse(denoise, sampler, noise, project) if is_table else sampler.sample(denoise, noise, project)
+        plan = self.action_normalizer.inverse(clean)
         if constrain is not None:
             plan = self._constrain(constrain, plan, sampler.rows[-1])
         if not bool(torch.stack([*finite, plan.isfinite().all()]).all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         present = self.config.window.n_obs_steps - 1
         return ActionChunk(plan[:, present : present + self.config.window.n_action_steps], plan)
+
+    def log_likelihood(
+        self,
+        observation: Mapping[str, Tensor],
+        plan: Tensor,
+        steps: int = 20,
+        probes: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> LogDensity:
+        """Log-density of plans under the policy, by the probability-flow ODE (Song et al. 2021, appendix D.2).
+
+        Args:
+            observation: {key: [B, n_obs_steps, dim]}, physical units.
+            plan: the whole horizon [B, H, A], physical units.
+            steps: of the Runge-Kutta method of order 4.
+            probes: Hutchinson's, an evaluation each; by default the divergence is exact, which costs H * A of them.
+            generator: of the probes, on the CPU.
+
+        Raises:
+            ValueError: a plan or observation that does not fit.
+        """
+        copies = probes or self.config.window.horizon * self.config.action_dim
+        flow, x = self._flow(observation, plan, copies)
+        signs = 2.0 * torch.randint(2, (probes, *plan.shape), generator=generator) - 1.0 if probes else None
+        return self._log_density(log_likelihood(flow, x, steps, signs if signs is None else signs.to(x)))
+
+    def elbo(
+        self, observation: Mapping[str, Tensor], plan: Tensor, generator: torch.Generator, draws: int = 4
+    ) -> LogDensity:
+        """A lower bound of the log-likelihood, by `draws` draws of noise at every trained level; arguments as above."""
+        flow, x = self._flow(observation, plan)
+        with torch.no_grad():
+            return self._log_density(elbo(self.objective.schedule, flow.denoise, x, draws, generator))
+
+    @torch.no_grad()
+    def encode(self, observation: Mapping[str, Tensor], plan: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
+        """The noise [B, H, A] that the probability-flow ODE takes to `plan` [B, H, A] (DDIM inversion).
+
+        method is ddim, rk4 (4 evaluations a step) or adaptive.
+        """
+        flow, x = self._flow(observation, plan)
+        return flow.to_noise(x, steps, method)
+
+    @torch.no_grad()
+    def decode(self, observation: Mapping[str, Tensor], noise: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
+        """The inverse of `encode`: a plan [B, H, A] in physical units. No constraint acts on it."""
+        flow, _ = self._flow(observation, noise)
+        return self.action_normalizer.inverse(flow.to_clean(noise.to(self.device), steps, method))
+
+    def interpolate(
+        self, observation: Mapping[str, Tensor], first: Tensor, second: Tensor, fraction: float, steps: int = 50
+    ) -> Tensor:
+        """A plan [B, H, A] between two, by the great circle between their noises (Song et al. 2021a, section 5.3)."""
+        ends = [self.encode(observation, plan, steps) for plan in (first, second)]
+        return self.decode(observation, great_circle(ends[0], ends[1], fraction), steps)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into a new folder."""
@@ -148,7 +251,7 @@ class DiffusionPolicy(nn.Module):
         policy = cls(_policy_config(content["policy"]))
         policy.metadata = {k: v for k, v in content.items() if k not in ("policy", "sha256", "format_version")}
         tensors = checkpoint.read_tensors(path, "model")
-        check_tensors(f"checkpoint: {path}", tensors, policy.state_dict())
+        checkpoint.check_tensors(f"checkpoint: {path}", tensors, policy.state_dict())
         policy.load_state_dict(tensors)
         policy._check_fitted()
         return policy.to(device).eval()
@@ -156,6 +259,29 @@ class DiffusionPolicy(nn.Module):
     def _observation_normalizers(self) -> dict[str, Normalizer]:
         modules = zip(self.encoder.keys, self.normalizers, strict=True)
         return {key: module for key, module in modules if isinstance(module, Normalizer)}
+
+    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None = None) -> Denoise:
+        condition = self._encode(observation)
+        denoise = self.objective.denoiser(self.network, condition)
+        if guide is None:
+            return denoise
+        without = None
+        if self.has_null_condition:
+            without = self.objective.denoiser(self.network, self.null_condition.expand_as(condition))
+        return guide(denoise, without)
+
+    def _flow(self, observation: Mapping[str, Tensor], plan: Tensor, copies: int = 1) -> tuple[Flow, Tensor]:
+        """The probability-flow ODE of these observations, `copies` times over, and the normalised plan [B, H, A]."""
+        self._check_fitted()
+        shape = [len(plan), self.config.window.horizon, self.config.action_dim]
+        if list(plan.shape) != shape or not bool(plan.isfinite().all()):
+            raise ValueError(f"plan: shape {list(plan.shape)}, expected {shape} (batch, horizon, action), all finite")
+        observation = {key: value.repeat(copies, 1, 1) for key, value in self._checked(observation, len(plan)).items()}
+        return Flow(self._denoiser(observation), self.objective.schedule), self.action_normalizer(plan.to(self.device))
+
+    def _log_density(self, normalized: Tensor) -> LogDensity:
+        per_step = self.action_normalizer.scale.abs().log().sum()
+        return LogDensity(normalized, normalized + self.config.window.horizon * per_step)
 
     def _encode(self, observations: Mapping[str, Tensor]) -> Tensor:
         normalizers = self._observation_normalizers()
@@ -187,6 +313,10 @@ class DiffusionPolicy(nn.Module):
         present = self.config.window.n_obs_steps - 1
         return torch.cat([before[:, :present], after[:, present:]], dim=1)
 
+    def _checked(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+        checked = checked_observation(observation, self.config.observations, (batch, self.config.window.n_obs_steps))
+        return {key: value.to(self.device) for key, value in checked.items()}
+
     def _check_fitted(self) -> None:
         if self._is_fitted:
             return
@@ -198,23 +328,6 @@ class DiffusionPolicy(nn.Module):
             )
         self._is_fitted = True
 
-    def _checked_observation(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
-        """The observation as float32 on the policy's device."""
-        observation = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in observation.items()}
-        expected = self.config.observations
-        if set(observation) != set(expected):
-            raise ValueError(f"observation: keys are {sorted(observation)}, expected {sorted(expected)}")
-        for key, dim in expected.items():
-            shape = [batch, self.config.window.n_obs_steps, dim]
-            if list(observation[key].shape) != shape:
-                raise ValueError(
-                    f"observation: {key} has shape {list(observation[key].shape)}, expected {shape} "
-                    "(one row per generator, n_obs_steps, features)"
-                )
-            if not bool(observation[key].isfinite().all()):
-                raise ValueError(f"observation: {key} has NaN or infinite values")
-        return {key: value.to(self.device) for key, value in observation.items()}
-
 
 def _policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     nested = {"window": WindowConfig, "model": ModelConfig, "diffusion": DiffusionConfig}
@@ -222,15 +335,3 @@ def _policy_config(content: Mapping[str, Any]) -> PolicyConfig:
         return PolicyConfig(**{k: nested[k](**v) if k in nested else v for k, v in content.items()})
     except TypeError as error:
         raise ValueError(f"checkpoint: settings do not fit this version of diffpolicy: {error}") from error
-
-
-def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the two have the same names, shapes and dtypes."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        raise ValueError(f"{where}: missing tensors {missing}, unknown tensors {extra}")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise ValueError(f"{where}: {name} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
-        if found[name].dtype != tensor.dtype:
-            raise ValueError(f"{where}: {name} is {found[name].dtype}, expected {tensor.dtype}")

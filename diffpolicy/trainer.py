@@ -26,7 +26,7 @@ from diffpolicy.device import choose_device
 from diffpolicy.ema import Ema
 from diffpolicy.evaluation import check_evaluation, evaluate, summarize
 from diffpolicy.metrics import Metrics, check_logger
-from diffpolicy.policy import DiffusionPolicy, check_tensors
+from diffpolicy.policy import DiffusionPolicy
 from diffpolicy.rollout import check_env
 from diffpolicy.trainer_settings import check_same_settings, check_trainer, settings_of_run
 
@@ -195,7 +195,7 @@ class Trainer:
         self.ema.policy.load_state_dict(checkpoint.read_tensors(folder, "model"))
         state = checkpoint.read_tensors(folder, "training_state")
         weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-        check_tensors(f"checkpoint: {folder}", weights, self.policy.state_dict())
+        checkpoint.check_tensors(f"checkpoint: {folder}", weights, self.policy.state_dict())
         self.policy.load_state_dict(weights)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():

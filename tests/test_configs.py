@@ -24,7 +24,8 @@ def settings(*overrides: str) -> TrainConfig:
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
 def test_every_choice_builds(group: str, choice: str) -> None:
     own_data = ["data.path=x", "data.observations={state: [state]}"] if choice == "custom" else []
-    config = settings(f"{group}={choice}", *own_data)
+    straight = ["diffusion=flow"] if choice == "flow_heun" else []
+    config = settings(f"{group}={choice}", *own_data, *straight)
     objective = build_objective(config.diffusion)
     assert build_sampler(objective.schedule, config.sampler).rows
     policy = PolicyConfig({"state": 20}, 2, window=config.window, model=config.model, diffusion=config.diffusion)

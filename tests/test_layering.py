@@ -29,6 +29,7 @@ FLOORS = (
         "files",
         "intervals",
         "networks",
+        "observations",
         "video",
     },
     {"batches", "build", "metrics", "trainer_settings"},
@@ -120,7 +121,7 @@ def test_library_and_envs_know_neither_each_other_nor_scripts(path: Path):
 
 @pytest.mark.parametrize("path", python_files(EXAMPLES), ids=name_of)
 def test_examples_need_the_core_only(path: Path):
-    allowed = {"diffpolicy", "numpy", *sys.stdlib_module_names}
+    allowed = {"diffpolicy", "numpy", "torch", *sys.stdlib_module_names}
     assert {top_of(name) for name in imports(path, EXAMPLES)} <= allowed
 
 

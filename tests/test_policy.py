@@ -8,6 +8,7 @@ from diffpolicy.build import SAMPLERS
 from diffpolicy.config import ModelConfig, WindowConfig
 
 NAN = float("nan")
+ON_COSINE = sorted(set(SAMPLERS) - {"flow_heun"})
 
 
 def observation(batch: int = 2) -> dict[str, torch.Tensor]:
@@ -28,7 +29,7 @@ def test_a_chunk_is_the_executed_part_of_the_plan(small_policy: DiffusionPolicy)
     torch.testing.assert_close(chunk.actions, chunk.plan[:, 1:9], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ON_COSINE)
 def test_plans_stay_within_the_limits_of_the_data(small_policy: DiffusionPolicy, name: str) -> None:
     table = small_policy.sampler(SamplerConfig(name=name, steps=7))
     plan = small_policy.predict_action_chunk(observation(), generators(), table).plan
@@ -46,7 +47,7 @@ def test_the_same_generators_give_the_same_plan_and_others_another(small_policy:
     assert (other - first).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ON_COSINE)
 def test_a_constraint_acts_in_physical_units_at_every_step_and_on_the_result(
     small_policy: DiffusionPolicy, name: str
 ) -> None:

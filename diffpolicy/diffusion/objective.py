@@ -1,8 +1,9 @@
-"""The training objective: a schedule, and what the network is to predict at its levels."""
+"""The training objective: a schedule, what the network predicts at its levels, and how much each level counts."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from diffpolicy.diffusion.parameterization import Parameterization
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import Schedule
+from diffpolicy.diffusion.weighting import LevelDistribution, Weighting, elbo, simple, uniform
 
 
 class Network(Protocol):
@@ -22,30 +24,55 @@ class Network(Protocol):
 class Objective:
     """Predict `parameterization`'s target at the levels of `schedule` (Ho et al. 2020, eq. 14).
 
+    Attributes:
+        weighting: of the squared error at each level.
+        levels: how often each level is drawn.
+
     Raises:
-        ValueError: the parameterization is singular at a level of the schedule.
+        ValueError: what `check` finds.
     """
 
     schedule: Schedule
     parameterization: Parameterization
+    weighting: Weighting = simple
+    levels: LevelDistribution = uniform
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError where the parts do not fit each other, or the schedule does not end in noise."""
+        self.schedule.check()
         if self.parameterization.needs_signal and not (self.schedule.levels.alpha > 0).all():
             raise ValueError(
-                "objective: the schedule has a level with alpha 0, where noise tells nothing of the clean "
-                "trajectory; use the parameterization clean or v"
+                "objective: the schedule has a level with alpha 0, where noise and score tell nothing of the clean "
+                "trajectory; use the parameterization clean, v, flow or edm"
             )
+        if self.weighting is elbo and self.levels is not uniform:
+            raise ValueError("objective: the weighting elbo is the bound's only if level_distribution is uniform")
 
     def table(self) -> Tensor:
-        """What `loss` needs of every level, float32 [levels, 6]: alpha, sigma, time, input_scale, target pair."""
+        """What training needs of every level, float32 [levels, 8].
+
+        Columns: alpha, sigma, time, input_scale, the target's pair, weight, and the share of draws up to this level.
+        """
         levels = self.schedule.levels
-        target = map(self.parameterization.target, levels.alpha.tolist(), levels.sigma.tolist())
-        columns = (levels.alpha, levels.sigma, levels.time, levels.input_scale, *zip(*target, strict=True))
-        return torch.stack([torch.as_tensor(column, dtype=torch.float64) for column in columns], dim=-1).float()
+        pairs = list(zip(levels.alpha.tolist(), levels.sigma.tolist(), strict=True))
+        target = np.array([self.parameterization.target(*pair) for pair in pairs])
+        out = np.array([self.parameterization.clean_from_output(*pair)[1] for pair in pairs])
+        weight, share = self.weighting(levels, out), np.cumsum(self.levels(levels))
+        columns = (levels.alpha, levels.sigma, levels.time, levels.input_scale, *target.T, weight, share)
+        return torch.tensor(np.stack(columns, axis=-1).tolist())
+
+    @staticmethod
+    def draw_levels(table: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of levels [count], int64."""
+        chance = torch.rand(count, generator=generator, device=table.device)
+        return torch.searchsorted(table[:-1, -1].contiguous(), chance, right=True)
 
     @staticmethod
     def loss(network: Network, table: Tensor, clean: Tensor, noise: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Mean squared error of the network's output against its target, a scalar.
+        """Weighted mean squared error of the network's output against its target, a scalar.
 
         Args:
             network: under training.
@@ -55,17 +82,19 @@ class Objective:
             level: indices into the schedule [batch].
             condition: encoded observations [batch, features].
         """
-        alpha, sigma, time, input_scale, on_clean, on_noise = table[level, :, None, None].unbind(dim=1)
+        alpha, sigma, time, input_scale, on_clean, on_noise, weight, _ = table[level, :, None, None].unbind(dim=1)
         noisy = alpha * clean + sigma * noise
         output = network(input_scale * noisy, time.flatten(), condition)
-        return torch.nn.functional.mse_loss(output, on_clean * clean + on_noise * noise)
+        return (weight * (output - (on_clean * clean + on_noise * noise)).square()).mean()
 
     def denoiser(self, network: Network, condition: Tensor) -> Denoise:
         """The clean estimate [batch, horizon, action] of a noisy x at a row's level."""
 
         def denoise(x: Tensor, row: Row) -> Tensor:
             skip, out = self.parameterization.clean_from_output(row.alpha, row.sigma)
-            time = torch.full((len(x),), row.time, device=x.device)
-            return skip * x + out * network(row.input_scale * x, time, condition)
+            time = x.new_full((len(x),), row.time, dtype=torch.float32)
+            output = network(x if row.input_scale == 1.0 else row.input_scale * x, time, condition)
+            scaled = output if out == 1.0 else out * output
+            return scaled if skip == 0.0 else torch.add(scaled, x, alpha=skip)
 
         return denoise

@@ -3,11 +3,13 @@
     clean  = skip * x + out * output        at a level (alpha, sigma), x = alpha * clean + sigma * noise
     target = on_clean * clean + on_noise * noise
 
-Targets are stated in (clean, noise), so that none divides by a vanishing alpha or sigma.
+Targets are stated in (clean, noise), so that none divides by a vanishing alpha.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 Coefficients = Callable[[float, float], tuple[float, float]]
 
@@ -26,6 +28,11 @@ class Parameterization:
     target: Coefficients
     needs_signal: bool = False
 
+    def output_from_clean(self, clean: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """The output that means this clean estimate: every parameterization converts to every other through it."""
+        on_clean, on_noise = self.target(alpha, sigma)
+        return on_clean * clean + on_noise * (x - alpha * clean) / sigma
+
 
 EPSILON = Parameterization(  # Ho et al. 2020, eq. 15
     clean_from_output=lambda alpha, sigma: (1 / alpha, -sigma / alpha),
@@ -40,3 +47,31 @@ V = Parameterization(  # Salimans & Ho 2022, section 4
     clean_from_output=lambda alpha, sigma: (alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)),
     target=lambda alpha, sigma: (-sigma, alpha),
 )
+SCORE = Parameterization(  # the gradient of the log-density, Song et al. 2021, eq. 7; Tweedie's formula gives clean
+    clean_from_output=lambda alpha, sigma: (1 / alpha, sigma**2 / alpha),
+    target=lambda alpha, sigma: (0.0, -1 / sigma),
+    needs_signal=True,
+)
+FLOW = Parameterization(  # the velocity noise - clean, Lipman et al. 2023, Liu et al. 2023
+    clean_from_output=lambda alpha, sigma: (1 / (alpha + sigma), -sigma / (alpha + sigma)),
+    target=lambda alpha, sigma: (-1.0, 1.0),
+)
+
+
+def edm(sigma_data: float) -> Parameterization:
+    """Preconditioning for data of standard deviation `sigma_data` (Karras et al. 2022, table 1), for any alpha.
+
+    Output and target have unit variance at every level.
+    """
+    if not 0.0 < sigma_data < float("inf"):
+        raise ValueError(f"parameterization: sigma_data {sigma_data} must be above 0")
+
+    def clean_from_output(alpha: float, sigma: float) -> tuple[float, float]:
+        variance = (alpha * sigma_data) ** 2 + sigma**2
+        return alpha * sigma_data**2 / variance, sigma * sigma_data / variance**0.5
+
+    def target(alpha: float, sigma: float) -> tuple[float, float]:
+        std = ((alpha * sigma_data) ** 2 + sigma**2) ** 0.5
+        return sigma / (sigma_data * std), -alpha * sigma_data / std
+
+    return Parameterization(clean_from_output, target)

@@ -1,19 +1,19 @@
-"""Noise schedules: how much signal and noise each level holds, and what the network is told of it.
+"""A noise schedule: how much signal and noise each level holds, and what the network is told of it.
 
 A noisy trajectory is ``x = alpha * clean + sigma * noise``. Legend:
 
     alpha        signal of a level
     sigma        noise of a level
+    snr          signal-to-noise ratio alpha^2 / sigma^2
+    lambda       half its logarithm, log(alpha / sigma): falls as noise grows
     time         what the network's embedding sees of the level
     input_scale  factor on x before it enters the network
-    beta         variance added by one training step
-    alpha_bar    alpha ** 2 of a variance-preserving schedule, the running product of 1 - beta
 
 Everything is float64 and is cast once, where it meets a tensor.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,20 @@ class Levels:
     def __len__(self) -> int:
         return len(self.alpha)
 
-    def __getitem__(self, index: npt.NDArray[np.intp]) -> "Levels":
+    def __getitem__(self, index: npt.NDArray[np.intp] | slice) -> "Levels":
         return Levels(self.alpha[index], self.sigma[index], self.time[index], self.input_scale[index])
+
+    @property
+    def snr(self) -> FloatArray:
+        """alpha^2 / sigma^2; infinite where there is no noise."""
+        with np.errstate(divide="ignore"):
+            return (self.alpha / self.sigma) ** 2
+
+    @property
+    def lambdas(self) -> FloatArray:
+        """log(alpha / sigma), half the log-SNR; minus infinity where there is no signal."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha) - np.log(self.sigma)
 
     def followed_by_clean(self) -> "Levels":
         """These levels without the first and with the clean one, (alpha, sigma) = (1, 0), at the end."""
@@ -49,63 +61,75 @@ class Levels:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The levels a network is trained on, from the least noise to the most.
+class Family:
+    """The curve in the (alpha, sigma) plane on which a schedule's levels lie.
 
-    Raises:
-        ValueError: the last level still shows the clean trajectory (terminal signal-to-noise ratio
-            alpha^2 / sigma^2 above 0.0101): sampling starts from pure noise, which such a network never saw.
+    Attributes:
+        level: lambda -> (alpha, sigma).
+        input_scale: (alpha, sigma) -> input_scale.
     """
 
-    levels: Levels
+    level: Callable[[FloatArray], tuple[FloatArray, FloatArray]]
+    input_scale: Callable[[FloatArray, FloatArray], FloatArray] = lambda alpha, sigma: np.ones_like(sigma)
 
-    def __post_init__(self) -> None:
-        alpha, sigma = self.levels.alpha[-1], self.levels.sigma[-1]
-        terminal_snr = (alpha / sigma) ** 2
+
+VARIANCE_PRESERVING = Family(lambda lam: (1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam))))
+STRAIGHT = Family(lambda lam: (1 / (1 + np.exp(-lam)), 1 / (1 + np.exp(lam))))  # alpha + sigma = 1
+
+
+def variance_exploding(sigma_data: float) -> Family:
+    """alpha 1; the network's input is scaled to unit variance (Karras et al. 2022, table 1: c_in)."""
+    return Family(
+        level=lambda lam: (np.ones_like(lam), np.exp(-lam)),
+        input_scale=lambda alpha, sigma: 1 / np.hypot(sigma_data * alpha, sigma),
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The levels a network is trained on, from the least noise to the most."""
+
+    levels: Levels
+    family: Family = VARIANCE_PRESERVING
+
+    def check(self) -> None:
+        """Refuse levels whose last still shows the clean trajectory (terminal alpha^2 / sigma^2 above 0.0101).
+
+        Sampling starts from pure noise, which a network trained on them never saw. `Objective` calls this, so that
+        zero_terminal_snr may rescale such levels before.
+        """
+        terminal_snr = self.levels.snr[-1]
         if not terminal_snr <= MAX_TERMINAL_SNR:
             raise ValueError(
                 f"schedule: terminal signal-to-noise ratio {terminal_snr:.4g} must be at most {MAX_TERMINAL_SNR}: "
                 "sampling would start from noise that training never showed; use more levels, a larger last beta "
-                "or the cosine schedule"
+                "or sigma, zero_terminal_snr, or the cosine schedule"
             )
-
-    @classmethod
-    def from_betas(cls, betas: FloatArray) -> Self:
-        """The variance-preserving schedule of these betas [levels] (Ho et al. 2020, eq. 4)."""
-        alpha_bar = np.cumprod(1.0 - betas)
-        levels = np.arange(len(betas), dtype=np.float64)
-        return cls(Levels(np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar), levels, np.ones_like(levels)))
 
     def __len__(self) -> int:
         return len(self.levels)
 
-    def pairs(self, steps: int) -> tuple[Levels, Levels]:
-        """The level that each of `steps` rows starts from and the one it leads to, trailing spacing.
+    def at(self, lambdas: FloatArray) -> Levels:
+        """Levels of these lambdas, exactly on the schedule's curve; the network's time is interpolated.
 
-        Trailing (Lin et al. 2024, table 2): evenly spaced from the last level down; the last row leads to clean.
+        Raises:
+            ValueError: a lambda outside the trained levels.
         """
-        if not 1 <= steps <= len(self):
-            raise ValueError(f"sampler: steps {steps} must be between 1 and {len(self)}, the trained levels")
-        index = np.rint(len(self) * (1.0 - np.arange(steps) / steps)).astype(np.intp) - 1
-        now = self.levels[index]
-        return now, now.followed_by_clean()
+        low, high = self.levels.lambdas[-1], self.levels.lambdas[0]
+        rounding = 1e-9
+        if not ((lambdas >= low - rounding) & (lambdas <= high + rounding)).all():
+            raise ValueError(
+                f"schedule: lambda {lambdas.min():.4g} to {lambdas.max():.4g} must lie within the trained levels' "
+                f"{low:.4g} to {high:.4g}"
+            )
+        alpha, sigma = self.family.level(lambdas)
+        # The angle arctan(sigma / alpha) rises and is finite at every level, also where alpha is 0.
+        known = np.arctan2(self.levels.sigma, self.levels.alpha)
+        time = np.interp(np.arctan2(sigma, alpha), known, self.levels.time)
+        return Levels(alpha, sigma, time, self.family.input_scale(alpha, sigma))
 
 
-def cosine(num_levels: int) -> Schedule:
-    """Squared-cosine alpha_bar with betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
-    _check_num_levels(num_levels)
-    alpha_bar = np.cos((np.arange(num_levels + 1) / num_levels + 0.008) / 1.008 * np.pi / 2) ** 2
-    return Schedule.from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
-
-
-def linear(num_levels: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
-    """Betas evenly spaced (Ho et al. 2020, section 4); the defaults are meant for 1000 levels."""
-    _check_num_levels(num_levels)
-    if not 0.0 < beta_start <= beta_end < 1.0:
-        raise ValueError(f"schedule: betas {beta_start} to {beta_end} must rise within (0, 1)")
-    return Schedule.from_betas(np.linspace(beta_start, beta_end, num_levels))
-
-
-def _check_num_levels(num_levels: int) -> None:
-    if num_levels < 1:
-        raise ValueError(f"schedule: num_levels {num_levels} must be at least 1")
+def check_steps(steps: int, most: int) -> None:
+    """Raise ValueError unless 1 <= steps <= most."""
+    if not 1 <= steps <= most:
+        raise ValueError(f"sampler: steps {steps} must be between 1 and {most}, the trained levels")

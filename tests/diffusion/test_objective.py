@@ -1,87 +1,136 @@
-"""Parameterizations and the loss: what a perfect network outputs gives the clean trajectory, and no loss."""
+"""The objective: its table, the loss, the levels drawn, and what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 
-from diffpolicy.build import PARAMETERIZATIONS, build_objective
+from diffpolicy.build import (
+    LEVEL_DISTRIBUTIONS,
+    PARAMETERIZATIONS,
+    SCHEDULES,
+    WEIGHTINGS,
+    build_objective,
+)
 from diffpolicy.config import DiffusionConfig
+from diffpolicy.diffusion import schedules
 from diffpolicy.diffusion.objective import Objective
-from diffpolicy.diffusion.parameterization import EPSILON, Parameterization
+from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, V
 from diffpolicy.diffusion.samplers.ancestral import ddim
-from diffpolicy.diffusion.schedule import Levels, Schedule, cosine, linear
+from diffpolicy.diffusion.spacing import trailing
+from diffpolicy.diffusion.weighting import elbo, log_normal
 
-EVERY = pytest.mark.parametrize("parameterization", PARAMETERIZATIONS.values(), ids=PARAMETERIZATIONS)
-
-
-@EVERY
-@pytest.mark.parametrize("schedule", [cosine(100), linear(1000)], ids=["cosine", "linear"])
-def test_the_target_converts_back_to_the_clean_trajectory(parameterization: Parameterization, schedule) -> None:
-    clean, noise = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for alpha, sigma in zip(schedule.levels.alpha.tolist(), schedule.levels.sigma.tolist(), strict=True):
-        on_clean, on_noise = parameterization.target(alpha, sigma)
-        skip, out = parameterization.clean_from_output(alpha, sigma)
-        estimate = skip * (alpha * clean + sigma * noise) + out * (on_clean * clean + on_noise * noise)
-        # epsilon divides by alpha, down to 1e-3: float64's 1e-16 grows to 1e-12
-        torch.testing.assert_close(estimate, clean, rtol=0, atol=1e-10)
+CONFIG = DiffusionConfig(num_levels=1000)
+TRAJECTORIES, NOISE = torch.randn(2, 64, 16, 2, generator=torch.Generator().manual_seed(0))
+CONDITION = torch.arange(64.0)[:, None]
+LEVEL = torch.arange(64) * 15 + 20  # neither end: alpha is 0 at the last of some
 
 
-@EVERY
-def test_a_network_that_knows_the_answer_has_no_loss_and_denoises_exactly(parameterization: Parameterization) -> None:
-    objective = Objective(cosine(100), parameterization)
-    clean = torch.rand(64, 16, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-    level = torch.arange(64) + 30
-    alpha, sigma = (
-        torch.as_tensor(v[30:94]).float()[:, None, None]
-        for v in (objective.schedule.levels.alpha, objective.schedule.levels.sigma)
-    )
-
-    def oracle(x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        assert time.tolist() == [float(i) for i in range(30, 94)]
-        torch.testing.assert_close(x, alpha * clean + sigma * noise)
-        pairs = [parameterization.target(float(a), float(s)) for a, s in zip(alpha, sigma, strict=True)]
-        on_clean, on_noise = (torch.tensor(c)[:, None, None] for c in zip(*pairs, strict=True))
-        return on_clean * clean + on_noise * noise
-
-    loss = Objective.loss(oracle, objective.table(), clean, noise, level, torch.zeros(64, 1))
-    assert loss < 1e-12
-
-    row = ddim(objective.schedule, 10).rows[5]
-    known = clean[:1]
-
-    def knows_clean(x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        on_clean, on_noise = parameterization.target(row.alpha, row.sigma)
-        return on_clean * known + on_noise * (x - row.alpha * known) / row.sigma
-
-    x = row.alpha * known + row.sigma * noise[:1]
-    estimate = objective.denoiser(knows_clean, torch.zeros(1, 1))(x, row)
-    torch.testing.assert_close(estimate, known, rtol=0, atol=1e-5)  # float32 at alpha near 0.7
+def silent(x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(x)
 
 
-def test_the_loss_of_a_silent_network_is_the_mean_square_of_the_target() -> None:
-    objective = Objective(cosine(100), EPSILON)
-    noise = torch.randn(8, 16, 2, generator=torch.Generator().manual_seed(0))
-    loss = Objective.loss(
-        lambda x, time, condition: torch.zeros_like(x),
-        objective.table(),
-        torch.zeros_like(noise),
-        noise,
-        torch.zeros(8, dtype=torch.long),
-        torch.zeros(8, 1),
-    )
-    torch.testing.assert_close(loss, noise.square().mean())
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_a_network_that_knows_the_answer_has_no_loss_and_denoises_exactly(schedule, parameterization: str) -> None:
+    """On every schedule; it is given the scaled noisy trajectory, the level's time and the condition."""
+    meaning = PARAMETERIZATIONS[parameterization](CONFIG)
+    if meaning.needs_signal and schedule.levels.alpha[-1] == 0.0:
+        return  # refused: test_parameterizations
+    objective = Objective(schedule, meaning)
+    now = schedule.levels[LEVEL.numpy()]
+    alpha, sigma, scale = (torch.from_numpy(v)[:, None, None] for v in (now.alpha, now.sigma, now.input_scale))
+    on_clean, on_noise = meaning.target(alpha, sigma)
+    target = (on_clean * TRAJECTORIES + on_noise * NOISE).float()
+
+    def knowing(x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        noisy = (alpha * TRAJECTORIES + sigma * NOISE).float()
+        torch.testing.assert_close(x, (scale * noisy).float(), rtol=1e-5, atol=1e-5)  # float32
+        torch.testing.assert_close(time, torch.from_numpy(now.time).float())
+        assert condition is CONDITION
+        return target
+
+    loss = Objective.loss(knowing, objective.table(), TRAJECTORIES, NOISE, LEVEL, CONDITION)
+    assert loss < 1e-12 * target.square().mean()  # float32, squared
 
 
-def test_epsilon_is_refused_where_alpha_reaches_zero() -> None:
-    levels = cosine(100).levels
-    alpha = levels.alpha.copy()
-    alpha[-1] = 0.0
-    schedule = Schedule(Levels(alpha, levels.sigma, levels.time, levels.input_scale))
-    with pytest.raises(ValueError, match="alpha 0"):
-        Objective(schedule, EPSILON)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_loss_of_a_silent_network_is_the_weighted_mean_square_of_the_target(weighting: str) -> None:
+    schedule = schedules.vp(1000)
+    objective = Objective(schedule, EPSILON, WEIGHTINGS[weighting](CONFIG))
+    weight = objective.weighting(schedule.levels, -schedule.levels.sigma / schedule.levels.alpha)[LEVEL.numpy()]
+    loss = Objective.loss(silent, objective.table(), TRAJECTORIES, NOISE, LEVEL, CONDITION)
+    expected = (torch.from_numpy(weight)[:, None, None] * NOISE.double().square()).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # float32
 
 
-@pytest.mark.parametrize(("key", "known"), [("schedule", "cosine, linear"), ("parameterization", "clean, epsilon, v")])
-def test_unknown_names_list_the_known(key: str, known: str) -> None:
-    with pytest.raises(ValueError, match=f"'nonsense' is unknown, expected one of {known}"):
+def test_the_tables_columns_are_levels_target_weight_and_cumulative_share(schedule) -> None:
+    distribution = log_normal(0.0, 1.0)
+    table = Objective(schedule, CLEAN, levels=distribution).table()
+    levels = schedule.levels
+    one, zero = np.ones(len(schedule)), np.zeros(len(schedule))
+    columns = (levels.alpha, levels.sigma, levels.time, levels.input_scale, one, zero, one)
+    expected = torch.from_numpy(np.stack([*columns, np.cumsum(distribution(levels))], axis=1)).float()
+    torch.testing.assert_close(table, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LEVEL_DISTRIBUTIONS)
+def test_levels_are_drawn_as_often_as_their_distribution_says(schedule, name: str) -> None:
+    """The largest gap between the two cumulative shares (Kolmogorov-Smirnov) exceeds 2.2 / sqrt(n) once in 10,000."""
+    distribution, count = LEVEL_DISTRIBUTIONS[name], 100_000
+    table = Objective(schedule, CLEAN, levels=distribution).table()
+    drawn = Objective.draw_levels(table, count, torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=len(schedule)) / count
+    assert len(share) == len(schedule)
+    gap = np.abs(share.cumsum(0).numpy() - np.cumsum(distribution(schedule.levels)))
+    assert gap.max() < 2.2 / count**0.5
+
+
+def test_every_level_can_be_drawn_and_none_beyond() -> None:
+    table = Objective(schedules.cosine(10), CLEAN).table()
+    table[:, -1] *= 0.95  # as if rounding left the last share short of 1
+    drawn = Objective.draw_levels(table, 1000, torch.Generator().manual_seed(0))
+    assert drawn.unique().tolist() == list(range(10))
+
+
+def test_the_denoiser_feeds_the_scaled_input_the_time_and_the_condition() -> None:
+    """EDM's network sees unit variance and 250 log sigma (Karras et al. 2022, eq. 7)."""
+    config = DiffusionConfig(schedule="karras", num_levels=1000, parameterization="edm")
+    objective = build_objective(config)
+    sigma, sigma_data = 80.0, config.sigma_data
+    x = sigma * NOISE
+    total = sigma**2 + sigma_data**2
+
+    def network(seen: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        torch.testing.assert_close(seen, x / total**0.5)
+        torch.testing.assert_close(time, torch.full((64,), 250.0 * float(np.log(sigma))))
+        return seen * condition[..., None]
+
+    row = ddim(trailing(objective.schedule, 1)).rows[0]
+    found = objective.denoiser(network, CONDITION)(x, row)
+    output = x / total**0.5 * CONDITION[..., None]
+    torch.testing.assert_close(found, sigma_data**2 / total * x + sigma * sigma_data / total**0.5 * output)
+
+
+def test_elbo_weights_with_levels_drawn_unevenly_are_refused() -> None:
+    with pytest.raises(ValueError, match="weighting elbo is the bound's only if level_distribution is uniform"):
+        Objective(schedules.cosine(100), CLEAN, elbo, log_normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("schedule", SCHEDULES),
+        ("parameterization", PARAMETERIZATIONS),
+        ("weighting", WEIGHTINGS),
+        ("level_distribution", LEVEL_DISTRIBUTIONS),
+    ],
+)
+def test_unknown_names_list_the_known(key: str, table: dict) -> None:
+    with pytest.raises(ValueError, match=f"{key}: 'nonsense' is unknown, expected one of {', '.join(sorted(table))}"):
         build_objective(DiffusionConfig(**{key: "nonsense"}))
+
+
+def test_zero_terminal_snr_is_a_setting_that_makes_100_linear_levels_usable() -> None:
+    objective = build_objective(DiffusionConfig(schedule="linear", zero_terminal_snr=True, parameterization="v"))
+    assert len(objective.schedule) == 100
+    assert objective.schedule.levels.alpha[-1] == 0.0
+    assert objective.parameterization is V

@@ -7,30 +7,34 @@ s, the standard deviation of fresh noise; eta, its share of the posterior's.
 import numpy as np
 
 from diffpolicy.diffusion.samplers.table import StepTable
-from diffpolicy.diffusion.schedule import FloatArray, Levels, Schedule
+from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 
-def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> StepTable:
-    """DDIM (Song et al. 2021, eq. 12 and 16): deterministic at eta 0, DDPM with posterior variance at eta 1."""
+def ddim(now: Levels, eta: float = 0.0) -> StepTable:
+    """DDIM (Song et al. 2021, eq. 12 and 16): deterministic at eta 0, DDPM with posterior variance at eta 1.
+
+    At eta 0 it is Euler's method for the probability-flow ODE, in sigma / alpha (Karras et al. 2022) as well as along
+    the straight path of flow matching.
+    """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"sampler: eta {eta} must be between 0 (deterministic) and 1 (DDPM)")
-    now, after = schedule.pairs(steps)
+    after = now.followed_by_clean()
     s = eta * after.sigma / now.sigma * np.sqrt(_beta(now, after))
     a = np.sqrt(after.sigma**2 - s**2) / now.sigma
     return StepTable(now, a=a, b=after.alpha - a * now.alpha, s=s)
 
 
-def ddpm(schedule: Schedule, steps: int, variance: str = "posterior") -> StepTable:
+def ddpm(now: Levels, variance: str = "posterior") -> StepTable:
     """DDPM (Ho et al. 2020, eq. 7): the posterior's mean, with its variance (beta-tilde) or the larger beta.
 
     `variance` is "posterior" or "beta"; they bound the reverse process from both sides (section 3.2).
     """
     if variance not in ("posterior", "beta"):
         raise ValueError(f"sampler: variance {variance!r} must be 'posterior' or 'beta'")
-    posterior = ddim(schedule, steps, eta=1.0)
+    posterior = ddim(now, eta=1.0)
     if variance == "posterior":
         return posterior
-    now, after = schedule.pairs(steps)
+    after = now.followed_by_clean()
     s = np.sqrt(_beta(now, after)) * (after.sigma > 0)  # the last step, to clean, adds no noise
     return StepTable(now, a=posterior.a, b=posterior.b, s=s)
 

@@ -1,0 +1,91 @@
+# pyright: basic
+# diffusers is optional and has no type stubs.
+"""Any scheduler of diffusers as a sampler, with the projection at each of its steps.
+
+The projected clean estimate is re-encoded as the noise estimate that the scheduler expects. What leaves is the last
+projected estimate. Slower than a step table, not exportable, and a stochastic scheduler draws for the whole batch: an
+episode is then not bit-equal alone and among others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpolicy.diffusion.reverse import Denoise, Project
+from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
+
+
+class DiffusersSampler:
+    """`scheduler` is a class of diffusers by name, `options` its arguments; `schedule` must be variance preserving.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        ValueError: no scheduler of that name, one that takes no betas or no noise estimate, another schedule.
+    """
+
+    def __init__(self, scheduler: str, options: Mapping[str, Any], schedule: Schedule, steps: int) -> None:
+        if schedule.family is not VARIANCE_PRESERVING or schedule.levels.alpha[-1] == 0.0:
+            raise ValueError(
+                "sampler: diffusers' schedulers are given betas, which only a variance-preserving schedule with "
+                "signal at every level has; use one of our own samplers"
+            )
+        if not 1 <= steps <= len(schedule):
+            raise ValueError(f"sampler: steps {steps} must be between 1 and {len(schedule)}, the trained levels")
+        self.schedule, self.steps = schedule, steps
+        alpha_bar = schedule.levels.alpha**2
+        betas = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+        settings = {"num_train_timesteps": len(betas), "trained_betas": betas.tolist(), "prediction_type": "epsilon"}
+        self._make = lambda: _scheduler_class(scheduler)(**{**settings, **options})
+        self.rows = tuple(self._row(float(time)) for time in self._started().timesteps)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Tensor:
+        """As `reverse`; noise [rows + 1, batch, horizon, action], of which a scheduler takes only the start."""
+        scheduler = self._started(noise.device)
+        if hasattr(scheduler, "config") and "clip_sample" in scheduler.config:
+            scheduler.register_to_config(clip_sample=False)  # the projection is ours
+        generator = torch.Generator(noise.device).manual_seed(int(1e6 * noise[-1].abs().sum()))
+        x = noise[0] * scheduler.init_noise_sigma
+        clean = x
+        for row, time in zip(self.rows, scheduler.timesteps, strict=True):
+            scaled = scheduler.scale_model_input(x, time)
+            clean = project(denoise(scaled, row), row)
+            epsilon = (scaled - row.alpha * clean) / row.sigma
+            x = scheduler.step(epsilon, time, x, **self._draws(scheduler, generator)).prev_sample
+        return clean
+
+    def _started(self, device: torch.device | str = "cpu") -> Any:
+        try:
+            scheduler = self._make()
+            scheduler.set_timesteps(self.steps, device=device)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"sampler: this scheduler takes no betas or no noise estimate: {error}") from error
+        return scheduler
+
+    def _draws(self, scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+        names = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
+        return {"generator": generator} if "generator" in names else {}
+
+    def _row(self, time: float) -> Row:
+        """The level at a place between trained levels."""
+        known = np.arange(len(self.schedule), dtype=np.float64)
+        place = min(max(time, 0.0), known[-1])
+        level = self.schedule.at(np.array([np.interp(place, known, self.schedule.levels.lambdas)]))
+        return Row(level.alpha.item(), level.sigma.item(), level.time.item(), 1.0, a=0.0, b=1.0, s=0.0)
+
+
+def _scheduler_class(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError("sampler: diffusers is not installed: pip install diffusers") from error
+    known = [one for one in dir(diffusers) if one.endswith("Scheduler") and not one.startswith(("Flax", "FlowMatch"))]
+    if name not in known:
+        raise ValueError(f"sampler: scheduler {name!r} is unknown, expected one of {', '.join(known)}")
+    return getattr(diffusers, name)

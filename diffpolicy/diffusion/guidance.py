@@ -1,0 +1,123 @@
+"""Guidance: each guide makes of a denoiser another one, so they compose, and the projection still comes last.
+
+All act on the clean estimate. Legend: noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.table import Row
+
+Guide = Callable[[Denoise, Denoise | None], Denoise]
+"""(the denoiser, the one without condition or None where the network has none) -> the denoiser to sample with."""
+
+Cost = Callable[[Tensor], Tensor]
+"""Clean normalised trajectories [batch, horizon, action] -> cost [batch]."""
+
+
+def compose(*guides: Guide) -> Guide:
+    """One after the other, the first one next to the network."""
+
+    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
+        for one in guides:
+            denoise = one(denoise, without)
+        return denoise
+
+    return guide
+
+
+def classifier_free(weight: float, rescale: float = 0.0) -> Guide:
+    """Score (1 + w) s_c - w s_u (Ho & Salimans 2022, eq. 6), by clean estimates, for which it is the same.
+
+    Args:
+        weight: w; 0 is no guidance, -1 no condition.
+        rescale: 0 to 1, how far the estimate's std is brought back to the conditional one's (Lin et al. 2024, eq. 16).
+    """
+    _check("weight", weight, -1.0)
+    _check("rescale", rescale, 0.0, 1.0)
+
+    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
+        if without is None:
+            raise ValueError("guidance: classifier-free guidance needs a network with a null condition")
+
+        def guided(x: Tensor, row: Row) -> Tensor:
+            conditional = denoise(x, row)
+            clean = (1.0 + weight) * conditional - weight * without(x, row)
+            if rescale == 0.0:
+                return clean
+            ratio = conditional.flatten(1).std(1) / clean.flatten(1).std(1).clamp_min(1e-12)
+            return clean * (1.0 + rescale * (ratio - 1.0))[:, None, None]
+
+        return guided
+
+    return guide
+
+
+def dynamic_threshold(quantile: float) -> Guide:
+    """Scale an estimate whose quantile of absolute values is over 1 back to [-1, 1] (Saharia et al. 2022, 2.3)."""
+    _check("threshold", quantile, 0.5, 1.0)
+
+    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
+        def thresholded(x: Tensor, row: Row) -> Tensor:
+            clean = denoise(x, row)
+            limit = torch.quantile(clean.flatten(1).abs(), quantile, dim=1).clamp_min(1.0)[:, None, None]
+            return clean.clamp(-limit, limit) / limit
+
+        return thresholded
+
+    return guide
+
+
+def by_cost(cost: Cost, scale: float) -> Guide:
+    """Score minus `scale` times the gradient in x of the clean estimate's cost (Chung et al. 2023, eq. 16).
+
+    The gradient goes through the network. The clean estimate moves by -scale * sigma^2 / alpha * gradient, which is
+    not defined at a level without signal: there it stays.
+    """
+    _check("scale", scale, 0.0)
+
+    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
+        def guided(x: Tensor, row: Row) -> Tensor:
+            if row.alpha == 0.0:
+                return denoise(x, row)
+            with torch.enable_grad():
+                tracked = x.detach().requires_grad_()
+                clean = denoise(tracked, row)
+                (gradient,) = torch.autograd.grad(cost(clean).sum(), tracked)
+            return clean.detach() - scale * row.sigma**2 / row.alpha * gradient
+
+        return guided
+
+    return guide
+
+
+def inpaint(known: Tensor, is_known: Tensor) -> Guide:
+    """Keep known waypoints: at every level the estimate takes their values (Janner et al. 2022, section 3.4).
+
+    Args:
+        known: normalised trajectories [batch or 1, horizon, action].
+        is_known: bool, of a shape that broadcasts with known.
+    """
+    return lambda denoise, without: lambda x, row: torch.where(is_known, known, denoise(x, row))
+
+
+def epsilon_scaling(factor: float) -> Guide:
+    """Divide the noise estimate by `factor`, a little over 1, against exposure bias (Ning et al. 2024, eq. 11)."""
+    _check("epsilon_scale", factor, 0.5, 2.0)
+
+    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
+        def scaled(x: Tensor, row: Row) -> Tensor:
+            clean = denoise(x, row)
+            return clean if row.alpha == 0.0 else (x - (x - row.alpha * clean) / factor) / row.alpha
+
+        return scaled
+
+    return guide
+
+
+def _check(name: str, value: float, low: float, high: float = 1e6) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"guidance: {name} {value} must be between {low} and {high}")

@@ -1,0 +1,93 @@
+"""How likely a trajectory is: exactly, by the probability-flow ODE, and bounded from below, by the ELBO.
+
+Densities are of normalised trajectories, in nats. Legend: u and z as in `ode`; div, the divergence of dz/du; snr,
+alpha^2 / sigma^2.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpolicy.diffusion.ode import Flow, scale, solve
+from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.schedule import Schedule
+from diffpolicy.diffusion.weighting import elbo_weights
+
+
+def gaussian_log_density(x: Tensor, std: float) -> Tensor:
+    """log N(x; 0, std^2) [batch] of x [batch, ...]."""
+    squares = x.flatten(1).square().sum(1) / std**2
+    return -0.5 * squares - x[0].numel() * (math.log(std) + 0.5 * math.log(2.0 * math.pi))
+
+
+def log_likelihood(
+    flow: Flow,
+    x: Tensor,
+    steps: int,
+    probes: Tensor | None = None,
+    terminal: Callable[[Tensor], Tensor] | None = None,
+    method: str = "rk4",
+) -> Tensor:
+    """log p [batch] of x [batch, horizon, action] at the lowest trained level (Song et al. 2021, eq. 39).
+
+    Args:
+        flow: its denoiser is given the batch n times over, for n directions of the divergence (see probes).
+        steps: of the solver.
+        probes: [n, batch, horizon, action] of +1 and -1 for Hutchinson's estimate of the divergence; exact by
+            default, at the cost of horizon * action evaluations side by side.
+        terminal: log-density of x at the last level; N(0, sigma^2) by default.
+    """
+    low, high = flow.ends()
+    first, last = flow.levels(np.array([low, high]))
+    exact = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
+    directions = exact.expand(-1, *x.shape) if probes is None else probes
+    share = 1.0 if probes is None else 1.0 / len(probes)
+
+    def slope(state: Tensor, level: Row) -> Tensor:
+        dz, div = _slope_and_divergence(flow, state[:, :-1].reshape(x.shape), level, directions)
+        return torch.cat([dz.flatten(1), share * div[:, None]], dim=1)
+
+    z = (x / scale(first)).flatten(1)
+    state = solve(flow, slope, torch.cat([z, torch.zeros_like(z[:, :1])], dim=1), low, high, steps, method)
+    end = (scale(last) * state[:, :-1]).reshape(x.shape)
+    density = gaussian_log_density(end, last.sigma) if terminal is None else terminal(end)
+    return density + state[:, -1] + x[0].numel() * math.log(scale(last) / scale(first))
+
+
+def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """A lower bound of log p(clean) [batch]: Kingma et al. 2021, eq. 11 to 13, by `draws` draws of noise a level.
+
+    The decoder of the first level is Gaussian with the clean estimate as mean and variance sigma^2 / alpha^2.
+    """
+    if draws < 1:
+        raise ValueError(f"elbo: draws {draws} must be at least 1")
+    levels, weights = schedule.levels, elbo_weights(schedule.levels)
+    size = clean[0].numel()
+    prior = 0.5 * (float(levels.snr[-1]) * clean.flatten(1).square().sum(1))
+    bound = -prior - 0.5 * size * math.log(2.0 * math.pi / float(levels.snr[0]))
+    columns = (levels.alpha, levels.sigma, levels.time, levels.input_scale)
+    for i, level in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        row = Row(*level, a=0.0, b=1.0, s=0.0)
+        shape = (draws, *clean.shape)
+        noise = torch.randn(shape, generator=generator, dtype=clean.dtype).to(clean.device)
+        noisy = row.alpha * clean + row.sigma * noise
+        error = torch.stack([denoise(one, row) - clean for one in noisy]).flatten(2).square().sum(2).mean(0)
+        bound = bound - float(weights[i]) * error
+    return bound
+
+
+def _slope_and_divergence(flow: Flow, z: Tensor, level: Row, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """dz/du, shaped like z, and the sum over directions v [n, batch, ...] of v^T (d slope / dz) v [batch].
+
+    The batch is repeated, once for every direction: no sample sees another in the network.
+    """
+    with torch.enable_grad():
+        copies = z.detach().expand(directions.shape).flatten(0, 1).requires_grad_()
+        slope = flow.slope(copies, level)
+        (product,) = torch.autograd.grad(slope, copies, directions.flatten(0, 1))
+    along = (product * directions.flatten(0, 1)).flatten(1).sum(1).reshape(directions.shape[:2])
+    return slope.detach()[: len(z)], along.sum(0)

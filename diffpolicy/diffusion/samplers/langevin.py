@@ -1,0 +1,86 @@
+"""Samplers that walk by the score: the reverse-time SDE, Langevin correctors, annealed Langevin dynamics.
+
+Every step size is fixed beforehand; one that follows the norm of the score does not fit a table. Legend: now and
+after, the levels that a step leads from and to; lambda = log(alpha / sigma); score = (alpha * clean - x) / sigma^2;
+rate, the length of a Langevin step over sigma^2.
+"""
+
+import numpy as np
+
+from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.diffusion.schedule import Levels
+
+_Rows = list[tuple[int, float, float, float]]  # index of the level, a, b, s
+
+
+def reverse_sde(now: Levels) -> StepTable:
+    """Euler-Maruyama steps of the reverse-time SDE (Song et al. 2021, eq. 6), the last one to the clean estimate.
+
+    With drift f x and diffusion g: f = d log(alpha) / dt and g^2 = -2 sigma^2 d lambda / dt, so a step needs only the
+    increments of log(alpha) and lambda.
+    """
+    return predictor_corrector(now, corrector_steps=0, rate=1.0)
+
+
+def predictor_corrector(now: Levels, corrector_steps: int, rate: float) -> StepTable:
+    """A step of the reverse-time SDE, then Langevin steps at the level reached (Song et al. 2021, algorithm 1)."""
+    _check(corrector_steps, 0, rate)
+    steps = _euler_maruyama(now)
+    rows: _Rows = []
+    for i, (a, b, s) in enumerate(steps):
+        if i > 0:
+            rows += [(i, *_langevin(now, i, rate))] * corrector_steps
+        rows.append((i, a, b, s))
+    return _table(now, rows)
+
+
+def langevin(now: Levels, steps_per_level: int, rate: float) -> StepTable:
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): a walk at each level, then on to the next.
+
+    On the way x keeps its signal-to-noise ratio's meaning by the factor alpha_after / alpha_now, 1 for VE.
+    """
+    _check(steps_per_level, 1, rate)
+    if not now.alpha[0] > 0:
+        raise ValueError(_NO_SIGNAL.format("langevin"))
+    rows: _Rows = []
+    for i in range(len(now) - 1):
+        a, b, s = _langevin(now, i, rate)
+        rows += [(i, a, b, s)] * (steps_per_level - 1)
+        gain = now.alpha[i + 1] / now.alpha[i]
+        rows.append((i, gain * a, gain * b, gain * s))
+    last = len(now) - 1
+    rows += [(last, *_langevin(now, last, rate))] * (steps_per_level - 1)
+    return _table(now, [*rows, (last, 0.0, 1.0, 0.0)])
+
+
+_NO_SIGNAL = (
+    "sampler: {} is undefined on a schedule whose last level holds no signal (flow, zero_terminal_snr), where lambda "
+    "is minus infinity; use ddpm"
+)
+
+
+def _euler_maruyama(now: Levels) -> list[tuple[float, float, float]]:
+    """(a, b, s) of every step."""
+    if not now.alpha[0] > 0:
+        raise ValueError(_NO_SIGNAL.format("the reverse-time SDE"))
+    h = np.diff(now.lambdas)
+    drift = np.diff(np.log(now.alpha))
+    a, b, s = 1.0 + drift - 2.0 * h, 2.0 * h * now.alpha[:-1], now.sigma[:-1] * np.sqrt(2.0 * h)
+    return [*zip(a.tolist(), b.tolist(), s.tolist(), strict=True), (0.0, 1.0, 0.0)]
+
+
+def _langevin(now: Levels, level: int, rate: float) -> tuple[float, float, float]:
+    """x + rate sigma^2 score + sqrt(2 rate) sigma noise."""
+    return 1.0 - rate, rate * float(now.alpha[level]), float(now.sigma[level]) * (2.0 * rate) ** 0.5
+
+
+def _check(steps: int, least: int, rate: float) -> None:
+    if steps < least:
+        raise ValueError(f"sampler: {steps} Langevin steps a level, expected at least {least}")
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"sampler: rate {rate} must be above 0 and at most 1")
+
+
+def _table(now: Levels, rows: _Rows) -> StepTable:
+    level, a, b, s = (np.array(column) for column in zip(*rows, strict=True))
+    return StepTable(now[level.astype(np.intp)], a=a, b=b, s=s)

@@ -1,0 +1,59 @@
+"""Which levels the rows of a sampler start from, from the most noise down.
+
+trailing and leading take trained levels; log_snr and karras take levels between them.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from diffpolicy.diffusion.schedule import Levels, Schedule, check_steps
+from diffpolicy.diffusion.schedules import karras_spaced
+
+
+def trailing(schedule: Schedule, steps: int) -> Levels:
+    """Evenly spaced from the last level down (Lin et al. 2024, table 2)."""
+    check_steps(steps, len(schedule))
+    index = np.rint(len(schedule) * (1.0 - np.arange(steps) / steps)).astype(np.intp) - 1
+    return schedule.levels[index]
+
+
+def leading(schedule: Schedule, steps: int) -> Levels:
+    """Evenly spaced from the first level up (Ho et al. 2020's and DDIM's code): starts below the last level.
+
+    Sampling then starts from pure noise at a level that holds some signal; `trailing` has not this fault.
+    """
+    check_steps(steps, len(schedule))
+    return schedule.levels[np.arange(steps)[::-1] * (len(schedule) // steps)]
+
+
+def log_snr(schedule: Schedule, steps: int) -> Levels:
+    """Evenly spaced in the logarithm of the signal-to-noise ratio (Lu et al. 2022, section 3)."""
+    first, last = _lambda_range(schedule, steps, "log_snr")
+    return schedule.at(np.linspace(first, last, steps))
+
+
+def karras(schedule: Schedule, steps: int) -> Levels:
+    """Evenly spaced in the 7th root of sigma / alpha (Karras et al. 2022, eq. 5)."""
+    first, last = _lambda_range(schedule, steps, "karras")
+    return schedule.at(-np.log(karras_spaced(np.exp(-first), np.exp(-last), steps)))
+
+
+SPACINGS: Mapping[str, Callable[[Schedule, int], Levels]] = {
+    "trailing": trailing,
+    "leading": leading,
+    "log_snr": log_snr,
+    "karras": karras,
+}
+
+
+def _lambda_range(schedule: Schedule, steps: int, name: str) -> tuple[float, float]:
+    """lambda of the level with the most noise and of the one with the least."""
+    check_steps(steps, len(schedule))
+    most, least = schedule.levels.lambdas[-1], schedule.levels.lambdas[0]
+    if not np.isfinite(most):
+        raise ValueError(
+            f"sampler: spacing {name} is undefined on a schedule whose last level holds no signal (flow, "
+            "zero_terminal_snr): its log-SNR is minus infinity; use trailing"
+        )
+    return float(most), float(least)

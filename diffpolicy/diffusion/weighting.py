@@ -1,0 +1,81 @@
+"""How much each level counts in training: weights of the loss, and how often a level is drawn.
+
+A weighting takes the levels and `out`, the factor of the network's output in the clean estimate, and gives the weights
+[levels] of the output's squared error. A weight w of the clean estimate's error is w * out^2 of the output's.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from diffpolicy.diffusion.schedule import FloatArray, Levels
+
+Weighting = Callable[[Levels, FloatArray], FloatArray]
+LevelDistribution = Callable[[Levels], FloatArray]
+"""Levels -> how often each is drawn [levels], adding up to 1."""
+
+
+def simple(levels: Levels, out: FloatArray) -> FloatArray:
+    """1 on the network's output (Ho et al. 2020, eq. 14)."""
+    return np.ones_like(out)
+
+
+def elbo(levels: Levels, out: FloatArray) -> FloatArray:
+    """The evidence lower bound's: half the drop of the signal-to-noise ratio at a level (Kingma et al. 2021, eq. 13).
+
+    At the first level it is the reconstruction term's, of a decoder with variance sigma^2 / alpha^2 there.
+    """
+    return elbo_weights(levels) * out**2
+
+
+def elbo_weights(levels: Levels) -> FloatArray:
+    """The weights [levels] of the clean estimate's squared error in the evidence lower bound."""
+    return 0.5 * np.append(levels.snr[0], levels.snr[:-1] - levels.snr[1:])
+
+
+def snr(levels: Levels, out: FloatArray) -> FloatArray:
+    """1 on the noise, hence sigma^2 on the score (Song & Ermon 2019, eq. 6)."""
+    return levels.snr * out**2
+
+
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(snr, gamma) on the clean estimate (Hang et al. 2023, eq. 6)."""
+    return lambda levels, out: np.minimum(levels.snr, gamma) * out**2
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+    """1 / (k + snr)^gamma on the noise (Choi et al. 2022, eq. 8)."""
+    return lambda levels, out: levels.snr / (k + levels.snr) ** gamma * out**2
+
+
+def edm(sigma_data: float) -> Weighting:
+    """snr + 1 / sigma_data^2 on the clean estimate: 1 on EDM's output (Karras et al. 2022, table 1)."""
+    return lambda levels, out: (levels.snr + sigma_data**-2) * out**2
+
+
+def uniform(levels: Levels) -> FloatArray:
+    """Every level as often."""
+    return np.full(len(levels), 1.0 / len(levels))
+
+
+def log_normal(mean: float, std: float) -> LevelDistribution:
+    """log(sigma / alpha) normal (Karras et al. 2022, table 1, with -1.2 and 1.2).
+
+    On the straight path of flow matching this is the logit-normal of Esser et al. 2024, section 3.1 (with 0 and 1):
+    logit(t) = log(sigma / alpha).
+    """
+    if not 0.0 < std < np.inf:
+        raise ValueError(f"level distribution: std {std} must be above 0")
+
+    def probability(levels: Levels) -> FloatArray:
+        # A level stands for what lies between the middles to its neighbours.
+        position = (-levels.lambdas - mean) / std
+        edges = np.concatenate([[-np.inf], (position[1:] + position[:-1]) / 2.0, [np.inf]])
+        return np.diff([_normal_cdf(edge) for edge in edges])
+
+    return probability
+
+
+def _normal_cdf(z: float) -> float:
+    return 0.5 * (1.0 + math.erf(z / math.sqrt(2.0)))

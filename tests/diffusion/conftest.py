@@ -1,0 +1,88 @@
+"""Every schedule, and every sampler on every schedule: an entry added to the tables inherits the tests."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from diffpolicy.build import SAMPLERS, SCHEDULES, build_sampler
+from diffpolicy.config import DiffusionConfig, SamplerConfig
+from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
+from diffpolicy.diffusion.schedules import zero_terminal_snr
+from diffpolicy.diffusion.spacing import SPACINGS
+
+PLAIN = {name: make(DiffusionConfig(num_levels=1000)) for name, make in SCHEDULES.items()}
+RESCALED = {f"{n}_zero_snr": zero_terminal_snr(s) for n, s in PLAIN.items() if s.family is VARIANCE_PRESERVING}
+EVERY_SCHEDULE = PLAIN | RESCALED
+
+EVERY_SAMPLER = [SamplerConfig(name=name) for name in SAMPLERS] + [
+    SamplerConfig(name="ddpm", variance="beta"),
+    SamplerConfig(name="ddim", eta=0.5),
+    SamplerConfig(name="ddim", eta=1.0),
+    SamplerConfig(name="heun", churn=40.0),
+    SamplerConfig(name="langevin", langevin_steps=3),
+    SamplerConfig(name="predictor_corrector", langevin_steps=2, langevin_rate=0.3),
+]
+NEEDS_SIGNAL = ("heun", "reverse_sde", "predictor_corrector", "langevin")  # at the first level
+
+
+@dataclass(frozen=True)
+class SamplerCase:
+    """A sampler on a schedule, by name."""
+
+    config: SamplerConfig
+    on: str
+
+    @property
+    def schedule(self) -> Schedule:
+        return EVERY_SCHEDULE[self.on]
+
+    @property
+    def is_defined(self) -> bool:
+        spacing, has_signal = self.config.spacing, self.schedule.levels.alpha[-1] > 0.0
+        if self.config.name == "flow_heun" and self.on != "flow":
+            return False
+        if spacing in ("log_snr", "karras"):
+            return has_signal
+        return has_signal or spacing == "leading" or self.config.name not in NEEDS_SIGNAL
+
+    def build(self) -> StepTable:
+        return build_sampler(self.schedule, self.config)
+
+    def __str__(self) -> str:
+        default = vars(SamplerConfig(name=self.config.name, steps=self.config.steps))
+        changed = [f"{key}={value}" for key, value in vars(self.config).items() if value != default[key]]
+        return "-".join([self.config.name, self.on, str(self.config.steps), *changed])
+
+
+def _cases() -> list[SamplerCase]:
+    """Every sampler on every schedule at several step counts; at 7 steps also with every spacing."""
+    schedules = [*PLAIN, "cosine_zero_snr"]
+    cases = [
+        SamplerCase(replace(config, steps=steps), on)
+        for config in EVERY_SAMPLER
+        for on in schedules
+        for steps in (1, 2, 20)
+    ]
+    return cases + [
+        SamplerCase(replace(config, steps=7, spacing=spacing), on)
+        for config in EVERY_SAMPLER
+        for on in ("vp", "flow")
+        for spacing in SPACINGS
+    ]
+
+
+@pytest.fixture(params=EVERY_SCHEDULE.values(), ids=EVERY_SCHEDULE)
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return request.param
+
+
+@pytest.fixture(params=[case for case in _cases() if case.is_defined], ids=str)
+def case(request: pytest.FixtureRequest) -> SamplerCase:
+    return request.param
+
+
+# One step is the clean estimate, on any schedule.
+@pytest.fixture(params=[case for case in _cases() if not case.is_defined and case.config.steps > 1], ids=str)
+def refused_case(request: pytest.FixtureRequest) -> SamplerCase:
+    return request.param

@@ -1,0 +1,206 @@
+"""Facts about every sampler's table, at every step count, on every schedule that it is defined for."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffpolicy.build import SAMPLERS, build_sampler
+from diffpolicy.config import SamplerConfig
+from diffpolicy.constraints.projection import identity
+from diffpolicy.diffusion.reverse import reverse
+from diffpolicy.diffusion.samplers.ancestral import ddim, ddpm
+from diffpolicy.diffusion.samplers.langevin import langevin
+from diffpolicy.diffusion.samplers.table import Row, StepTable
+from diffpolicy.diffusion.schedules import cosine, karras
+from diffpolicy.diffusion.spacing import SPACINGS, trailing
+
+KARRAS = karras(1000, 0.002, 80.0, sigma_data=0.5)
+# Steps of finite length that are off their level even where the clean trajectory is known; test_exact says by how much.
+INEXACT_MEAN = ("reverse_sde", "predictor_corrector")  # but on ve and karras, whose alpha stays 1
+INEXACT_VARIANCE = (*INEXACT_MEAN, "langevin")
+
+
+def draws(table: StepTable) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(table) + 1, 4, 16, 2, generator=generator, dtype=torch.float64)
+
+
+def unit_draws(table: StepTable) -> torch.Tensor:
+    """Draw i is 1 for batch element i only: after the loop, element i is the factor with which draw i entered."""
+    return torch.eye(len(table) + 1, dtype=torch.float64)[:, :, None, None]
+
+
+def test_what_the_hook_returns_at_the_last_row_leaves_the_loop_bit_for_bit(case) -> None:
+    """The hook is called at every row, and no row adds to its last output: what it constrains stays constrained."""
+    table, seen = case.build(), []
+
+    def hook(clean: torch.Tensor, row: Row) -> torch.Tensor:
+        seen.append((row, torch.sin(clean + len(seen))))
+        return seen[-1][1]
+
+    result = reverse(lambda x, row: torch.tanh(x), table, draws(table), hook)
+    assert [row for row, _ in seen] == list(table.rows)
+    assert torch.equal(result, seen[-1][1])
+
+
+def test_a_step_keeps_a_known_trajectory_at_its_level(case) -> None:
+    """With the true clean trajectory as estimate, x has mean alpha * clean and variance sigma^2 at every row."""
+    table, clean = case.build(), 0.7
+    noise = torch.cat([unit_draws(table), torch.zeros(len(table) + 1, 1, 1, 1, dtype=torch.float64)], dim=1)
+    noise[0] += clean * table.rows[0].alpha / table.rows[0].sigma
+    is_mean_exact = case.config.name not in INEXACT_MEAN or case.on in ("ve", "karras")
+    is_variance_exact = case.config.name not in INEXACT_VARIANCE and case.config.variance == "posterior"
+
+    def denoise(x: torch.Tensor, row: Row) -> torch.Tensor:
+        mean, factors = x[-1], x[:-1] - x[-1]
+        if is_mean_exact:  # rounding is relative to VE's sigma of 80
+            assert float(mean) == pytest.approx(row.alpha * clean, abs=1e-12 * (1 + table.rows[0].sigma))
+        if is_variance_exact:  # differences of squares, and sigma / alpha of 2e4 under Heun's: cancellation
+            assert float(factors.square().sum()) == pytest.approx(row.sigma**2, rel=1e-7)
+        return torch.full_like(x, clean)
+
+    assert torch.isfinite(reverse(denoise, table, noise, identity)).all()
+
+
+def test_rows_lie_at_trained_levels_or_between(case) -> None:
+    table, levels = case.build(), case.schedule.levels
+    assert len(table) >= case.config.steps
+    for name in ("alpha", "sigma", "time", "input_scale"):
+        ours, trained = getattr(table.now, name), getattr(levels, name)
+        assert (ours >= trained.min() - 1e-9).all()
+        assert (ours <= trained.max() + 1e-9).all()
+
+
+def test_a_sampler_is_refused_with_the_reason_where_it_is_undefined(refused_case) -> None:
+    with pytest.raises(ValueError, match=r"holds no signal|flow_heun needs the straight path"):
+        refused_case.build()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [0, -1, 101])
+def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps {steps} must be between 1 and 100"):
+        build_sampler(cosine(100), SamplerConfig(name=name, steps=steps))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"name": "ddim", "eta": bad}, f"eta {bad} must be between 0") for bad in (-0.1, 1.1, math.nan)),
+        *(({"name": "heun", "churn": bad}, f"churn {bad} must be at least 0") for bad in (-1.0, math.inf, math.nan)),
+        *(
+            ({"name": name, "langevin_rate": bad}, f"rate {bad} must be above 0 and at most 1")
+            for name in ("langevin", "predictor_corrector")
+            for bad in (0.0, -0.1, 1.1, math.nan)
+        ),
+        ({"name": "langevin", "langevin_steps": 0}, "0 Langevin steps a level, expected at least 1"),
+        ({"name": "predictor_corrector", "langevin_steps": -1}, "-1 Langevin steps a level, expected at least 0"),
+        ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
+        ({"name": "nonsense"}, f"sampler: 'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS))}"),
+        ({"spacing": "nonsense"}, f"spacing: 'nonsense' is unknown, expected one of {', '.join(sorted(SPACINGS))}"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_sampler(cosine(100), SamplerConfig(**settings))
+
+
+def same(first: StepTable, second: StepTable, rows: slice = slice(None)) -> None:
+    for one, other in zip(first.rows[rows], second.rows[rows], strict=True):
+        np.testing.assert_allclose(
+            (one.alpha, one.sigma, one.time, one.a, one.b, one.s),
+            (other.alpha, other.sigma, other.time, other.a, other.b, other.s),
+            rtol=1e-9,  # DDPM's a is a difference of squares
+            atol=1e-12,
+        )
+        assert not any(one.c + other.c)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 100])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("euler", SamplerConfig(name="ddim", eta=0.0)),
+        ("flow_euler", SamplerConfig(name="ddim", eta=0.0)),
+        ("ddpm", SamplerConfig(name="ddim", eta=1.0)),
+        ("reverse_sde", SamplerConfig(name="predictor_corrector", langevin_steps=0)),
+    ],
+)
+def test_aliases_are_the_same_table(name: str, other: SamplerConfig, steps: int) -> None:
+    schedule = cosine(100)
+    same(
+        build_sampler(schedule, SamplerConfig(name=name, steps=steps)),
+        build_sampler(schedule, replace(other, steps=steps)),
+    )
+
+
+@pytest.mark.parametrize(("name", "order_1"), [("dpmpp_2m", "ddim"), ("unipc", "ddim"), ("dpmpp_2m_sde", "ddpm")])
+def test_multistep_solvers_begin_and_end_with_a_step_of_order_1(schedule, name: str, order_1: str) -> None:
+    """DPM-Solver++ 1 is DDIM, its SDE form is DDPM."""
+    same(
+        build_sampler(schedule, SamplerConfig(name=name, steps=2)),
+        build_sampler(schedule, SamplerConfig(name=order_1, steps=2)),
+    )
+
+
+def test_ddpm_variances_are_the_posterior_and_beta() -> None:
+    """Ho et al. 2020, eq. 7 and section 3.2, written out with alpha_bar."""
+    now = trailing(cosine(100), 100)
+    alpha_bar, alpha_bar_after = now.alpha**2, np.append(now.alpha[1:] ** 2, 1.0)
+    beta = 1 - alpha_bar / alpha_bar_after
+    posterior = beta * (1 - alpha_bar_after) / (1 - alpha_bar)
+    np.testing.assert_allclose(ddpm(now, "posterior").s ** 2, posterior, atol=1e-14)
+    np.testing.assert_allclose(ddpm(now, "beta").s ** 2, np.append(beta[:-1], 0.0), atol=1e-14)
+
+
+@pytest.mark.parametrize("churn", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize("steps", [1, 2, 7, 18])
+def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
+    """Karras et al. 2022, but for churn in the first step: nothing is trained beyond sigma_max."""
+    table = build_sampler(KARRAS, SamplerConfig(name="heun", steps=steps, churn=churn))
+    noise, t = draws(table), [*trailing(KARRAS, steps).sigma.tolist(), 0.0]
+    x = t[0] * noise[0]
+
+    def slope(x: torch.Tensor, t: float) -> torch.Tensor:
+        return (x - torch.tanh(x + math.log(t))) / t
+
+    for i in range(steps):
+        gamma = min(churn / steps, 2**0.5 - 1) if i > 0 else 0.0
+        t_hat = min(t[i] * (1 + gamma), t[0])
+        x_hat = x + (t_hat**2 - t[i] ** 2) ** 0.5 * noise[2 * i]
+        d = slope(x_hat, t_hat)
+        x = x_hat + (t[i + 1] - t_hat) * d
+        if t[i + 1] > 0:
+            x = x_hat + (t[i + 1] - t_hat) * (d + slope(x, t[i + 1])) / 2
+    ours = reverse(lambda x, row: torch.tanh(x + math.log(row.sigma)), table, noise, identity)
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-11)  # float64 from a start of 80
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 1.0])
+def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: float) -> None:
+    """Noisy data N(0, V): steps of finite length settle at the variance V / (1 - rate sigma^2 / 2V)."""
+    now, v = trailing(cosine(100), 100)[np.array([40])], 0.3
+    table = langevin(now, steps_per_level=400, rate=rate)
+    variance = now.alpha[0] ** 2 * v + now.sigma[0] ** 2
+    reached = []
+
+    def denoise(x: torch.Tensor, row: Row) -> torch.Tensor:
+        reached.append(float(x.square().sum()))
+        return row.alpha * v / variance * x
+
+    reverse(denoise, table, unit_draws(table), identity)
+    assert reached[-1] == pytest.approx(variance / (1 - rate * now.sigma[0] ** 2 / (2 * variance)), rel=1e-6)
+
+
+def test_wrong_number_of_noise_draws_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise has 3 draws, expected 11"):
+        reverse(lambda x, row: x, ddim(trailing(cosine(100), 10)), torch.zeros(3, 1, 16, 2), identity)
+
+
+def test_a_table_whose_last_row_is_not_clean_is_refused() -> None:
+    table = ddim(trailing(cosine(100), 10))
+    with pytest.raises(ValueError, match=r"last row .* expected \(0, 1"):
+        StepTable(table.now, a=table.a + 0.1, b=table.b, s=table.s)
