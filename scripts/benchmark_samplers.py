@@ -1,7 +1,7 @@
 """Samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small
 
-The same seeds for every line; score and success with 95 % intervals, latency of a chunk for one robot. Writes
-benchmark_samplers.json, .csv, .md and .png.
+The same seeds for every line; score and success with 95 % intervals, latency of a chunk for one robot, policy time per
+solved episode. Writes benchmark_samplers.json, .csv, .md and .png.
 """
 
 import statistics
@@ -11,7 +11,9 @@ from typing import Any
 
 from benchmark_files import write_rows
 from cli import command
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from diffpolicy.config import EnvConfig, SamplerConfig
@@ -19,8 +21,18 @@ from diffpolicy.device import choose_device
 from diffpolicy.evaluation import check_evaluation, load_for_evaluation, report
 from diffpolicy.files import write_text
 from diffpolicy.intervals import bootstrap_interval
+from diffpolicy.policy import DiffusionPolicy
 
 NAME = "benchmark_samplers"
+SAMPLERS = Path(__file__).parent.parent / "configs" / "sampler"
+
+
+@dataclass
+class Contestant:
+    """Another policy for the same task."""
+
+    checkpoint: str
+    samplers: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -31,7 +43,8 @@ class BenchmarkSamplersConfig:
     task: str | None = None
     env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
     data: Any = None  # comes with the task, not used
-    samplers: dict[str, list[int]] = field(default_factory=dict)
+    samplers: dict[str, list[int]] = field(default_factory=dict)  # a choice of configs/sampler: numbers of steps
+    others: dict[str, Contestant] = field(default_factory=dict)  # label: policy
     episodes: int = 100
     seed: int = 100_000
     inference_batch: int = 64
@@ -40,16 +53,14 @@ class BenchmarkSamplersConfig:
 
 @command(NAME, BenchmarkSamplersConfig)
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
-    samplers = [SamplerConfig(name, steps) for name, counts in config.samplers.items() for steps in counts]
     check_evaluation(config.episodes, config.inference_batch)
-    if not samplers:
-        raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
-    policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, choose_device(config.device))
-    for sampler in samplers:
-        policy.sampler(sampler)  # refuse what cannot be sampled before any work
+    contestants = {"": Contestant(config.checkpoint, config.samplers), **config.others}
+    loaded = {label: _load(one, config) for label, one in contestants.items()}  # refuse what cannot be before any work
+    runs = [(label, *one[:2], sampler) for label, one in loaded.items() for sampler in one[2]]
     seeds = range(config.seed, config.seed + config.episodes)
     reports = [
-        report(policy, env, sampler, seeds, config.inference_batch) for sampler in tqdm(samplers, unit="sampler")
+        {"policy": label, **report(policy, env, sampler, seeds, config.inference_batch)}
+        for label, policy, env, sampler in tqdm(runs, unit="sampler")
     ]
     rows = [row(one, reports[0]) for one in reports]
     write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
@@ -58,18 +69,52 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     print(f"{table}\n{folder / NAME}.json")
 
 
+def _load(
+    contestant: Contestant, config: BenchmarkSamplersConfig
+) -> tuple[DiffusionPolicy, EnvConfig, list[SamplerConfig]]:
+    if not contestant.samplers:
+        raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
+    device = choose_device(config.device)
+    policy, env = load_for_evaluation(contestant.checkpoint, config.task, config.env, device)
+    samplers = [_settings(name, steps) for name, counts in contestant.samplers.items() for steps in counts]
+    for sampler in samplers:
+        policy.sampler(sampler)
+    return policy, env, samplers
+
+
+def _settings(name: str, steps: int) -> SamplerConfig:
+    """configs/sampler/NAME.yaml with another number of steps."""
+    path = SAMPLERS / f"{name}.yaml"
+    if not path.exists():
+        raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known_samplers())}")
+    merged = OmegaConf.merge(OmegaConf.structured(SamplerConfig), OmegaConf.load(path), {"steps": steps})
+    settings: Any = OmegaConf.to_object(merged)
+    return settings
+
+
+def known_samplers() -> list[str]:
+    """The choices of configs/sampler."""
+    return sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
+
+
 def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """One line of the table; `difference` is to the reference's score on the same seeds, with a paired interval."""
     pairs = zip(report["episodes"], reference["episodes"], strict=True)
     differences = [own["score"] - other["score"] for own, other in pairs]
+    name = report["sampler"]["name"]
+    solved = sum(episode["success"] for episode in report["episodes"])
+    chunks = sum(-(-episode["length"] // report["n_action_steps"]) for episode in report["episodes"])
     return {
-        "sampler": report["sampler"]["name"],
+        "policy": report["policy"],
+        "sampler": f"{name} ({report['policy']})" if report["policy"] else name,
         "steps": report["steps"],
+        "evaluations": report["evaluations"],
         "n_episodes": report["n_episodes"],
         **_with_interval("score", report["mean_score"], report["score_ci95"]),
         **_with_interval("difference", statistics.mean(differences), bootstrap_interval(differences)),
         **_with_interval("success", report["success_rate"], report["success_ci95"]),
         **{f"latency_{key}_ms": value for key, value in report["latency_ms"].items()},
+        "cost_per_solved_s": chunks * report["latency_ms"]["p50"] / 1e3 / solved if solved else float("inf"),
     }
 
 
@@ -79,36 +124,54 @@ def _with_interval(name: str, value: float, interval: tuple[float, float]) -> di
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as it stands in the README."""
-    first = f"{rows[0]['sampler'].upper()}-{rows[0]['steps']}"
+    first = f"{rows[0]['sampler']}-{rows[0]['steps']}"
     lines = [
-        f"| sampler | steps | mean score | score minus {first} | success | ms a chunk, p50 / p95 |",
-        "|---" * 6 + "|",
+        f"| sampler | steps | evaluations | mean score | score minus {first} | success | ms a chunk, p50 / p95 "
+        "| policy s per solved episode |",
+        "|---" * 8 + "|",
     ]
     for r in rows:
         score = f"{r['score']:.3f} [{r['score_low']:.3f}, {r['score_high']:.3f}]"
         lost = f"{r['difference']:+.3f} [{r['difference_low']:+.3f}, {r['difference_high']:+.3f}]"
         success = f"{r['success']:.0%} [{r['success_low']:.0%}, {r['success_high']:.0%}]"
         latency = f"{r['latency_p50_ms']:.1f} / {r['latency_p95_ms']:.1f}"
-        lines.append(f"| {r['sampler'].upper()} | {r['steps']} | {score} | {lost} | {success} | {latency} |")
+        name = f"{r['sampler']} | {r['steps']} | {r['evaluations']}"
+        lines.append(f"| {name} | {score} | {lost} | {success} | {latency} | {r['cost_per_solved_s']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Score and success over the number of steps, with their intervals."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    titles = {"score": "mean score", "success": "success rate"}
-    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for sampler in dict.fromkeys(r["sampler"] for r in rows):
-            own = [r for r in rows if r["sampler"] == sampler]
-            values = [r[name] for r in own]
-            errors = [[r[name] - r[f"{name}_low"] for r in own], [r[f"{name}_high"] - r[name] for r in own]]
-            axes.errorbar([r["steps"] for r in own], values, yerr=errors, marker="o", capsize=3, label=sampler.upper())
-        axes.set(xscale="log", xlabel="network evaluations a chunk", ylabel=title, ylim=(0, 1.02))
-        axes.set_xticks(ticks := sorted({r["steps"] for r in rows}), [str(tick) for tick in ticks], minor=False)
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.legend()
+    """Score and success over the evaluations a chunk; success against latency, with what no other line beats."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    score, success, pareto = figure.subplots(1, 3)
+    for axes, name, title in ((score, "score", "mean score"), (success, "success", "success rate")):
+        _curves(axes, rows, name, "evaluations")
+        axes.set(xlabel="network evaluations a chunk", ylabel=title)
+    _curves(pareto, rows, "success", "latency_p50_ms")
+    front = pareto_front(rows)
+    pareto.plot([r["latency_p50_ms"] for r in front], [r["success"] for r in front], "k--", lw=1, label="Pareto front")
+    pareto.set(xlabel="latency of a chunk, ms (p50)", ylabel="success rate")
+    pareto.legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=150)
+
+
+def pareto_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no faster one equals in success, fastest first."""
+    front: list[dict[str, Any]] = []
+    for r in sorted(rows, key=lambda r: (r["latency_p50_ms"], -r["success"])):
+        if not front or r["success"] > front[-1]["success"]:
+            front.append(r)
+    return front
+
+
+def _curves(axes: Axes, rows: list[dict[str, Any]], name: str, over: str) -> None:
+    for sampler in dict.fromkeys(r["sampler"] for r in rows):
+        own = sorted((r for r in rows if r["sampler"] == sampler), key=lambda r: r[over])
+        values = [r[name] for r in own]
+        errors = [[r[name] - r[f"{name}_low"] for r in own], [r[f"{name}_high"] - r[name] for r in own]]
+        axes.errorbar([r[over] for r in own], values, yerr=errors, marker="o", ms=4, lw=1, capsize=2, label=sampler)
+    axes.set(xscale="log", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

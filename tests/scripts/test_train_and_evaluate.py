@@ -9,8 +9,10 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch
 
-from diffpolicy import DiffusionPolicy
+from diffpolicy import DiffusionPolicy, SamplerConfig
+from diffpolicy.config import GuidanceConfig
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "device=cpu"]
@@ -112,7 +114,36 @@ def test_the_benchmark_writes_table_csv_json_and_plot(repository: Path, pusht_ru
     assert all(0 <= float(row["score_low"]) <= float(row["score"]) <= float(row["score_high"]) <= 1 for row in rows)
     assert len(json.loads((tmp_path / "benchmark_samplers.json").read_text())["reports"]) == 3
     assert (tmp_path / "benchmark_samplers.png").read_bytes().startswith(b"\x89PNG")
-    assert "| DDIM | 1 |" in result.stdout
+    assert "| ddim | 1 | 1 |" in result.stdout
+
+
+def test_every_sampler_works_from_the_command_line(repository: Path, shipped_checkpoint: Path, tmp_path: Path) -> None:
+    """All on the shipped checkpoint but flow_heun, which needs the straight path."""
+    names = sorted({path.stem for path in (repository / "configs" / "sampler").glob("*.yaml")} - {"flow_heun"})
+    samplers = "{" + ", ".join(f"{name}: [2]" for name in names) + "}"
+    arguments = [f"checkpoint={shipped_checkpoint}", f"samplers={samplers}", "episodes=1", "inference_batch=8"]
+    result = run(repository, "benchmark_samplers.py", *arguments, f"hydra.run.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    reports = json.loads((tmp_path / "benchmark_samplers.json").read_text())["reports"]
+    assert [one["sampler"]["name"] for one in reports] == names
+    assert {one["sampler"]["name"]: one["evaluations"] for one in reports}["heun"] == 3
+
+
+@pytest.mark.parametrize("diffusion", ["v", "flow", "edm", "score"])
+def test_every_objective_trains_and_is_sampled(
+    repository: Path, toy_data: Path, tmp_path: Path, diffusion: str
+) -> None:
+    arguments = ["task=custom", f"data.path={toy_data}", "data.observations={pose: [pose]}", *TINY]
+    arguments += [f"diffusion={diffusion}", "diffusion.condition_dropout=0.1", "trainer.steps=3"]
+    arguments += [f"hydra.run.dir={tmp_path}"]
+    result = run(repository, "train_policy.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    policy = DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last")
+    name = "flow_heun" if diffusion == "flow" else "heun"
+    sampler, guide = policy.sampler(SamplerConfig(name, 5)), policy.guide(GuidanceConfig(weight=0.5))
+    observation = {"pose": torch.zeros(1, policy.config.window.n_obs_steps, policy.config.observations["pose"])}
+    plan = policy.predict_action_chunk(observation, [torch.Generator().manual_seed(0)], sampler, guide=guide).plan
+    assert plan.isfinite().all()
 
 
 ERRORS = {
@@ -123,7 +154,7 @@ ERRORS = {
     "no observations": (["task=custom", "data.path=data/pusht_expert.zarr.zip"], "observations is None"),
     "unknown array": (["data.observations.keypoints=[keypiont]"], "keypiont"),
     "horizon": (["window.horizon=15"], "horizon 15 must be divisible by 4"),
-    "unknown schedule": (["diffusion.schedule=sine"], "expected one of cosine, linear"),
+    "unknown schedule": (["diffusion.schedule=sine"], "expected one of cosine, flow, karras, linear"),
     "refused schedule": (["diffusion.schedule=linear"], "terminal signal-to-noise ratio"),
     "nothing to resume": (["resume=true"], "name the run's folder with hydra.run.dir=DIR"),
     "unknown device": (["device=tpu"], "'tpu' is not available"),
@@ -144,8 +175,10 @@ EVALUATION_ERRORS = {
     "missing checkpoint": (["checkpoint=nowhere"], "no config.json in nowhere"),
     "another task": (["checkpoint={run}", "task=pusht_human"], "trained for task pusht, not pusht_human"),
     "no episodes": (["checkpoint={run}", "episodes=0"], "episodes 0 and inference_batch 64 must be at least 1"),
+    "guidance without a null token": (["checkpoint={run}", "sampler.guidance.weight=1"], "condition_dropout above 0"),
+    "flow sampler on another schedule": (["checkpoint={run}", "sampler=flow_heun"], "needs the straight path"),
     "too many steps": (["checkpoint={run}", "sampler.steps=101"], "steps 101 must be between 1 and 100"),
-    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "expected one of ddim, ddpm"),
+    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "expected one of ddim, ddpm, dpmpp_2m"),
 }
 
 
