@@ -1,6 +1,6 @@
 """Record demonstrations of a scripted expert.
 
-python scripts/generate_demos.py task=pusht episodes=1375 output=FILE.zarr.zip
+python scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
 
 Interrupt it at any time and run it again: it goes on where it stopped. Episodes gather in a directory beside the
 output, which is packed and removed at the end.
@@ -38,7 +38,7 @@ class GenerateConfig:
     """configs/generate.yaml."""
 
     task: str = MISSING
-    episodes: int = 1375
+    episodes: int = 1750
     seed: int = 0
     output: str = MISSING
     workers: int = 1

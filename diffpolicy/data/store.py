@@ -86,7 +86,7 @@ def _create_array(group: zarr.Group, key: str, row_shape: tuple[int, ...], dtype
         dtype=dtype,
         chunks=(rows, *row_shape),
         # The checksum makes a flipped bit an error: Blosc would decode it to other numbers.
-        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle=shuffle), Crc32cCodec()],
+        compressors=[BloscCodec(cname="zstd", clevel=9, shuffle=shuffle), Crc32cCodec()],
         fill_value=0,
     )
 

@@ -95,8 +95,8 @@ def test_state_precedes_its_action(env):
     np.testing.assert_array_equal(arrays["state"][0], start.astype(np.float32))
     env.reset(options={"state": start})
     observation, *_ = env.step(arrays["action"][0])
-    # The stored state is rounded to 1/64 px, angles to 1/4096 rad.
-    np.testing.assert_allclose(arrays["state"][1], observation, atol=0.5 / 64 + 1e-4)
+    # The stored state is rounded to 1/16 px, angles to 1/2048 rad.
+    np.testing.assert_allclose(arrays["state"][1], observation, atol=0.5 / 16 + 1e-4)
 
 
 def test_result_does_not_depend_on_the_number_of_workers(generator, reference, tmp_path):
@@ -130,6 +130,7 @@ def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_pa
 def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment):
     output = tmp_path / "interrupted.zarr.zip"
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run detached
         f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from pathlib import Path\n"
         f"from generate_demos import generate\n"
         f"try:\n    generate('pusht', 10**4, 3, Path({str(output)!r}), workers=2)\n"
@@ -141,7 +142,11 @@ def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment
         time.sleep(0.01)
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    _, errors = process.communicate(timeout=60.0)  # to the end of stderr, which every process holds open
+    try:
+        _, errors = process.communicate(timeout=60.0)  # to the end of stderr, which every process holds open
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
 
@@ -197,8 +202,8 @@ def test_shipped_file_is_small_and_large_enough(shipped):
 def test_shipped_keypoints_are_those_of_the_state(shipped):
     states = shipped.rows("state", 0, 500).astype(np.float64)
     expected = np.array([block_keypoints(*state[2:]) for state in states])
-    # Both are rounded: 1/64 px, and 1/4096 rad at 123 px from the origin.
-    np.testing.assert_allclose(shipped.rows("keypoint", 0, 500), expected, atol=1 / 64 + 123 / 8192)
+    # Both are rounded: 1/16 px, and 1/2048 rad at 123 px from the origin.
+    np.testing.assert_allclose(shipped.rows("keypoint", 0, 500), expected, atol=1 / 16 + 123 / 4096)
 
 
 def test_every_shipped_episode_replays_to_success(shipped, env):

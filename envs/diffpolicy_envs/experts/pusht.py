@@ -10,24 +10,36 @@ from dataclasses import dataclass, replace
 import gymnasium
 import numpy as np
 
+from diffpolicy_envs import pusht_world as world
 from diffpolicy_envs.experts.pusht_model import new_world
 from diffpolicy_envs.experts.pusht_motion import path_targets, push_targets
 from diffpolicy_envs.experts.pusht_planner import NEAR_GOAL_PX, decide
 from diffpolicy_envs.experts.pusht_refine import DWELL_STEPS, Stroke, refine_stroke, start_and_heading
 from diffpolicy_envs.experts.pusht_search import agent_fits
-from diffpolicy_envs.experts.pusht_table import APPROACH_PX, GYRATION_PX, misfit, pose_of_state, push_table
-from diffpolicy_envs.pusht_world import KEYPOINT_COUNT, SUCCESS_COVERAGE, WORLD_SIZE_PX, block_keypoints
+from diffpolicy_envs.experts.pusht_table import APPROACH_PX, GYRATION_PX, misfit, pose_of_state, push_table, to_block
+from diffpolicy_envs.pusht_world import (
+    AGENT_RADIUS_PX,
+    KEYPOINT_COUNT,
+    SUCCESS_COVERAGE,
+    WALL_HIGH_PX,
+    WALL_LOW_PX,
+    WALL_RADIUS_PX,
+    WORLD_SIZE_PX,
+    block_keypoints,
+)
 
-VERSION = 2
+VERSION = 3
 SPECS = {
     "action": ((2,), "float32"),
     "state": ((5,), "float32"),
     "keypoint": ((KEYPOINT_COUNT, 2), "float32"),
     "n_contacts": ((1,), "float32"),
 }
-# Actions and start states are executed as they are stored: multiples of 1/64 px (angles: 1/4096 rad) compress well.
-GRID = 64.0
-ANGLE_GRID = 4096.0
+# Actions and start states are executed as they are stored: multiples of 1/16 px (angles: 1/2048 rad) compress well.
+GRID = 16.0
+ANGLE_GRID = 2048.0
+NEAR_GOAL_COVERAGE = 0.8
+NEAR_WALL_PX = 30.0
 _RANGES = (
     ("free_speed_px", 1.0, 50.0),
     ("push_speed_px", 1.0, 30.0),
@@ -35,6 +47,8 @@ _RANGES = (
     ("speed_spread", 0.0, 0.5),
     ("push_noise", 0.0, 2.0),
     ("recovery_share", 0.0, 1.0),
+    ("near_goal_share", 0.0, 1.0),
+    ("wall_share", 0.0, 1.0),
     ("plan_coverage", SUCCESS_COVERAGE, 0.99),
     ("follow_through_px", 0.0, 10.0),
     ("finish_coverage", SUCCESS_COVERAGE, 0.98),
@@ -53,6 +67,8 @@ class Settings:
     speed_spread: float = 0.0  # sigma of the log of an episode's own speed factor
     push_noise: float = 0.0  # 1: pushes miss by 4 degrees, 2 px, 8 % of their length, which shows how to recover
     recovery_share: float = 0.5  # share of episodes that start where an expert of push_noise 1 was interrupted
+    near_goal_share: float = 0.4  # share of those that start close to success, if the noisy expert came so close
+    wall_share: float = 0.12  # share of all episodes that start with the block close to a wall
     plan_coverage: float = 0.985  # what the last push aims at
     follow_through_px: float = 1.5  # how much further it goes: who falls short of the aim succeeds all the same
     finish_coverage: float = 0.965  # an episode goes on until a push has reached this much
@@ -97,18 +113,37 @@ def record_episode(env: gymnasium.Env, start: np.ndarray, settings: Settings, se
 
 
 def start_state(env: gymnasium.Env, settings: Settings, seed: int) -> np.ndarray:
-    """The state [5] in which episode `seed` starts: a legacy one, or one met on the way by a noisy expert."""
+    """The state [5] in which episode `seed` starts: a legacy one, one met by a noisy expert, or one by a wall."""
+    generator = np.random.default_rng([seed, 0])
+    if generator.random() < settings.wall_share:
+        return _by_a_wall(generator)
     _, info = env.reset(seed=seed, options={"start_rule": "legacy"})
     start = _storable(info["state"])
-    generator = np.random.default_rng([seed, 0])
     if generator.random() < settings.recovery_share:
         noisy = replace(settings, push_noise=1.0)
         run = _Run(env, start, noisy, generator)
         run.solve()
-        unsolved = [state for state, covered in zip(run.states, run.coverages, strict=True) if covered < 0.94]
-        if unsolved:
-            start = _storable(unsolved[generator.integers(len(unsolved))])
+        coverages = np.array(run.coverages)
+        unsolved = coverages < SUCCESS_COVERAGE
+        close = unsolved & (coverages >= NEAR_GOAL_COVERAGE)
+        wanted = close if generator.random() < settings.near_goal_share and close.any() else unsolved
+        if unsolved.any():
+            start = _storable(run.states[generator.choice(np.flatnonzero(wanted))])
     return start
+
+
+def _by_a_wall(generator: np.random.Generator) -> np.ndarray:
+    """A state [5] in which the block is close to a wall, clear of it and of the agent."""
+    low, high = WALL_LOW_PX + WALL_RADIUS_PX, WALL_HIGH_PX - WALL_RADIUS_PX
+    while True:
+        x, y = generator.uniform(low + AGENT_RADIUS_PX, high - AGENT_RADIUS_PX, 2)
+        state = _storable(np.array([x, y, *generator.uniform(low, high, 2), generator.uniform(0.0, 2.0 * math.pi)]))
+        outline = world.to_world(world.LOCAL_OUTLINE, *state[2:])
+        gap = min(outline.min() - low, high - outline.max())
+        agent = np.array(to_block(x, y, pose_of_state(state)))
+        clear = min(np.hypot(*(agent - np.clip(agent, box[:2], box[2:]))) for box in (world.BAR_BOX, world.STEM_BOX))
+        if 1.0 < gap < NEAR_WALL_PX and clear > AGENT_RADIUS_PX + 1.0:
+            return state
 
 
 def _on_grid(values: np.ndarray, grid: float = GRID) -> np.ndarray:
@@ -158,9 +193,9 @@ class _Run:
         table, pose = push_table(), pose_of_state(self.state)
         point, normal = table.points[stroke.contact], table.normals[stroke.contact]
         if is_last:
-            world = new_world(self.state[0], self.state[1], pose)
-            world[2:4] = self.velocity
-            stroke = refine_stroke(stroke, point, normal, world, pose, speed_px, self.settings.plan_coverage)
+            ready = new_world(self.state[0], self.state[1], pose)
+            ready[2:4] = self.velocity
+            stroke = refine_stroke(stroke, point, normal, ready, pose, speed_px, self.settings.plan_coverage)
         further = APPROACH_PX + (self.settings.follow_through_px if is_last else 0.0)
         for offset, angle, length in (self.disturbed(stroke), (stroke.offset_px, stroke.angle_rad, stroke.length_px)):
             x, y, heading = start_and_heading(point, normal, offset, angle, pose)
