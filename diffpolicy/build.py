@@ -105,21 +105,23 @@ def build_objective(config: DiffusionConfig) -> Objective:
 def build_sampler(schedule: Schedule, config: SamplerConfig) -> Sampler:
     """The sampler's table on this schedule, or the adapter of a scheduler of diffusers."""
     if config.name == "diffusers":
-        return DiffusersSampler(config.scheduler, config.scheduler_options, schedule, config.steps)
+        return DiffusersSampler(config.scheduler, config.scheduler_options or {}, schedule, config.steps)
     sampler = lookup(SAMPLERS, "sampler", config.name)
     now = lookup(SPACINGS, "spacing", config.spacing)(schedule, config.steps)
     return sampler(schedule, now, config)
 
 
 def build_guide(config: GuidanceConfig) -> Guide | None:
-    """The guidance whose settings differ from their neutral values, in the order they are listed; None if none do."""
+    """The guidance whose settings differ from their neutral values, thresholding last; None if none do."""
     neutral, guides = GuidanceConfig(), list[Guide]()
-    if config.weight != neutral.weight or config.rescale != neutral.rescale:
+    if config.rescale != neutral.rescale and config.weight == neutral.weight:
+        raise ValueError(f"guidance: rescale {config.rescale} needs a weight, which is {config.weight}")
+    if config.weight != neutral.weight:
         guides.append(guidance.classifier_free(config.weight, config.rescale))
-    if config.threshold != neutral.threshold:
-        guides.append(guidance.dynamic_threshold(config.threshold))
     if config.epsilon_scale != neutral.epsilon_scale:
         guides.append(guidance.epsilon_scaling(config.epsilon_scale))
+    if config.threshold != neutral.threshold:
+        guides.append(guidance.dynamic_threshold(config.threshold))
     return guidance.compose(*guides) if guides else None
 
 

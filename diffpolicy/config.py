@@ -56,7 +56,7 @@ class SamplerConfig:
     langevin_steps: int = 1  # at each level: langevin, predictor_corrector
     langevin_rate: float = 0.1  # length of a Langevin step over sigma^2
     scheduler: str = "UniPCMultistepScheduler"  # diffusers
-    scheduler_options: dict[str, Any] = field(default_factory=dict)  # diffusers
+    scheduler_options: Any = None  # diffusers: arguments of the scheduler, as in {use_karras_sigmas: true}
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 

@@ -25,7 +25,7 @@ def checked_observation(
         if tensor.shape != (*leading, dim):
             raise ValueError(
                 f"observation: {key} has shape {list(tensor.shape)}, expected {[*leading, dim]} "
-                f"({'batch, features' if len(leading) == 1 else 'one row per generator, n_obs_steps, features'})"
+                f"({'batch, features' if len(leading) == 1 else 'batch, n_obs_steps, features'})"
             )
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"observation: {key} has NaN or infinite values")

@@ -64,6 +64,10 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.metadata: dict[str, Any] = {}
+        if not 0.0 <= config.diffusion.condition_dropout < 1.0:
+            raise ValueError(
+                f"diffusion: condition_dropout {config.diffusion.condition_dropout} must be at least 0 and below 1"
+            )
         self.objective = build_objective(config.diffusion)
         self.encoder = LowDimEncoder(config.observations, config.window.n_obs_steps)
         self.network = build_network(config, self.encoder.condition_dim)
@@ -93,6 +97,10 @@ class DiffusionPolicy(nn.Module):
             raise ValueError(
                 f"guidance: weight {config.weight} needs a policy trained with diffusion.condition_dropout above 0 "
                 "(0.1 by custom), which learns a null condition; this one was trained without"
+            )
+        if config.threshold != 1.0 and self.config.normalizer != "limits":
+            raise ValueError(
+                f"guidance: threshold {config.threshold} needs actions normalised to [-1, 1], data.normalizer=limits"
             )
         return build_guide(config)
 
@@ -165,8 +173,10 @@ class DiffusionPolicy(nn.Module):
         finite: list[Tensor] = []  # of every estimate before the constraint, which could hide a NaN
         project = self._projection(constrain, finite)
         noise = noise.to(self.device)
-        is_table = isinstance(sampler, StepTable)
-        clean = reverse(denoise, sampler, noise, project) if is_table else sampler.sample(denoise, noise, project)
+        if isinstance(sampler, StepTable):
+            clean = reverse(denoise, sampler, noise, project)
+        else:
+            clean = sampler.sample(denoise, noise, project)
         plan = self.action_normalizer.inverse(clean)
         if constrain is not None:
             plan = self._constrain(constrain, plan, sampler.rows[-1])
@@ -195,6 +205,8 @@ class DiffusionPolicy(nn.Module):
         Raises:
             ValueError: a plan or observation that does not fit.
         """
+        if probes < 0 or (probes and generator is None):
+            raise ValueError(f"log_likelihood: probes {probes} must be at least 0 and need a generator")
         copies = probes or self.config.window.horizon * self.config.action_dim
         flow, x = self._flow(observation, plan, copies)
         signs = 2.0 * torch.randint(2, (probes, *plan.shape), generator=generator) - 1.0 if probes else None
@@ -221,12 +233,16 @@ class DiffusionPolicy(nn.Module):
     def decode(self, observation: Mapping[str, Tensor], noise: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
         """The inverse of `encode`: a plan [B, H, A] in physical units. No constraint acts on it."""
         flow, _ = self._flow(observation, noise)
-        return self.action_normalizer.inverse(flow.to_clean(noise.to(self.device), steps, method))
+        return self.action_normalizer.inverse(
+            flow.to_clean(torch.as_tensor(noise, dtype=torch.float32, device=self.device), steps, method)
+        )
 
     def interpolate(
         self, observation: Mapping[str, Tensor], first: Tensor, second: Tensor, fraction: float, steps: int = 50
     ) -> Tensor:
         """A plan [B, H, A] between two, by the great circle between their noises (Song et al. 2021a, section 5.3)."""
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"interpolation: fraction {fraction} must be between 0 and 1")
         ends = [self.encode(observation, plan, steps) for plan in (first, second)]
         return self.decode(observation, great_circle(ends[0], ends[1], fraction), steps)
 
@@ -273,11 +289,12 @@ class DiffusionPolicy(nn.Module):
     def _flow(self, observation: Mapping[str, Tensor], plan: Tensor, copies: int = 1) -> tuple[Flow, Tensor]:
         """The probability-flow ODE of these observations, `copies` times over, and the normalised plan [B, H, A]."""
         self._check_fitted()
+        plan = torch.as_tensor(plan, dtype=torch.float32, device=self.device)
         shape = [len(plan), self.config.window.horizon, self.config.action_dim]
         if list(plan.shape) != shape or not bool(plan.isfinite().all()):
             raise ValueError(f"plan: shape {list(plan.shape)}, expected {shape} (batch, horizon, action), all finite")
         observation = {key: value.repeat(copies, 1, 1) for key, value in self._checked(observation, len(plan)).items()}
-        return Flow(self._denoiser(observation), self.objective.schedule), self.action_normalizer(plan.to(self.device))
+        return Flow(self._denoiser(observation), self.objective.schedule), self.action_normalizer(plan)
 
     def _log_density(self, normalized: Tensor) -> LogDensity:
         per_step = self.action_normalizer.scale.abs().log().sum()

@@ -56,6 +56,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.policy = DiffusionPolicy(_policy_config(config, data))
         self.policy.sampler(config.sampler)  # refuse what cannot be sampled before any work
+        self.policy.guide(config.sampler.guidance)
         self.policy.fit_normalizers(data.observations, data.actions)
         self.settings = settings_of_run(config, data)
         self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}

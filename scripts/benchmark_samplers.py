@@ -24,7 +24,14 @@ from diffpolicy.intervals import bootstrap_interval
 from diffpolicy.policy import DiffusionPolicy
 
 NAME = "benchmark_samplers"
-SAMPLERS = Path(__file__).parent.parent / "configs" / "sampler"
+SAMPLER_FILES = Path(__file__).parent.parent / "configs" / "sampler"
+STUDY = {
+    "ddpm": [100, 50, 20, 10, 5],
+    "ddim": [100, 50, 20, 10, 5, 2, 1],
+    "dpmpp_2m": [20, 10, 5],
+    "unipc": [10, 5],
+    "heun": [10],
+}
 
 
 @dataclass
@@ -43,8 +50,8 @@ class BenchmarkSamplersConfig:
     task: str | None = None
     env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
     data: Any = None  # comes with the task, not used
-    samplers: dict[str, list[int]] = field(default_factory=dict)  # a choice of configs/sampler: numbers of steps
-    others: dict[str, Contestant] = field(default_factory=dict)  # label: policy
+    samplers: Any = None  # {a choice of configs/sampler: numbers of steps}; a typed dict would refuse new keys
+    others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
     episodes: int = 100
     seed: int = 100_000
     inference_batch: int = 64
@@ -54,8 +61,11 @@ class BenchmarkSamplersConfig:
 @command(NAME, BenchmarkSamplersConfig)
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
-    contestants = {"": Contestant(config.checkpoint, config.samplers), **config.others}
+    contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
+    contestants |= {label: Contestant(**one) for label, one in (config.others or {}).items()}
     loaded = {label: _load(one, config) for label, one in contestants.items()}  # refuse what cannot be before any work
+    if len({str(policy.metadata.get("task")) for policy, *_ in loaded.values()}) > 1:
+        raise ValueError("others: policies of different tasks cannot be compared")
     runs = [(label, *one[:2], sampler) for label, one in loaded.items() for sampler in one[2]]
     seeds = range(config.seed, config.seed + config.episodes)
     reports = [
@@ -79,12 +89,13 @@ def _load(
     samplers = [_settings(name, steps) for name, counts in contestant.samplers.items() for steps in counts]
     for sampler in samplers:
         policy.sampler(sampler)
+        policy.guide(sampler.guidance)
     return policy, env, samplers
 
 
 def _settings(name: str, steps: int) -> SamplerConfig:
     """configs/sampler/NAME.yaml with another number of steps."""
-    path = SAMPLERS / f"{name}.yaml"
+    path = SAMPLER_FILES / f"{name}.yaml"
     if not path.exists():
         raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known_samplers())}")
     merged = OmegaConf.merge(OmegaConf.structured(SamplerConfig), OmegaConf.load(path), {"steps": steps})
@@ -94,7 +105,7 @@ def _settings(name: str, steps: int) -> SamplerConfig:
 
 def known_samplers() -> list[str]:
     """The choices of configs/sampler."""
-    return sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
+    return sorted(path.stem for path in SAMPLER_FILES.glob("*.yaml"))
 
 
 def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def test_settings_that_ask_for_nothing_give_no_guide() -> None:
     assert policy_with().guide(GuidanceConfig()) is None
 
 
-@pytest.mark.parametrize("wrong", [{"rescale": 2.0}, {"threshold": 0.1}, {"epsilon_scale": 0.0}, {"weight": -2.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rescale": 2.0, "weight": 1.0}, {"rescale": 0.5}, {"threshold": 0.1}, {"epsilon_scale": 0.0}, {"weight": -2.0}],
+)
 def test_numbers_out_of_range_are_refused_before_any_work(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         policy_with(condition_dropout=0.1).guide(dataclasses.replace(GuidanceConfig(), **wrong))

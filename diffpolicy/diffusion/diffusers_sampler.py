@@ -3,8 +3,7 @@
 """Any scheduler of diffusers as a sampler, with the projection at each of its steps.
 
 The projected clean estimate is re-encoded as the noise estimate that the scheduler expects. What leaves is the last
-projected estimate. Slower than a step table, not exportable, and a stochastic scheduler draws for the whole batch: an
-episode is then not bit-equal alone and among others.
+projected estimate. Slower than a step table and not exportable.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from diffpolicy.diffusion.reverse import Denoise, Project
 from diffpolicy.diffusion.samplers.table import Row
-from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
+from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule, check_steps
 
 
 class DiffusersSampler:
@@ -33,8 +32,7 @@ class DiffusersSampler:
                 "sampler: diffusers' schedulers are given betas, which only a variance-preserving schedule with "
                 "signal at every level has; use one of our own samplers"
             )
-        if not 1 <= steps <= len(schedule):
-            raise ValueError(f"sampler: steps {steps} must be between 1 and {len(schedule)}, the trained levels")
+        check_steps(steps, len(schedule))
         self.schedule, self.steps = schedule, steps
         alpha_bar = schedule.levels.alpha**2
         betas = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
@@ -50,27 +48,30 @@ class DiffusersSampler:
         scheduler = self._started(noise.device)
         if hasattr(scheduler, "config") and "clip_sample" in scheduler.config:
             scheduler.register_to_config(clip_sample=False)  # the projection is ours
-        generator = torch.Generator(noise.device).manual_seed(int(1e6 * noise[-1].abs().sum()))
+        seeds = 1e6 * noise[-1].double().cpu().flatten(1).abs().sum(1)
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]  # one per episode
         x = noise[0] * scheduler.init_noise_sigma
         clean = x
         for row, time in zip(self.rows, scheduler.timesteps, strict=True):
             scaled = scheduler.scale_model_input(x, time)
             clean = project(denoise(scaled, row), row)
             epsilon = (scaled - row.alpha * clean) / row.sigma
-            x = scheduler.step(epsilon, time, x, **self._draws(scheduler, generator)).prev_sample
+            x = scheduler.step(epsilon, time, x, **self._draws(scheduler, generators)).prev_sample
         return clean
 
     def _started(self, device: torch.device | str = "cpu") -> Any:
         try:
             scheduler = self._make()
             scheduler.set_timesteps(self.steps, device=device)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"sampler: this scheduler takes no betas or no noise estimate: {error}") from error
+        except (TypeError, AttributeError, NotImplementedError) as error:
+            raise ValueError(
+                f"sampler: this scheduler takes no betas, no noise estimate or other options: {error}"
+            ) from error
         return scheduler
 
-    def _draws(self, scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    def _draws(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
         names = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
-        return {"generator": generator} if "generator" in names else {}
+        return {"generator": generators} if "generator" in names else {}
 
     def _row(self, time: float) -> Row:
         """The level at a place between trained levels."""
@@ -85,7 +86,8 @@ def _scheduler_class(name: str) -> Any:
         import diffusers
     except ImportError as error:
         raise ImportError("sampler: diffusers is not installed: pip install diffusers") from error
-    known = [one for one in dir(diffusers) if one.endswith("Scheduler") and not one.startswith(("Flax", "FlowMatch"))]
+    known = [one for one in dir(diffusers) if one.endswith("Scheduler") and not one.startswith("Flax")]
+    known = [one for one in known if "FlowMatch" not in one and "Inverse" not in one]
     if name not in known:
         raise ValueError(f"sampler: scheduler {name!r} is unknown, expected one of {', '.join(known)}")
     return getattr(diffusers, name)

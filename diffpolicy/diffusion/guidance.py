@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 
 Guide = Callable[[Denoise, Denoise | None], Denoise]
 """(the denoiser, the one without condition or None where the network has none) -> the denoiser to sample with."""
@@ -74,14 +75,14 @@ def dynamic_threshold(quantile: float) -> Guide:
 def by_cost(cost: Cost, scale: float) -> Guide:
     """Score minus `scale` times the gradient in x of the clean estimate's cost (Chung et al. 2023, eq. 16).
 
-    The gradient goes through the network. The clean estimate moves by -scale * sigma^2 / alpha * gradient, which is
-    not defined at a level without signal: there it stays.
+    The gradient goes through the network. The clean estimate moves by -scale * sigma^2 / alpha * gradient; at levels
+    with next to no signal, where that has no bound, it stays.
     """
     _check("scale", scale, 0.0)
 
     def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
         def guided(x: Tensor, row: Row) -> Tensor:
-            if row.alpha == 0.0:
+            if _has_no_signal(row):
                 return denoise(x, row)
             with torch.enable_grad():
                 tracked = x.detach().requires_grad_()
@@ -98,24 +99,31 @@ def inpaint(known: Tensor, is_known: Tensor) -> Guide:
     """Keep known waypoints: at every level the estimate takes their values (Janner et al. 2022, section 3.4).
 
     Args:
-        known: normalised trajectories [batch or 1, horizon, action].
+        known: normalised trajectories [batch or 1, horizon, action]; 1 in a controller, whose batch varies.
         is_known: bool, of a shape that broadcasts with known.
     """
-    return lambda denoise, without: lambda x, row: torch.where(is_known, known, denoise(x, row))
+    return lambda denoise, without: lambda x, row: torch.where(is_known.to(x.device), known.to(x), denoise(x, row))
 
 
 def epsilon_scaling(factor: float) -> Guide:
-    """Divide the noise estimate by `factor`, a little over 1, against exposure bias (Ning et al. 2024, eq. 11)."""
+    """Divide the noise estimate by `factor`, a little over 1, against exposure bias (Ning et al. 2024, eq. 11).
+
+    Levels with next to no signal, where a little noise is a lot of trajectory, are left alone.
+    """
     _check("epsilon_scale", factor, 0.5, 2.0)
 
     def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
         def scaled(x: Tensor, row: Row) -> Tensor:
             clean = denoise(x, row)
-            return clean if row.alpha == 0.0 else (x - (x - row.alpha * clean) / factor) / row.alpha
+            return clean if _has_no_signal(row) else (x - (x - row.alpha * clean) / factor) / row.alpha
 
         return scaled
 
     return guide
+
+
+def _has_no_signal(row: Row) -> bool:
+    return (row.alpha / row.sigma) ** 2 <= MAX_TERMINAL_SNR
 
 
 def _check(name: str, value: float, low: float, high: float = 1e6) -> None:

@@ -21,6 +21,7 @@ from diffpolicy.diffusion.guidance import (
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 from diffpolicy.diffusion.schedules import linear
 from diffpolicy.diffusion.spacing import log_snr, trailing
 
@@ -129,6 +130,9 @@ def test_a_cost_moves_the_score_by_its_gradient_through_the_estimate() -> None:
     for row in LEVELS:
         x = noise(16, 4, 2)
         clean = gaussian(mean, std)(x, row)
+        if (row.alpha / row.sigma) ** 2 <= MAX_TERMINAL_SNR:  # next to no signal: left alone
+            assert torch.equal(guided(x, row), clean)
+            continue
         gain = row.alpha * std**2 / (row.alpha**2 * std**2 + row.sigma**2)
         moved = (row.alpha * guided(x, row) - row.alpha * clean) / row.sigma**2
         torch.testing.assert_close(moved, -scale * gain * (clean - target), rtol=1e-9, atol=1e-9)
@@ -144,7 +148,7 @@ def test_inpainting_keeps_known_waypoints_to_the_end_and_leaves_the_others_free(
 
 
 def test_epsilon_scaling_divides_the_noise_estimate() -> None:
-    x, row = noise(8, 1, 2), LEVELS[5]
+    x, row = noise(8, 1, 2), LEVELS[15]
     clean = epsilon_scaling(1.01)(mixture.IN_2D.denoise, None)(x, row)
     before = (x - row.alpha * mixture.IN_2D.denoise(x, row)) / row.sigma
     torch.testing.assert_close((x - row.alpha * clean) / row.sigma, before / 1.01)
