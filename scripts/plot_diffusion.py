@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffpolicy import DiffusionPolicy
-from diffpolicy.build import SCHEDULES, build_sampler
-from diffpolicy.config import DiffusionConfig, EnvConfig, SamplerConfig
+from diffpolicy.build import SCHEDULES
+from diffpolicy.config import DiffusionConfig, EnvConfig
 from diffpolicy.diffusion.reverse import Denoise, reverse
+from diffpolicy.diffusion.samplers.ancestral import ddim, ddpm
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedules import cosine
+from diffpolicy.diffusion.spacing import trailing
 
 MODES, STD = (-0.6, 0.5), 0.12  # the density with two modes
 PATHS = 40
@@ -71,8 +73,7 @@ def paths() -> Figure:
 
 
 def _draw_paths(axes: Axes, name: str, steps: int) -> None:
-    schedule = cosine(100)
-    table = build_sampler(schedule, SamplerConfig(name=name, steps=steps))
+    table = {"ddpm": ddpm, "ddim": ddim}[name](trailing(cosine(100), steps))
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(steps + 1, PATHS, 1, 1, generator=generator, dtype=torch.float64)
     noise[0, :, 0, 0] = torch.special.ndtri((torch.arange(PATHS) + 0.5) / PATHS)

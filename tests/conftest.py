@@ -1,5 +1,6 @@
 """Policies and checkpoints that several test files share."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from diffpolicy.config import ModelConfig, PolicyConfig
 from diffpolicy.policy import DiffusionPolicy
 
 REPOSITORY = Path(__file__).parents[1]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a detached shell; programs under test would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

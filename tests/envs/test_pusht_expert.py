@@ -130,7 +130,6 @@ def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_pa
 def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment):
     output = tmp_path / "interrupted.zarr.zip"
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run detached
         f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from pathlib import Path\n"
         f"from generate_demos import generate\n"
         f"try:\n    generate('pusht', 10**4, 3, Path({str(output)!r}), workers=2)\n"
