@@ -1,5 +1,6 @@
 """Settings, as plain dataclasses: the schema of the YAML files, and what a checkpoint's config.json holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,15 @@ class PolicyConfig:
     window: WindowConfig = field(default_factory=WindowConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
+    """The settings that a checkpoint holds; ValueError where they are those of another version."""
+    nested = {"window": WindowConfig, "model": ModelConfig, "diffusion": DiffusionConfig}
+    try:
+        return PolicyConfig(**{k: nested[k](**v) if k in nested else v for k, v in content.items()})
+    except TypeError as error:
+        raise ValueError(f"checkpoint: settings do not fit this version of diffpolicy: {error}") from error
 
 
 @dataclass

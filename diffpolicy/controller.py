@@ -10,7 +10,8 @@ from diffpolicy.build import Sampler
 from diffpolicy.config import SamplerConfig
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.observations import checked_observation
-from diffpolicy.policy import Constrain, DiffusionPolicy
+from diffpolicy.plan_projection import Constrain
+from diffpolicy.policy import DiffusionPolicy
 
 
 class PolicyController:

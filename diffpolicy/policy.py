@@ -5,7 +5,7 @@ Shape legend: B batch, H horizon, A action.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,19 +14,16 @@ from torch import Tensor, nn
 
 from diffpolicy import checkpoint
 from diffpolicy.build import Sampler, build_guide, build_network, build_objective, build_sampler
-from diffpolicy.config import DiffusionConfig, GuidanceConfig, ModelConfig, PolicyConfig, SamplerConfig, WindowConfig
-from diffpolicy.constraints.projection import clip
+from diffpolicy.config import GuidanceConfig, PolicyConfig, SamplerConfig, policy_config
 from diffpolicy.data.normalizer import Normalizer
 from diffpolicy.diffusion.guidance import Guide
-from diffpolicy.diffusion.likelihood import elbo, log_likelihood
-from diffpolicy.diffusion.ode import Flow, great_circle
-from diffpolicy.diffusion.reverse import Denoise, Project, reverse
-from diffpolicy.diffusion.samplers.table import Row, StepTable
+from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
+from diffpolicy.diffusion.ode import Flow, check_fraction, great_circle
+from diffpolicy.diffusion.reverse import Denoise, reverse
+from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.networks.obs_encoder import LowDimEncoder
 from diffpolicy.observations import checked_observation
-
-Constrain = Callable[[Tensor, Row], Tensor]
-"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape."""
+from diffpolicy.plan_projection import Constrain, PlanProjection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +37,6 @@ class ActionChunk:
 
     actions: Tensor
     plan: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class LogDensity:
-    """Logarithm of a density of plans, in nats [B]: of normalised actions and of actions in physical units."""
-
-    normalized: Tensor
-    physical: Tensor
 
 
 class DiffusionPolicy(nn.Module):
@@ -64,18 +53,18 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.metadata: dict[str, Any] = {}
-        if not 0.0 <= config.diffusion.condition_dropout < 1.0:
-            raise ValueError(
-                f"diffusion: condition_dropout {config.diffusion.condition_dropout} must be at least 0 and below 1"
-            )
+        dropout = config.diffusion.condition_dropout
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"diffusion: condition_dropout {dropout} must be at least 0 and below 1")
         self.objective = build_objective(config.diffusion)
         self.encoder = LowDimEncoder(config.observations, config.window.n_obs_steps)
         self.network = build_network(config, self.encoder.condition_dim)
-        if config.diffusion.condition_dropout > 0:
+        if dropout > 0:
             self.null_condition = nn.Parameter(torch.zeros(self.encoder.condition_dim))
         self.normalizers = nn.ModuleList(Normalizer(config.observations[key]) for key in self.encoder.keys)
         self.action_normalizer = Normalizer(config.action_dim)
         self.register_buffer("levels", self.objective.table(), persistent=False)
+        self.has_null_condition = dropout > 0
         self._is_fitted = False
 
     @property
@@ -103,10 +92,6 @@ class DiffusionPolicy(nn.Module):
                 f"guidance: threshold {config.threshold} needs actions normalised to [-1, 1], data.normalizer=limits"
             )
         return build_guide(config)
-
-    @property
-    def has_null_condition(self) -> bool:
-        return self.config.diffusion.condition_dropout > 0
 
     def fit_normalizers(self, observations: Mapping[str, Tensor], actions: Tensor) -> None:
         """Take the statistics of all demonstrations: {key: [rows, dim]} and [rows, A]."""
@@ -170,19 +155,14 @@ class DiffusionPolicy(nn.Module):
     ) -> ActionChunk:
         shape = (len(sampler) + 1, self.config.window.horizon, self.config.action_dim)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators], dim=1)
-        finite: list[Tensor] = []  # of every estimate before the constraint, which could hide a NaN
-        project = self._projection(constrain, finite)
         noise = noise.to(self.device)
-        if isinstance(sampler, StepTable):
-            clean = reverse(denoise, sampler, noise, project)
-        else:
-            clean = sampler.sample(denoise, noise, project)
-        plan = self.action_normalizer.inverse(clean)
-        if constrain is not None:
-            plan = self._constrain(constrain, plan, sampler.rows[-1])
-        if not bool(torch.stack([*finite, plan.isfinite().all()]).all()):
-            raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         present = self.config.window.n_obs_steps - 1
+        projection = PlanProjection(self.action_normalizer, self.config.normalizer == "limits", present, constrain)
+        if isinstance(sampler, StepTable):
+            clean = reverse(denoise, sampler, noise, projection.project)
+        else:
+            clean = sampler.sample(denoise, noise, projection.project)
+        plan = projection.finish(clean, sampler.rows[-1])
         return ActionChunk(plan[:, present : present + self.config.window.n_action_steps], plan)
 
     def log_likelihood(
@@ -241,8 +221,7 @@ class DiffusionPolicy(nn.Module):
         self, observation: Mapping[str, Tensor], first: Tensor, second: Tensor, fraction: float, steps: int = 50
     ) -> Tensor:
         """A plan [B, H, A] between two, by the great circle between their noises (Song et al. 2021a, section 5.3)."""
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"interpolation: fraction {fraction} must be between 0 and 1")
+        check_fraction(fraction)
         ends = [self.encode(observation, plan, steps) for plan in (first, second)]
         return self.decode(observation, great_circle(ends[0], ends[1], fraction), steps)
 
@@ -264,7 +243,7 @@ class DiffusionPolicy(nn.Module):
         """
         path = checkpoint.resolve(Path(folder).expanduser())
         content = checkpoint.read_config(path)
-        policy = cls(_policy_config(content["policy"]))
+        policy = cls(policy_config(content["policy"]))
         policy.metadata = {k: v for k, v in content.items() if k not in ("policy", "sha256", "format_version")}
         tensors = checkpoint.read_tensors(path, "model")
         checkpoint.check_tensors(f"checkpoint: {path}", tensors, policy.state_dict())
@@ -304,32 +283,6 @@ class DiffusionPolicy(nn.Module):
         normalizers = self._observation_normalizers()
         return self.encoder({key: normalizers[key](observations[key]) for key in normalizers})
 
-    def _projection(self, constrain: Constrain | None, finite: list[Tensor]) -> Project:
-        """To the data's limits, then to what the user demands, so that the demand is met last."""
-        clip_to_data = clip(-1.0, 1.0) if self.config.normalizer == "limits" else None
-
-        def project(clean: Tensor, row: Row) -> Tensor:
-            finite.append(clean.isfinite().all())
-            if clip_to_data is not None:
-                clean = clip_to_data(clean, row)
-            if constrain is None:
-                return clean
-            plan = self._constrain(constrain, self.action_normalizer.inverse(clean), row)
-            return self._keep_past(clean, self.action_normalizer(plan))
-
-        return project
-
-    def _constrain(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor:
-        """What the user's function makes of the plan from the present on; it may work in place."""
-        constrained = constrain(plan.clone(), row)
-        if constrained.shape != plan.shape:
-            raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
-        return self._keep_past(plan, constrained)
-
-    def _keep_past(self, before: Tensor, after: Tensor) -> Tensor:
-        present = self.config.window.n_obs_steps - 1
-        return torch.cat([before[:, :present], after[:, present:]], dim=1)
-
     def _checked(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
         checked = checked_observation(observation, self.config.observations, (batch, self.config.window.n_obs_steps))
         return {key: value.to(self.device) for key, value in checked.items()}
@@ -344,11 +297,3 @@ class DiffusionPolicy(nn.Module):
                 f"policy: no normalisation statistics for {', '.join(missing)}; call fit_normalizers first"
             )
         self._is_fitted = True
-
-
-def _policy_config(content: Mapping[str, Any]) -> PolicyConfig:
-    nested = {"window": WindowConfig, "model": ModelConfig, "diffusion": DiffusionConfig}
-    try:
-        return PolicyConfig(**{k: nested[k](**v) if k in nested else v for k, v in content.items()})
-    except TypeError as error:
-        raise ValueError(f"checkpoint: settings do not fit this version of diffpolicy: {error}") from error

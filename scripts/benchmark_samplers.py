@@ -97,15 +97,11 @@ def _settings(name: str, steps: int) -> SamplerConfig:
     """configs/sampler/NAME.yaml with another number of steps."""
     path = SAMPLER_FILES / f"{name}.yaml"
     if not path.exists():
-        raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known_samplers())}")
+        known = sorted(file.stem for file in SAMPLER_FILES.glob("*.yaml"))
+        raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known)}")
     merged = OmegaConf.merge(OmegaConf.structured(SamplerConfig), OmegaConf.load(path), {"steps": steps})
     settings: Any = OmegaConf.to_object(merged)
     return settings
-
-
-def known_samplers() -> list[str]:
-    """The choices of configs/sampler."""
-    return sorted(path.stem for path in SAMPLER_FILES.glob("*.yaml"))
 
 
 def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:

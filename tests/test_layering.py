@@ -32,7 +32,7 @@ FLOORS = (
         "observations",
         "video",
     },
-    {"batches", "build", "metrics", "trainer_settings"},
+    {"batches", "build", "metrics", "plan_projection", "trainer_settings"},
     {"policy"},
     {"controller", "ema"},
     {"rollout"},

@@ -6,6 +6,7 @@ The projected clean estimate is re-encoded as the noise estimate that the schedu
 projected estimate. Slower than a step table and not exportable.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.reverse import Denoise, Project
-from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule, check_steps
 
 
@@ -33,12 +34,13 @@ class DiffusersSampler:
                 "signal at every level has; use one of our own samplers"
             )
         check_steps(steps, len(schedule))
-        self.schedule, self.steps = schedule, steps
+        self.steps = steps
         alpha_bar = schedule.levels.alpha**2
         betas = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
         settings = {"num_train_timesteps": len(betas), "trained_betas": betas.tolist(), "prediction_type": "epsilon"}
         self._make = lambda: _scheduler_class(scheduler)(**{**settings, **options})
-        self.rows = tuple(self._row(float(time)) for time in self._started().timesteps)
+        place = np.clip(self._started().timesteps.double().numpy(), 0.0, len(schedule) - 1.0)  # may lie between levels
+        self.rows = rows_at(schedule.at(np.interp(place, np.arange(len(schedule)), schedule.levels.lambdas)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,13 +52,13 @@ class DiffusersSampler:
             scheduler.register_to_config(clip_sample=False)  # the projection is ours
         seeds = 1e6 * noise[-1].double().cpu().flatten(1).abs().sum(1)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]  # one per episode
-        x = noise[0] * scheduler.init_noise_sigma
-        clean = x
+        draws = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        clean = x = noise[0] * scheduler.init_noise_sigma
         for row, time in zip(self.rows, scheduler.timesteps, strict=True):
             scaled = scheduler.scale_model_input(x, time)
             clean = project(denoise(scaled, row), row)
             epsilon = (scaled - row.alpha * clean) / row.sigma
-            x = scheduler.step(epsilon, time, x, **self._draws(scheduler, generators)).prev_sample
+            x = scheduler.step(epsilon, time, x, **draws).prev_sample
         return clean
 
     def _started(self, device: torch.device | str = "cpu") -> Any:
@@ -68,17 +70,6 @@ class DiffusersSampler:
                 f"sampler: this scheduler takes no betas, no noise estimate or other options: {error}"
             ) from error
         return scheduler
-
-    def _draws(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
-        names = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
-        return {"generator": generators} if "generator" in names else {}
-
-    def _row(self, time: float) -> Row:
-        """The level at a place between trained levels."""
-        known = np.arange(len(self.schedule), dtype=np.float64)
-        place = min(max(time, 0.0), known[-1])
-        level = self.schedule.at(np.array([np.interp(place, known, self.schedule.levels.lambdas)]))
-        return Row(level.alpha.item(), level.sigma.item(), level.time.item(), 1.0, a=0.0, b=1.0, s=0.0)
 
 
 def _scheduler_class(name: str) -> Any:

@@ -6,16 +6,24 @@ alpha^2 / sigma^2.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.ode import Flow, scale, solve
 from diffpolicy.diffusion.reverse import Denoise
-from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.samplers.table import Row, rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.weighting import elbo_weights
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    """Logarithm of a density of plans, in nats [batch]: of normalised actions and of actions in physical units."""
+
+    normalized: Tensor
+    physical: Tensor
 
 
 def gaussian_log_density(x: Tensor, std: float) -> Tensor:
@@ -30,19 +38,17 @@ def log_likelihood(
     steps: int,
     probes: Tensor | None = None,
     terminal: Callable[[Tensor], Tensor] | None = None,
-    method: str = "rk4",
 ) -> Tensor:
     """log p [batch] of x [batch, horizon, action] at the lowest trained level (Song et al. 2021, eq. 39).
 
     Args:
         flow: its denoiser is given the batch n times over, for n directions of the divergence (see probes).
-        steps: of the solver.
+        steps: of the Runge-Kutta method of order 4.
         probes: [n, batch, horizon, action] of +1 and -1 for Hutchinson's estimate of the divergence; exact by
             default, at the cost of horizon * action evaluations side by side.
         terminal: log-density of x at the last level; N(0, sigma^2) by default.
     """
-    low, high = flow.ends()
-    first, last = flow.levels(np.array([low, high]))
+    (low, high), (first, last) = flow.ends(), flow.end_levels()
     exact = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
     directions = exact.expand(-1, *x.shape) if probes is None else probes
     share = 1.0 if probes is None else 1.0 / len(probes)
@@ -52,7 +58,7 @@ def log_likelihood(
         return torch.cat([dz.flatten(1), share * div[:, None]], dim=1)
 
     z = (x / scale(first)).flatten(1)
-    state = solve(flow, slope, torch.cat([z, torch.zeros_like(z[:, :1])], dim=1), low, high, steps, method)
+    state = solve(flow, slope, torch.cat([z, torch.zeros_like(z[:, :1])], dim=1), low, high, steps)
     end = (scale(last) * state[:, :-1]).reshape(x.shape)
     density = gaussian_log_density(end, last.sigma) if terminal is None else terminal(end)
     return density + state[:, -1] + x[0].numel() * math.log(scale(last) / scale(first))
@@ -69,14 +75,11 @@ def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, genera
     size = clean[0].numel()
     prior = 0.5 * (float(levels.snr[-1]) * clean.flatten(1).square().sum(1))
     bound = -prior - 0.5 * size * math.log(2.0 * math.pi / float(levels.snr[0]))
-    columns = (levels.alpha, levels.sigma, levels.time, levels.input_scale)
-    for i, level in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        row = Row(*level, a=0.0, b=1.0, s=0.0)
-        shape = (draws, *clean.shape)
-        noise = torch.randn(shape, generator=generator, dtype=clean.dtype).to(clean.device)
+    for row, weight in zip(rows_at(levels), weights.tolist(), strict=True):
+        noise = torch.randn((draws, *clean.shape), generator=generator, dtype=clean.dtype).to(clean.device)
         noisy = row.alpha * clean + row.sigma * noise
         error = torch.stack([denoise(one, row) - clean for one in noisy]).flatten(2).square().sum(2).mean(0)
-        bound = bound - float(weights[i]) * error
+        bound = bound - weight * error
     return bound
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffpolicy.diffusion.adaptive import solve_adaptively
 from diffpolicy.diffusion.reverse import Denoise
-from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.samplers.table import Row, rows_at
 from diffpolicy.diffusion.schedule import FloatArray, Schedule
 
 Slope = Callable[[Tensor, Row], Tensor]
@@ -46,13 +46,17 @@ class Flow:
         u = np.log(np.tan(np.arctan2(levels.sigma, levels.alpha) / 2.0))
         return float(u[0]), float(u[-1])
 
-    def levels(self, u: FloatArray) -> list[Row]:
+    def end_levels(self) -> tuple[Row, Row]:
+        """The lowest and the highest level."""
+        first, last = rows_at(self.schedule.levels[np.array([0, -1])])
+        return first, last
+
+    def levels(self, u: FloatArray) -> tuple[Row, ...]:
         """The levels at u [n]."""
         tangent = np.exp(np.minimum(u, 0.0))  # of half the angle
         with np.errstate(divide="ignore"):
             at = self.schedule.at(np.log((1.0 - tangent) * (1.0 + tangent) / (2.0 * tangent)))
-        columns = (at.alpha.tolist(), at.sigma.tolist(), at.time.tolist(), at.input_scale.tolist())
-        return [Row(*level, a=0.0, b=1.0, s=0.0) for level in zip(*columns, strict=True)]
+        return rows_at(at)
 
     def slope(self, z: Tensor, level: Row) -> Tensor:
         """dz/du, shaped like z."""
@@ -60,14 +64,12 @@ class Flow:
 
     def to_noise(self, x: Tensor, steps: int, method: str = "rk4") -> Tensor:
         """From x [batch, horizon, action] at the lowest level to noise of unit variance (DDIM inversion)."""
-        low, high = self.ends()
-        first, last = self.levels(np.array([low, high]))
+        (low, high), (first, last) = self.ends(), self.end_levels()
         return solve(self, self.slope, x / scale(first), low, high, steps, method) * (scale(last) / last.sigma)
 
     def to_clean(self, noise: Tensor, steps: int, method: str = "rk4") -> Tensor:
         """The inverse of `to_noise`."""
-        low, high = self.ends()
-        first, last = self.levels(np.array([low, high]))
+        (low, high), (first, last) = self.ends(), self.end_levels()
         return solve(self, self.slope, noise * (last.sigma / scale(last)), high, low, steps, method) * scale(first)
 
 
@@ -121,10 +123,15 @@ METHODS: Mapping[str, Callable[[Flow, Slope, Tensor, float, float, int], Tensor]
 }
 
 
-def great_circle(first: Tensor, second: Tensor, fraction: float) -> Tensor:
-    """Between two noises [batch, ...], on the circle that joins them, so that the result is as likely as they are."""
+def check_fraction(fraction: float) -> None:
+    """Raise ValueError unless 0 <= fraction <= 1."""
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"interpolation: fraction {fraction} must be between 0 and 1")
+
+
+def great_circle(first: Tensor, second: Tensor, fraction: float) -> Tensor:
+    """Between two noises [batch, ...], on the circle that joins them, so that the result is as likely as they are."""
+    check_fraction(fraction)
     axes = tuple(range(1, first.dim()))
     lengths = torch.sqrt(torch.sum(first**2, axes, keepdim=True) * torch.sum(second**2, axes, keepdim=True))
     cosine = torch.sum(first * second, axes, keepdim=True) / lengths

@@ -9,12 +9,10 @@ Component k has weight p_k, mean m_k and variance v; noisy, it is N(alpha m_k, t
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffpolicy.diffusion.samplers.table import Row, StepTable
-from diffpolicy.diffusion.schedule import Levels
+from diffpolicy.diffusion.samplers.table import Row
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,6 @@ class Mixture:
         """log(p_k N(x; alpha m_k, total)) up to what all components share, [batch, horizon, component]."""
         square = self.means.square().sum(-1)
         return self.weights.log() + (row.alpha * (x @ self.means.T) - 0.5 * row.alpha**2 * square) / self._total(row)
-
-
-def rows(levels: Levels) -> tuple[Row, ...]:
-    """One row for each level, to evaluate a denoiser there."""
-    zero = np.zeros(len(levels))
-    return StepTable(levels, a=zero, b=zero + 1.0, s=zero).rows
 
 
 def _numbers(*values: object) -> Tensor:

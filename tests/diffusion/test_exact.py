@@ -1,11 +1,10 @@
 """Samples against distributions that are known exactly: how far off they are, and how that falls with the steps."""
 
 import functools
-import importlib.util
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
+import mixture
 import numpy as np
 import pytest
 import torch
@@ -14,13 +13,9 @@ from diffpolicy.build import PARAMETERIZATIONS, SAMPLERS, SCHEDULES, build_objec
 from diffpolicy.config import DiffusionConfig, SamplerConfig
 from diffpolicy.constraints.projection import identity
 from diffpolicy.diffusion.reverse import Denoise, reverse
-from diffpolicy.diffusion.samplers.table import Row, StepTable
+from diffpolicy.diffusion.samplers.table import Row, StepTable, rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import flow, ve, vp
-
-_spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
-mixture = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mixture)
 
 MIXTURES = {1: mixture.IN_1D, 2: mixture.IN_2D, 32: mixture.IN_32D}
 # Where a sampler is not at home on the library's cosine schedule. Heun walks in sigma / alpha, which there starts at
@@ -80,7 +75,7 @@ def test_samples_follow_the_mixture(name: str, action: int) -> None:
 def test_each_condition_gets_its_own_mixture(name: str) -> None:
     """Through the objective's denoiser, whatever the network's output means: the condition sets the weights."""
     objective = build_objective(DiffusionConfig(num_levels=1000, parameterization=name))
-    levels, count, truth = mixture.rows(objective.schedule.levels), 4000, mixture.IN_2D
+    levels, count, truth = rows_at(objective.schedule.levels), 4000, mixture.IN_2D
     weights = torch.stack([truth.weights, truth.weights.flip(0)])
     condition = torch.eye(2, dtype=torch.float64).repeat_interleave(count, dim=0)
 

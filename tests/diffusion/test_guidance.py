@@ -1,9 +1,8 @@
 """Guidance: the scores that the papers define, the flows they lead to, and that the projection still comes last."""
 
-import importlib.util
 import math
-from pathlib import Path
 
+import mixture
 import pytest
 import torch
 
@@ -20,17 +19,13 @@ from diffpolicy.diffusion.guidance import (
 )
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim
-from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.samplers.table import Row, rows_at
 from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 from diffpolicy.diffusion.schedules import linear
 from diffpolicy.diffusion.spacing import log_snr, trailing
 
-_spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
-mixture = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mixture)
-
 SCHEDULE = linear(1000)
-LEVELS = mixture.rows(trailing(SCHEDULE, 20))
+LEVELS = rows_at(trailing(SCHEDULE, 20))
 CONDITIONAL = mixture.Mixture(mixture.IN_2D.means, 0.14, torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64))
 WEIGHT = 1.5
 
@@ -76,7 +71,7 @@ def test_guided_samples_of_gaussians_end_where_the_closed_form_flow_ends() -> No
     x = noise(1, 500, 1, 1).expand(1001, -1, -1, -1)
     ours = reverse(denoise, ddim(levels), x, lambda clean, row: clean)
     mean = (1 + WEIGHT) * conditional - WEIGHT * unconditional
-    first = mixture.rows(levels[:1])[0]
+    first = rows_at(levels[:1])[0]
     deviation = (first.sigma * x[0] - first.alpha * mean) / math.hypot(first.alpha * std, first.sigma)
     # the last row returns the clean estimate at the lowest level, sigma 0.01; order 1 in 1000 steps
     torch.testing.assert_close(ours, mean + std * deviation, rtol=0, atol=5e-3)

@@ -1,23 +1,18 @@
 """The probability-flow ODE and the densities it gives, against mixtures whose density is known."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mixture import IN_2D
 
 from diffpolicy.build import SCHEDULES
 from diffpolicy.config import DiffusionConfig
 from diffpolicy.diffusion.likelihood import elbo, gaussian_log_density, log_likelihood
 from diffpolicy.diffusion.ode import METHODS, Flow, great_circle
+from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedules import cosine, linear, zero_terminal_snr
-
-_spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
-mixture = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mixture)
-IN_2D, rows = mixture.IN_2D, mixture.rows
 
 EVERY_SCHEDULE = pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr"])
 
@@ -33,7 +28,7 @@ def samples_at_the_lowest_level(flow: Flow, count: int = 64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     component = torch.multinomial(IN_2D.weights, count, replacement=True, generator=generator)
     noise = torch.randn(2, count, 2, generator=generator, dtype=torch.float64)
-    level = rows(flow.schedule.levels[:1])[0]
+    level = rows_at(flow.schedule.levels[:1])[0]
     return (level.alpha * (IN_2D.means[component] + IN_2D.std * noise[0]) + level.sigma * noise[1])[:, None]
 
 
@@ -42,7 +37,7 @@ def test_the_log_likelihood_is_exact_to_1e_5(name: str) -> None:
     """RK4 with 200 steps, and the exact density at the last level."""
     flow = flow_on(name)
     x = samples_at_the_lowest_level(flow)
-    first, last = rows(flow.schedule.levels[[0, -1]])
+    first, last = rows_at(flow.schedule.levels[[0, -1]])
     found = log_likelihood(flow, x, steps=200, terminal=lambda end: IN_2D.log_density(end, last).sum(1))
     torch.testing.assert_close(found, IN_2D.log_density(x, first).sum(1), rtol=0, atol=1e-5)
 
@@ -50,7 +45,7 @@ def test_the_log_likelihood_is_exact_to_1e_5(name: str) -> None:
 def test_by_default_the_last_level_is_taken_for_a_gaussian() -> None:
     flow = flow_on("cosine")
     x = samples_at_the_lowest_level(flow)
-    exact = IN_2D.log_density(x, rows(flow.schedule.levels[:1])[0]).sum(1)
+    exact = IN_2D.log_density(x, rows_at(flow.schedule.levels[:1])[0]).sum(1)
     # what is left of the clean trajectory at the last level, alpha 5e-5, shifts the density by alpha * x
     torch.testing.assert_close(log_likelihood(flow, x, steps=200), exact, rtol=0, atol=1e-3)
 
@@ -74,7 +69,7 @@ def test_the_density_of_several_waypoints_is_the_product_of_theirs() -> None:
 def test_the_elbo_is_below_the_log_density_and_not_far() -> None:
     schedule = cosine(1000)
     x = samples_at_the_lowest_level(flow_on("cosine"), 256)
-    clean = rows(schedule.levels[:1])[0]
+    clean = rows_at(schedule.levels[:1])[0]
     bound = elbo(schedule, IN_2D.denoise, x, draws=4, generator=torch.Generator().manual_seed(0))
     exact = IN_2D.log_density(x, clean).sum(1)
     gap = float((exact - bound).mean())

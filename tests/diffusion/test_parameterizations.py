@@ -1,9 +1,8 @@
 """What a network's output means: every parameterization against clean trajectory, noise, and one another."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
+import mixture
 import numpy as np
 import pytest
 import torch
@@ -12,13 +11,10 @@ from diffpolicy.build import PARAMETERIZATIONS
 from diffpolicy.config import DiffusionConfig
 from diffpolicy.diffusion.objective import Objective
 from diffpolicy.diffusion.parameterization import SCORE, Parameterization, edm
+from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import trailing
-
-_spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
-mixture = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mixture)
 
 MADE = {name: make(DiffusionConfig()) for name, make in PARAMETERIZATIONS.items()}
 EVERY = pytest.mark.parametrize("parameterization", MADE.values(), ids=MADE)
@@ -114,7 +110,7 @@ def test_edm_without_a_spread_of_the_data_is_refused(sigma_data: float) -> None:
 @pytest.mark.parametrize("schedule_of_rows", [cosine(100), karras(100, 0.002, 80.0, 0.5)], ids=["vp", "ve"])
 def test_the_score_is_the_gradient_of_the_log_density(schedule_of_rows: Schedule) -> None:
     """Tweedie's formula, against automatic differentiation of a mixture's density."""
-    for row in mixture.rows(trailing(schedule_of_rows, 10)):
+    for row in rows_at(trailing(schedule_of_rows, 10)):
         x = (row.alpha * 0.5 + row.sigma) * torch.randn(64, 1, 2, generator=torch.Generator().manual_seed(0)).double()
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(mixture.IN_2D.log_density(x, row).sum(), x)

@@ -27,6 +27,12 @@ class Row:
     c: tuple[float, ...] = ()
 
 
+def rows_at(levels: Levels) -> tuple[Row, ...]:
+    """The levels by themselves, to ask a denoiser there: rows that return the clean estimate."""
+    zero = np.zeros(len(levels))
+    return StepTable(levels, a=zero, b=zero + 1.0, s=zero).rows
+
+
 @dataclass(frozen=True)
 class StepTable:
     """Coefficients [rows], or [rows, past] for c, at the levels `now`.

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import gymnasium
 import numpy as np
 
-from diffpolicy_envs import pusht_world as world
 from diffpolicy_envs.experts.pusht_model import new_world
 from diffpolicy_envs.experts.pusht_motion import path_targets, push_targets
 from diffpolicy_envs.experts.pusht_planner import NEAR_GOAL_PX, decide
@@ -19,13 +18,17 @@ from diffpolicy_envs.experts.pusht_search import agent_fits
 from diffpolicy_envs.experts.pusht_table import APPROACH_PX, GYRATION_PX, misfit, pose_of_state, push_table, to_block
 from diffpolicy_envs.pusht_world import (
     AGENT_RADIUS_PX,
+    BAR_BOX,
     KEYPOINT_COUNT,
+    LOCAL_OUTLINE,
+    STEM_BOX,
     SUCCESS_COVERAGE,
     WALL_HIGH_PX,
     WALL_LOW_PX,
     WALL_RADIUS_PX,
     WORLD_SIZE_PX,
     block_keypoints,
+    to_world,
 )
 
 VERSION = 3
@@ -138,10 +141,10 @@ def _by_a_wall(generator: np.random.Generator) -> np.ndarray:
     while True:
         x, y = generator.uniform(low + AGENT_RADIUS_PX, high - AGENT_RADIUS_PX, 2)
         state = _storable(np.array([x, y, *generator.uniform(low, high, 2), generator.uniform(0.0, 2.0 * math.pi)]))
-        outline = world.to_world(world.LOCAL_OUTLINE, *state[2:])
+        outline = to_world(LOCAL_OUTLINE, *state[2:])
         gap = min(outline.min() - low, high - outline.max())
         agent = np.array(to_block(x, y, pose_of_state(state)))
-        clear = min(np.hypot(*(agent - np.clip(agent, box[:2], box[2:]))) for box in (world.BAR_BOX, world.STEM_BOX))
+        clear = min(np.hypot(*(agent - np.clip(agent, box[:2], box[2:]))) for box in (BAR_BOX, STEM_BOX))
         if 1.0 < gap < NEAR_WALL_PX and clear > AGENT_RADIUS_PX + 1.0:
             return state
 

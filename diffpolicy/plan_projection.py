@@ -1,0 +1,65 @@
+"""What a user demands of a plan, at every reverse step: from normalised actions to physical units and back.
+
+Shape legend: B batch, H horizon, A action.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.projection import clip, identity
+from diffpolicy.data.normalizer import Normalizer
+from diffpolicy.diffusion.samplers.table import Row
+
+Constrain = Callable[[Tensor, Row], Tensor]
+"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape."""
+
+
+class PlanProjection:
+    """To the data's limits, then to what the user demands, so that the demand is met last.
+
+    Args:
+        normalizer: of the actions.
+        is_limited: whether the data lie in [-1, 1] once normalised.
+        present: index of the present; waypoints before it pass unchanged.
+        constrain: the user's demand; it may work in place.
+    """
+
+    def __init__(self, normalizer: Normalizer, is_limited: bool, present: int, constrain: Constrain | None) -> None:
+        self._normalizer = normalizer
+        self._to_data = clip(-1.0, 1.0) if is_limited else identity
+        self._present = present
+        self._constrain = constrain
+        self._finite: list[Tensor] = []  # of every estimate before the constraint, which could hide a NaN
+
+    def project(self, clean: Tensor, row: Row) -> Tensor:
+        """The clean estimate [B, H, A] that a reverse step goes on with."""
+        self._finite.append(clean.isfinite().all())
+        clean = self._to_data(clean, row)
+        if self._constrain is None:
+            return clean
+        plan = self._constrained(self._constrain, self._normalizer.inverse(clean), row)
+        return self._keep_past(clean, self._normalizer(plan))
+
+    def finish(self, clean: Tensor, row: Row) -> Tensor:
+        """The plan [B, H, A] in physical units, constrained once more.
+
+        Raises:
+            ValueError: the plan or an estimate on the way has NaN or infinite values.
+        """
+        plan = self._normalizer.inverse(clean)
+        if self._constrain is not None:
+            plan = self._constrained(self._constrain, plan, row)
+        if not bool(torch.stack([*self._finite, plan.isfinite().all()]).all()):
+            raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
+        return plan
+
+    def _constrained(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor:
+        constrained = constrain(plan.clone(), row)
+        if constrained.shape != plan.shape:
+            raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
+        return self._keep_past(plan, constrained)
+
+    def _keep_past(self, before: Tensor, after: Tensor) -> Tensor:
+        return torch.cat([before[:, : self._present], after[:, self._present :]], dim=1)
