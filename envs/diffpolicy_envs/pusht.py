@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from diffpolicy_envs import pusht_world as world
+from diffpolicy_envs.actions import checked_target
 from diffpolicy_envs.coverage import coverage
 from diffpolicy_envs.pusht_physics import PushTPhysics
 from diffpolicy_envs.pusht_start import start_episode
@@ -38,6 +39,7 @@ class PushTEnv(gymnasium.Env):
     | is_success     | bool, coverage > 0.95                                                       |
     | coverage       | float in [0, 1]                                                             |
     | n_contacts     | int, the block's contact points per sub-step of this action, rounded up      |
+    | agent_position | [2] float64, px                                                             |
     | agent_velocity | [2] float64, px/s                                                           |
     | state          | [5] float64, the state observation before rounding                          |
 
@@ -90,7 +92,7 @@ class PushTEnv(gymnasium.Env):
         physics = self._physics
         if physics is None:
             raise gymnasium.error.ResetNeeded("step: call reset() before the first step()")
-        target = _checked_action(action)
+        target = checked_target(action, world.WORLD_SIZE_PX)
         physics.advance(*target)
         self._latest_action = target
         self._state = physics.state()
@@ -109,7 +111,7 @@ class PushTEnv(gymnasium.Env):
         if self.render_mode == "rgb_array":
             return frame
         if self._window is None:
-            from diffpolicy_envs.pusht_window import Window
+            from diffpolicy_envs.window import Window
 
             self._window = Window("Push-T", self.render_size, world.CONTROL_RATE_HZ)
         self._window.show(frame)
@@ -129,6 +131,7 @@ class PushTEnv(gymnasium.Env):
             "is_success": covered > world.SUCCESS_COVERAGE,
             "coverage": covered,
             "n_contacts": physics.contacts_per_substep(),
+            "agent_position": np.array(self._state[:2]),
             "agent_velocity": np.array(physics.agent.velocity),
             "state": np.array(self._state),
         }
@@ -165,15 +168,3 @@ def _observation_space(obs_type: str) -> spaces.Space:
         return spaces.Box(low, high, dtype=np.float32)
     pixels = spaces.Box(0, 255, (PIXELS_SIZE_PX, PIXELS_SIZE_PX, 3), np.uint8)
     return pixels if obs_type == "pixels" else spaces.Dict({"pixels": pixels, "agent_pos": agent})
-
-
-def _checked_action(action: Any) -> tuple[float, float]:
-    """The action as two floats within the world (px)."""
-    numbers = action.tolist() if isinstance(action, np.ndarray) else np.asarray(action, np.float64).tolist()
-    if not isinstance(numbers, list) or len(numbers) != 2 or isinstance(numbers[0], list):
-        raise ValueError(f"action has shape {np.shape(action)}; expected (2,)")
-    x, y = numbers
-    if not (math.isfinite(x) and math.isfinite(y)):
-        raise ValueError(f"action is {numbers}; expected two finite numbers (px)")
-    limit = world.WORLD_SIZE_PX
-    return min(max(x, 0.0), limit), min(max(y, 0.0), limit)

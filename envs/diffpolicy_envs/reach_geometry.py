@@ -1,0 +1,94 @@
+"""Distances to an obstacle, compiled.
+
+An obstacle is the convex hull of four points, in order round it, inflated by a radius. Points may coincide: one point
+is a disc, two are a capsule, three a triangle.
+"""
+
+import math
+
+import numpy as np
+
+from diffpolicy_envs.compiled import compiled
+
+_SEARCH_STEPS = 48  # each leaves 2/3 of an interval of at most 20 px: 1e-7 px at the end
+_TRACE_STEPS = 64
+_TRACE_TOLERANCE_PX = 0.05
+
+
+@compiled
+def signed_distance(x: float, y: float, vertices: np.ndarray, radius: float) -> float:
+    """Distance (px) of a point to the surface of an obstacle, vertices [4, 2]; negative inside: the depth."""
+    nearest_squared = np.inf
+    is_left, is_right = False, False
+    count = len(vertices)
+    for corner in range(count):
+        from_x, from_y = vertices[corner, 0], vertices[corner, 1]
+        along_x = vertices[(corner + 1) % count, 0] - from_x
+        along_y = vertices[(corner + 1) % count, 1] - from_y
+        to_x, to_y = x - from_x, y - from_y
+        length_squared = along_x * along_x + along_y * along_y
+        share = 0.0
+        if length_squared > 0.0:
+            share = min(max((to_x * along_x + to_y * along_y) / length_squared, 0.0), 1.0)
+            turn = along_x * to_y - along_y * to_x
+            is_left |= turn >= 0.0
+            is_right |= turn <= 0.0
+        away_x, away_y = to_x - share * along_x, to_y - share * along_y
+        nearest_squared = min(nearest_squared, away_x * away_x + away_y * away_y)
+    distance = math.sqrt(nearest_squared)
+    is_inside = is_left != is_right  # on the same side of every edge; a point or a segment has no inside
+    return (-distance if is_inside else distance) - radius
+
+
+@compiled
+def swept_distance(start: np.ndarray, end: np.ndarray, vertices: np.ndarray, radius: float, below: float) -> float:
+    """The least signed distance (px) on the straight way from start [2] to end [2].
+
+    Exact where it is less than `below`; otherwise that of an end, which is at least `below` too.
+    """
+    at_start = signed_distance(start[0], start[1], vertices, radius)
+    at_end = signed_distance(end[0], end[1], vertices, radius)
+    way_x, way_y = end[0] - start[0], end[1] - start[1]
+    least = min(at_start, at_end)
+    # The distance to a convex set changes by at most the way that is gone, and is convex along it.
+    if 0.5 * (at_start + at_end - math.hypot(way_x, way_y)) >= min(below, least):
+        return least
+    inwards = 1e-6 if at_start <= at_end else 1.0 - 1e-6
+    if signed_distance(start[0] + inwards * way_x, start[1] + inwards * way_y, vertices, radius) >= least:
+        return least  # convex, and it rises from this end on
+    low, high = 0.0, 1.0
+    for _ in range(_SEARCH_STEPS):
+        first, second = low + (high - low) / 3.0, high - (high - low) / 3.0
+        at_first = signed_distance(start[0] + first * way_x, start[1] + first * way_y, vertices, radius)
+        at_second = signed_distance(start[0] + second * way_x, start[1] + second * way_y, vertices, radius)
+        least = min(least, at_first, at_second)
+        if at_first <= at_second:
+            high = second
+        else:
+            low = first
+    return least
+
+
+@compiled
+def free_distances(
+    x: float, y: float, agent_radius: float, vertices: np.ndarray, radius: np.ndarray, directions: int, limit: float
+) -> np.ndarray:
+    """How far (px) a disc can go from (x, y) in evenly spread directions before it touches, at most `limit`.
+
+    Shapes: vertices [n, 4, 2], radius [n] -> [directions]. Sphere tracing (Hart 1996), 0.05 px short at most.
+    """
+    free = np.empty(directions)
+    for index in range(directions):
+        angle = 2.0 * math.pi * index / directions
+        cosine, sine = math.cos(angle), math.sin(angle)
+        gone = 0.0
+        for _ in range(_TRACE_STEPS):
+            room = limit
+            for slot in range(len(vertices)):
+                distance = signed_distance(x + gone * cosine, y + gone * sine, vertices[slot], radius[slot])
+                room = min(room, distance - agent_radius)
+            if room < _TRACE_TOLERANCE_PX or gone >= limit:
+                break
+            gone += room
+        free[index] = min(gone, limit)
+    return free

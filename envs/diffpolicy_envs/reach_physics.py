@@ -1,0 +1,88 @@
+"""ObstacleReach's physics, compiled: Push-T's plant, obstacles that patrol, and exact clearances.
+
+The agent is kinematic and passes through obstacles: nothing is solved for, contact is measured. So there is no physics
+engine here, whose step would be five times as slow and report contacts only where its own tolerance sees them.
+"""
+
+import math
+
+import numpy as np
+
+from diffpolicy_envs.compiled import compiled
+from diffpolicy_envs.reach_geometry import swept_distance
+from diffpolicy_envs.reach_world import (
+    AGENT_RADIUS_PX,
+    POSITION_GAIN,
+    REST_SPEED_PX_S,
+    SUBSTEP_S,
+    SUBSTEPS_PER_ACTION,
+    VELOCITY_GAIN,
+)
+
+
+@compiled
+def offsets(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndarray) -> np.ndarray:
+    """How far each obstacle has moved since time 0, [n, 2] px.
+
+    An obstacle goes to and fro along `travel` [n, 2] px at `speed` [n] px/s; `phase` [n] says where in its round trip
+    it is at time 0: 0 at one end, 1 at the other, 2 back again.
+    """
+    moved = np.zeros((len(speed), 2))
+    for slot in range(len(speed)):
+        length = math.hypot(travel[slot, 0], travel[slot, 1])
+        if length > 0.0 and speed[slot] > 0.0:
+            share = _to_and_fro(phase[slot] + time_s * speed[slot] / length) - _to_and_fro(phase[slot])
+            moved[slot, 0] = share * travel[slot, 0]
+            moved[slot, 1] = share * travel[slot, 1]
+    return moved
+
+
+@compiled
+def _to_and_fro(trips: float) -> float:
+    """0 at even, 1 at odd numbers, straight in between."""
+    rest = trips % 2.0
+    return rest if rest <= 1.0 else 2.0 - rest
+
+
+@compiled
+def advance(
+    state: np.ndarray,
+    target_x: float,
+    target_y: float,
+    time_s: float,
+    vertices: np.ndarray,
+    radius: np.ndarray,
+    travel: np.ndarray,
+    speed: np.ndarray,
+    phase: np.ndarray,
+) -> tuple[float, int, int]:
+    """Run one action, 0.1 s, on the agent's `state` [4] (x, y, velocity), in place.
+
+    Obstacles as they were at time 0: vertices [n, 4, 2], radius [n]. Returns the least clearance (px) over the way, inf
+    without obstacles, the number of sub-steps in contact, and of those with the agent at rest.
+    """
+    clearance = np.inf
+    contacts, contacts_at_rest = 0, 0
+    before = offsets(time_s, travel, speed, phase)
+    start, end = np.empty(2), np.empty(2)
+    for substep in range(SUBSTEPS_PER_ACTION):
+        old_x, old_y = state[0], state[1]
+        state[2] += (POSITION_GAIN * (target_x - state[0]) - VELOCITY_GAIN * state[2]) * SUBSTEP_S
+        state[3] += (POSITION_GAIN * (target_y - state[1]) - VELOCITY_GAIN * state[3]) * SUBSTEP_S
+        state[0] += state[2] * SUBSTEP_S
+        state[1] += state[3] * SUBSTEP_S
+        after = offsets(time_s + (substep + 1) * SUBSTEP_S, travel, speed, phase)
+        least = np.inf
+        for slot in range(len(radius)):
+            start[0], start[1] = old_x - before[slot, 0], old_y - before[slot, 1]
+            end[0], end[1] = state[0] - after[slot, 0], state[1] - after[slot, 1]
+            below = max(min(clearance, least), 0.0)  # a larger distance changes no result
+            reach = radius[slot] + AGENT_RADIUS_PX
+            least = min(least, swept_distance(start, end, vertices[slot], reach, below))
+        clearance = min(clearance, least)
+        if least < 0.0:
+            contacts += 1
+            if math.hypot(state[2], state[3]) < REST_SPEED_PX_S:
+                contacts_at_rest += 1
+        before = after
+    return clearance, contacts, contacts_at_rest
