@@ -176,7 +176,9 @@ class EvaluateConfig:
     checkpoint: str
     task: str | None = None  # refuse a checkpoint of another task
     env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
-    data: Any = None  # comes with the task, not used
+    data: Any = None  # these come with the task, not used
+    trainer: Any = None
+    window: Any = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     episodes: int = 50
     seed: int = 100_000

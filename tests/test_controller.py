@@ -108,7 +108,7 @@ def test_a_masked_reset_restarts_one_robot_and_leaves_the_other(small_policy) ->
 
 
 def test_safety_is_applied_to_the_actions(small_policy) -> None:
-    controller = PolicyController(small_policy, safety=lambda plan, row: plan.clamp(4.0, 4.1))
+    controller = PolicyController(small_policy, constrain=lambda plan, row: plan.clamp(4.0, 4.1))
     controller.reset(seeds=[0])
     actions = run(controller, 10)
     assert actions.min() >= np.float32(4.0)

@@ -32,7 +32,7 @@ FLOORS = (
         "observations",
         "video",
     },
-    {"batches", "build", "metrics", "plan_projection", "trainer_settings"},
+    {"batches", "build", "metrics", "plan_projection", "safety", "trainer_settings"},
     {"policy"},
     {"controller", "ema"},
     {"rollout"},

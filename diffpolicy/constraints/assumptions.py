@@ -1,0 +1,90 @@
+"""What a certificate takes for granted, and how far that lets the true motion be from the predicted one.
+
+Shape legend: B batch, T ticks, R = T * substeps, A action.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.plant import LinearPlant
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
+
+PAST_CHANGES = PAST_COMMANDS - 1  # of the command, that are known
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Bounds in units of position (units/s for velocities), Euclidean norms; by default everything is exact.
+
+    Attributes:
+        position_error, velocity_error: of the measured state (A1).
+        tracking_error, tracking_velocity_error: of the true motion against the plant's, besides (A2).
+        rest_speed: a robot that moves no faster is at rest, as far as moving obstacles are concerned (A3).
+        delay_substeps: an action takes effect up to so many sub-steps after its tick, each on its own (A5).
+        latency_s: a call may come so much later than its tick; later, the plan counts as stale (A5).
+        tolerance: a predicted and a measured state that differ by less are the same (rounding).
+
+    Raises:
+        ValueError: a number that is negative or not finite, or a velocity error that is not below the rest speed.
+    """
+
+    position_error: float = 0.0
+    velocity_error: float = 0.0
+    tracking_error: float = 0.0
+    tracking_velocity_error: float = 0.0
+    rest_speed: float = 1.0
+    delay_substeps: int = 0
+    latency_s: float = 0.02
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"assumptions: {name} {value} must be finite and at least 0")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the motion is exactly the predicted one."""
+        errors = (self.position_error, self.velocity_error, self.tracking_error, self.tracking_velocity_error)
+        return not any(errors) and self.delay_substeps == 0
+
+    def tubes(self, plant: LinearPlant, commands: Tensor, start: Start) -> tuple[Tensor, Tensor]:
+        """How far position and velocity can be off at the end of every sub-step, [B, R] each.
+
+        By linearity the errors add up: of the start state, of the tracking, and of every change of the command that
+        may come late.
+        """
+        ticks = commands.shape[1]
+        _, free = plant.responses(ticks)
+        free = free.abs().to(commands)
+        fixed = free[..., 0] * self.position_error + free[..., 1] * self.velocity_error  # [2, R]
+        fixed = fixed + fixed.new_tensor([self.tracking_error, self.tracking_velocity_error])[:, None]
+        path = torch.cat([start.commands, commands], dim=1)
+        changes = torch.linalg.vector_norm(path.diff(dim=1), dim=-1)  # [B, 2 + T]
+        late = _late_response(plant, ticks, self.delay_substeps).to(commands)  # [2, R, 2 + T]
+        both = fixed + torch.matmul(late, changes[:, None, :, None]).squeeze(-1)
+        return both[:, 0], both[:, 1]
+
+
+@lru_cache(maxsize=16)
+def _late_response(plant: LinearPlant, ticks: int, delay: int) -> Tensor:
+    """The most that position and velocity differ where a unit change of the command comes up to `delay` late.
+
+    [2, R, 2 + T]: for the changes of the two ticks before the present, of which a part may still be to come, and of
+    each tick from the present on.
+    """
+    rows = plant.substeps * ticks
+    forced, _ = plant.responses(ticks)
+    step = torch.cat([torch.zeros(2, rows + 1, dtype=torch.float64), forced.sum(-1)], dim=1)  # at -rows ... rows
+    late = torch.zeros(2, rows, PAST_CHANGES + ticks, dtype=torch.float64)
+    for change in range(PAST_CHANGES + ticks):
+        ago = plant.substeps * (PAST_CHANGES - change)  # sub-steps from the change to the present
+        for later in range(1, delay + 1 - max(ago, 0)):
+            on_time = step[:, rows + 1 + min(ago, 0) : 2 * rows + 1 + min(ago, 0)]
+            by_then = step[:, (begin := rows + 1 + min(ago, 0) - later) : begin + rows]
+            late[..., change] = torch.maximum(late[..., change], (on_time - by_then).abs())
+    return late

@@ -1,0 +1,79 @@
+"""What a constraint is: which rows of a plan it looks at, the nearest allowed rows, and how far the rows are from harm.
+
+Shape legend: B batch, T ticks, R rows, A action, M obstacle slots.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from diffpolicy.constraints.obstacles import Obstacles
+
+Prox = Callable[[Tensor], Tensor]
+"""Rows -> the nearest rows of a convex set, same shape."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a constraint looks at, in physical units.
+
+    Attributes:
+        acts_on: "commands", one row a tick; or "motion", the executed motion, one row a sub-step.
+        order: 0 positions, 1 velocities, 2 accelerations, 3 jerks: differences of the positions over time, with
+            those before the plan (the last commands, or the measured state).
+        segments: pairs [R, 2, A] of each position and the one before, the first being the present one; order 0.
+    """
+
+    acts_on: Literal["commands", "motion"]
+    order: int = 0
+    segments: bool = False
+
+    def __post_init__(self) -> None:
+        if self.acts_on not in ("commands", "motion") or self.order not in (0, 1, 2, 3):
+            raise ValueError(
+                f"rows: acts_on {self.acts_on!r}, order {self.order}; expected commands or motion, and 0 to 3"
+            )
+        if self.segments and self.order != 0:
+            raise ValueError(f"rows: segments join positions, order 0, not {self.order}")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is besides the rows.
+
+    Attributes:
+        obstacles: of each robot, as they were at time 0, the present.
+        time_s: [R], when each row is reached.
+        at_rest: [B, R], where the robot stands: a moving obstacle that comes then is not the plan's fault. None
+            where that is not asked for.
+    """
+
+    obstacles: Obstacles
+    time_s: Tensor
+    at_rest: Tensor | None = None
+
+
+class Constraint(Protocol):
+    """A set of plans. Anything with these three serves.
+
+    `prox` serves the projection, which may fall short; `margin` serves the certificate, which decides.
+    """
+
+    @property
+    def rows(self) -> Rows: ...
+
+    def prox(self, reference: Tensor, scene: Scene) -> Prox:
+        """The Euclidean projection of rows [B, R, A] onto the set, or onto a convex part of it near `reference`.
+
+        For segments, of [B, M, R, 2, A] with one copy for each obstacle, near `reference` [B, R, 2, A].
+        """
+        ...
+
+    def margin(self, y: Tensor, scene: Scene) -> Tensor:
+        """[B, R], at least 0 where the rows y ([B, R, A] or [B, R, 2, A]) are allowed.
+
+        It must not change by more than the rows do: a bound on the error of the rows is taken off it.
+        """
+        ...

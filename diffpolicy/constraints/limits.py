@@ -1,0 +1,113 @@
+"""Limits on numbers: boxes, polytopes and balls on positions, velocities, accelerations or jerks.
+
+`inset` moves the projection's target inwards, so that a projection that has not quite converged still passes; the
+margin, and so the certificate, knows the limit itself.
+
+Shape legend: B batch, R rows, A action, F faces.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.constraint import Prox, Rows, Scene
+
+
+class Box:
+    """low <= y <= high on every axis: a workspace, joint limits, or per-axis limits of a higher order.
+
+    Args:
+        low, high: one number per axis, or one for all.
+        rows: what they bound.
+
+    Raises:
+        ValueError: low above high, NaN, or no room left by `inset`.
+    """
+
+    def __init__(
+        self, low: Sequence[float] | float, high: Sequence[float] | float, rows: Rows, inset: float = 0.0
+    ) -> None:
+        self.rows = rows
+        self.low, self.high = (torch.as_tensor(limit, dtype=torch.float64) for limit in (low, high))
+        if not bool((self.low + 2 * inset <= self.high).all()) or not inset >= 0:
+            raise ValueError(
+                f"box: low {self.low.tolist()} must not be above high {self.high.tolist()}, inset {inset} on each side"
+            )
+        self._low, self._high = self.low + inset, self.high - inset
+
+    def prox(self, reference: Tensor, scene: Scene) -> Prox:
+        low, high = self._low.to(reference), self._high.to(reference)
+        return lambda y: y.clamp(low, high)
+
+    def margin(self, y: Tensor, scene: Scene) -> Tensor:
+        return torch.minimum(y - self.low.to(y), self.high.to(y) - y).amin(-1)
+
+
+class NormLimit:
+    """|y| <= limit, the Euclidean norm over the axes: a limit on speed, acceleration or jerk.
+
+    Raises:
+        ValueError: a limit that is not above the inset, or not finite.
+    """
+
+    def __init__(self, limit: float, rows: Rows, inset: float = 0.0) -> None:
+        if not 0.0 <= inset < limit < float("inf"):
+            raise ValueError(f"limit: {limit} must be finite and above 0 and the inset {inset}")
+        self.rows = rows
+        self.limit = limit
+        self._radius = limit - inset
+
+    def prox(self, reference: Tensor, scene: Scene) -> Prox:
+        def ball(y: Tensor) -> Tensor:
+            norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+            return y * (self._radius / norm.clamp(min=self._radius))
+
+        return ball
+
+    def margin(self, y: Tensor, scene: Scene) -> Tensor:
+        return self.limit - torch.linalg.vector_norm(y, dim=-1)
+
+
+class Polytope:
+    """normals . y <= offsets, face by face; one face is a half-space.
+
+    The projection is exact for one face, or where the faces meet at right angles; else it is that of the face that
+    is overstepped most, again and again, as the iterations go.
+
+    Args:
+        normals: [F, A]; offsets: [F].
+
+    Raises:
+        ValueError: shapes that do not fit, a normal of zero, numbers that are not finite.
+    """
+
+    def __init__(
+        self, normals: Sequence[Sequence[float]], offsets: Sequence[float], rows: Rows, inset: float = 0.0
+    ) -> None:
+        raw = torch.as_tensor(normals, dtype=torch.float64)
+        offset = torch.as_tensor(offsets, dtype=torch.float64)
+        if raw.ndim != 2 or offset.shape != raw.shape[:1]:
+            raise ValueError(
+                f"polytope: normals {list(raw.shape)} and offsets {list(offset.shape)}, expected [F, A], [F]"
+            )
+        length = torch.linalg.vector_norm(raw, dim=-1)
+        if not bool(raw.isfinite().all() and offset.isfinite().all() and (length > 0).all()) or not inset >= 0:
+            raise ValueError("polytope: normals must be finite and not zero, offsets finite, inset at least 0")
+        self.rows = rows
+        self.normals, self.offsets = raw / length[:, None], offset / length
+        self._inset = inset
+
+    def prox(self, reference: Tensor, scene: Scene) -> Prox:
+        normals, offsets = self.normals.to(reference), (self.offsets - self._inset).to(reference)
+
+        def project(y: Tensor) -> Tensor:
+            for _ in range(len(normals)):
+                excess, face = (torch.matmul(y, normals.mT) - offsets).max(-1)
+                y = y - excess.clamp(min=0.0)[..., None] * normals[face]
+            return y
+
+        return project
+
+    def margin(self, y: Tensor, scene: Scene) -> Tensor:
+        return (self.offsets.to(y) - torch.matmul(y, self.normals.to(y).mT)).amin(-1)

@@ -1,0 +1,141 @@
+"""The robot between its commands and its motion: a linear time-invariant plant, the same on every axis.
+
+Shape legend: B batch, T ticks, R = T * substeps, A action. Numbers are float64.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+SETTLE_TICKS = 1000  # over which the free response is searched for its largest values
+
+
+@dataclass(frozen=True)
+class State:
+    """Position and velocity of each robot, [B, A] each, units and units/s."""
+
+    position: Tensor
+    velocity: Tensor
+
+
+@dataclass(frozen=True)
+class LinearPlant:
+    """(position, velocity)' = transition (position, velocity) + drive * command, once per sub-step.
+
+    Attributes:
+        transition: [2][2].
+        drive: [2].
+        substep_s: seconds.
+        substeps: per command; a command is held for substeps * substep_s.
+
+    Raises:
+        ValueError: numbers that are not finite, a plant that is unstable, that cannot be run backwards, or that does
+            not come to rest on a held command (then no brake tail exists).
+    """
+
+    transition: tuple[tuple[float, float], tuple[float, float]]
+    drive: tuple[float, float]
+    substep_s: float
+    substeps: int
+
+    def __post_init__(self) -> None:
+        if self.substeps < 1 or not self.substep_s > 0:
+            raise ValueError(f"plant: substeps {self.substeps} and substep_s {self.substep_s} must be above 0")
+        a, b = self._matrices
+        if not bool(a.isfinite().all() and b.isfinite().all()):
+            raise ValueError("plant: transition and drive must be finite")
+        radius = float(torch.linalg.eigvals(a).abs().max())
+        if radius >= 1.0 or abs(float(torch.linalg.det(a))) < 1e-9:
+            raise ValueError(f"plant: spectral radius {radius:.4f} must be below 1, and transition invertible")
+        rest = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - a, b)
+        if not torch.allclose(rest, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0.0, atol=1e-6):
+            raise ValueError(f"plant: a held command 1 ends at (position, velocity) {rest.tolist()}, expected (1, 0)")
+
+    @property
+    def period_s(self) -> float:
+        """Seconds from command to command."""
+        return self.substeps * self.substep_s
+
+    def motion(self, commands: Tensor, start: State) -> tuple[Tensor, Tensor]:
+        """Executed positions and velocities [B, R, A] at the end of every sub-step, for commands [B, T, A]."""
+        ticks = commands.shape[1]
+        forced, free = self.responses(ticks)
+        forced, free = forced.to(commands), free.to(commands)
+        initial = torch.stack([start.position, start.velocity], dim=1)  # [B, 2, A]
+        both = torch.matmul(forced, commands[:, None]) + torch.matmul(free, initial[:, None])  # [B, 2, R, A]
+        return both[:, 0], both[:, 1]
+
+    def responses(self, ticks: int) -> tuple[Tensor, Tensor]:
+        """Of position and velocity at every sub-step: to the commands [2, R, T] and to the start state [2, R, 2]."""
+        return _responses(self, ticks)
+
+    def before(self, start: State, command: Tensor) -> State:
+        """The state one sub-step ago, under `command` [B, A]."""
+        a, b = self._matrices
+        inverse, b = torch.linalg.inv(a).to(command), b.to(command)
+        p, v = start.position - b[0] * command, start.velocity - b[1] * command
+        return State(inverse[0, 0] * p + inverse[0, 1] * v, inverse[1, 0] * p + inverse[1, 1] * v)
+
+    @cached_property
+    def largest_free_response(self) -> tuple[float, float]:
+        """The most that the position can still be off a held command, per unit of its offset and of its velocity."""
+        _, free = self.responses(max(1, SETTLE_TICKS // self.substeps))
+        return max(1.0, float(free[0, :, 0].abs().max())), float(free[0, :, 1].abs().max())
+
+    @cached_property
+    def settle_ticks(self) -> int:
+        """Ticks in which the speed towards a held command falls to a thousandth of its largest, for good."""
+        _, free = self.responses(max(1, SETTLE_TICKS // self.substeps))
+        speed = free[1, :, 0].abs()
+        left = speed.flip(0).cummax(0).values.flip(0)  # the most from here on
+        return 1 + int((left > 1e-3 * speed.max()).sum()) // self.substeps
+
+    @property
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.transition, dtype=torch.float64), torch.tensor(self.drive, dtype=torch.float64)
+
+
+def position_servo(stiffness: float, damping: float, substep_s: float, substeps: int) -> LinearPlant:
+    """Acceleration stiffness * (command - position) - damping * velocity, by semi-implicit Euler: both envs' agent."""
+    h, kept = substep_s, 1.0 - damping * substep_s
+    pull = stiffness * h
+    return LinearPlant(((1.0 - pull * h, kept * h), (-pull, kept)), (pull * h, pull), substep_s, substeps)
+
+
+def identify(positions: Tensor, velocities: Tensor, commands: Tensor, substep_s: float, substeps: int) -> LinearPlant:
+    """The plant that explains a log best (least squares over all axes).
+
+    Args:
+        positions, velocities: [rows, A], one row a sub-step.
+        commands: [rows, A], the command in force from this row to the next.
+
+    Raises:
+        ValueError: a log that is not finite, too short or does not move; no stable servo explains it.
+    """
+    now = torch.stack([positions[:-1], velocities[:-1], commands[:-1]], dim=-1).double().flatten(0, 1)
+    after = torch.stack([positions[1:], velocities[1:]], dim=-1).double().flatten(0, 1)
+    if not bool(now.isfinite().all() and after.isfinite().all()):
+        raise ValueError("identify: the log has NaN or infinite values")
+    if len(now) < 3 or int(torch.linalg.matrix_rank(now)) < 3:
+        raise ValueError(f"identify: {len(now)} rows do not tell position, velocity and command apart; move more")
+    ((a, c), (b, d), (e, f)) = torch.linalg.lstsq(now, after).solution.tolist()
+    return LinearPlant(((a, b), (c, d)), (e, f), substep_s, substeps)
+
+
+@lru_cache(maxsize=16)
+def _responses(plant: LinearPlant, ticks: int) -> tuple[Tensor, Tensor]:
+    a, b = plant._matrices
+    rows = ticks * plant.substeps
+    power, impulse = torch.eye(2, dtype=torch.float64), []
+    free = torch.empty(2, rows, 2, dtype=torch.float64)
+    for row in range(rows):
+        impulse.append(power @ b)
+        power = a @ power
+        free[:, row] = power
+    forced = torch.zeros(2, rows, ticks, dtype=torch.float64)
+    for age, response in enumerate(impulse):  # of a command in force `age` sub-steps ago
+        for row in range(age, rows):
+            forced[:, row, (row - age) // plant.substeps] += response
+    return forced, free

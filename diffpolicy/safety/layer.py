@@ -1,0 +1,156 @@
+"""The network proposes, the projection constrains, the certificate decides, and there is always a way to stop.
+
+Shape legend: B robots, Q of them that a call is about, n rows of a chunk, A action.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.certificate import Certificate, Certifier
+from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RUNGS, decide
+from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
+from diffpolicy.constraints.projector import Projector
+from diffpolicy.constraints.trajectory import Start
+from diffpolicy.safety.memory import RobotMemory
+from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.step_projection import StepProjection
+
+Actions = npt.NDArray[np.float32]
+MakeProjection = Callable[[Tensor, int, int], StepProjection]
+"""(robots [Q], index of the present in a plan, steps of the sampler) -> their projection."""
+Propose = Callable[[Tensor, int, MakeProjection | None], Actions]
+"""(robots [Q], which sample of each, projection) -> chunks [Q, n, A]."""
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What stands behind the actions of one tick.
+
+    Attributes:
+        certified: [B], whether a certificate holds for the action and for a way to stop after it.
+        margin: [B], the least margin of what is to be sent, in units of the tightest constraint; NaN where the
+            certificate is an earlier one's, or none.
+        rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample), prefix (certified
+            rows, then a way to stop), stored (the way to stop of an earlier certificate), hold.
+        alarm: [B], where nothing certified is left and the robot is told to hold: call somebody.
+        cost_ms: of projection and certificate, all robots together.
+    """
+
+    certified: npt.NDArray[np.bool_]
+    margin: npt.NDArray[np.float64]
+    rung: npt.NDArray[np.str_]
+    alarm: npt.NDArray[np.bool_]
+    cost_ms: float
+
+
+class SafetyLayer:
+    """Turns proposed chunks into chunks whose every row may be sent, and looks at them again at every tick.
+
+    Args:
+        safety: what is demanded.
+        batch: B.
+        horizon: of plans, from the present on.
+        n_action_steps: n.
+        metric: [A], the square of the action normaliser's scale.
+    """
+
+    def __init__(self, safety: Safety, batch: int, horizon: int, n_action_steps: int, metric: Tensor) -> None:
+        self.safety = safety
+        self._n = n_action_steps
+        self._projector = Projector(safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.slots)
+        self._certifier = Certifier(safety.constraints, safety.plant, safety.period_s, safety.assumptions)
+        self._memory = RobotMemory(batch, len(metric), self._certifier.stop_ticks, safety.plant, safety.assumptions)
+        self._obstacles = no_obstacles(batch).padded(safety.slots)
+        self._margin = torch.full((batch,), torch.nan, dtype=torch.float64)
+        self._cost_s = 0.0
+
+    def forget(self, mask: npt.NDArray[np.bool_]) -> None:
+        """New episodes for the robots of `mask` [B]."""
+        self._memory.forget(torch.from_numpy(mask))
+
+    def observe(self, plant_state: Any, obstacles: Obstacles | None, time_s: npt.ArrayLike | None) -> None:
+        """Take in what is measured at this tick; then come `plan` and `check`, then `sent`.
+
+        Args:
+            plant_state: `State` of [B, A] arrays; NaN where a robot's was not received.
+            obstacles: as they are now; none by default.
+            time_s: one number or [B]; by default a period after the last.
+
+        Raises:
+            ValueError: no plant state though a constraint acts on the motion or the episode begins, a wrong shape, more
+                obstacles than slots, time that runs backwards.
+        """
+        batch = len(self._margin)
+        obstacles = no_obstacles(batch) if obstacles is None else obstacles
+        if len(obstacles.radius) != batch:
+            raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
+        self._obstacles = obstacles.padded(self.safety.slots)
+        self._memory.observe(plant_state, time_s, self.safety.period_s, self.safety.acts_on_motion)
+        self._cost_s = 0.0
+
+    def plan(self, due: Tensor, propose: Propose) -> Actions:
+        """New chunks [Q, n, A] for the robots `due`."""
+        chunks, rung = self._proposed(due, PLAN, propose), torch.full((len(due),), PLAN)
+        if not self.safety.certify:
+            return chunks.numpy()
+        found = self._certify(chunks, due)
+        for sample in range(1, self.safety.candidates):
+            short = (found.length < self._n).nonzero().squeeze(1)
+            if len(short) == 0:
+                break
+            others = self._proposed(due[short], sample, propose)
+            again = self._certify(others, due[short])
+            better = again.length > found.length[short]
+            chunks[short[better]], rung[short[better]] = others[better], CANDIDATE
+            found = found.replaced(short[better], again.rows(better))
+        return self._decided(due, chunks, found, rung, is_fresh=True)
+
+    def check(self, robots: Tensor, remaining: Actions) -> Actions:
+        """What these robots go on with: what remains of their chunks, filled up to [Q, n, A], or less."""
+        if not self.safety.certify or len(robots) == 0:
+            return remaining
+        chunks = torch.from_numpy(remaining)
+        found = self._certify(chunks, robots)
+        rung = self._memory.rung[robots].clamp(max=PREFIX)  # certified again, whatever it was
+        return self._decided(robots, chunks, found, rung, is_fresh=False)
+
+    def sent(self, actions: Actions) -> PlanReport:
+        """Remember the actions of this tick [B, A], and report on them."""
+        self._memory.advance(torch.from_numpy(actions).double())
+        rung = self._memory.rung.numpy()
+        is_held = rung == HOLD
+        certified = ~is_held if self.safety.certify else np.zeros(len(rung), dtype=bool)
+        return PlanReport(certified, self._margin.numpy().copy(), np.array(RUNGS)[rung], is_held, 1e3 * self._cost_s)
+
+    def _decided(self, robots: Tensor, chunks: Tensor, found: Certificate, rung: Tensor, is_fresh: bool) -> Actions:
+        decision = decide(chunks.double(), found, self._memory.situation(robots, is_fresh), rung)
+        self._memory.stored[robots] = decision.stored
+        self._memory.rung[robots] = decision.rung
+        self._margin[robots] = decision.margin
+        return decision.chunks.float().numpy()
+
+    def _proposed(self, robots: Tensor, sample: int, propose: Propose) -> Tensor:
+        made: list[StepProjection] = []
+
+        def projection(rows: Tensor, present: int, steps: int) -> StepProjection:
+            task = self._projector.task(self._memory.start.rows(rows), self._obstacles.rows(rows))
+            made.append(StepProjection(self.safety, self._projector, task, present, steps))
+            return made[-1]
+
+        chunks = propose(robots, sample, None if self.safety.mode == "none" else projection)
+        self._cost_s += sum(one.cost_s for one in made)
+        return torch.from_numpy(chunks)
+
+    def _certify(self, chunks: Tensor, robots: Tensor) -> Certificate:
+        began = time.perf_counter()
+        start: Start = self._memory.start.rows(robots)
+        found = self._certifier.certify(chunks, start, self._obstacles.rows(robots))
+        self._cost_s += time.perf_counter() - began
+        return found

@@ -1,0 +1,57 @@
+"""The projection of one chunk: which reverse steps it acts at, and the polish at the end.
+
+Shape legend: B batch, H horizon, A action.
+"""
+
+import time
+
+from torch import Tensor
+
+from diffpolicy.constraints.constraint import Rows, Scene
+from diffpolicy.constraints.limits import Box
+from diffpolicy.constraints.projector import Projector, Task
+from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.safety.settings import Safety
+
+POLISH_ITERATIONS = 10
+POLISH_TOLERANCE = 0.1  # units of the rows; less than any sensible inset
+
+
+class StepProjection:
+    """Called on the clean estimate [B, H, A] of every reverse step, and once more on the plan that is returned.
+
+    Args:
+        safety: mode and numbers.
+        projector, task: for these robots.
+        present: index of the present in the plan.
+        steps: calls before the last one.
+    """
+
+    def __init__(self, safety: Safety, projector: Projector, task: Task, present: int, steps: int) -> None:
+        self._safety, self._projector, self._task = safety, projector, task
+        self._present, self._steps = present, steps
+        self._first = {"every_step": 0, "last_half": steps - steps // 2}.get(safety.mode, steps)
+        self._calls = 0
+        self.cost_s = 0.0
+
+    def __call__(self, plan: Tensor, row: Row) -> Tensor:
+        began = time.perf_counter()
+        call, self._calls = self._calls, self._calls + 1
+        if call >= self._first:
+            plan[:, self._present :] = self._projected(plan[:, self._present :], is_last=call == self._steps)
+        self.cost_s += time.perf_counter() - began
+        return plan
+
+    def _projected(self, plan: Tensor, is_last: bool) -> Tensor:
+        if self._safety.mode == "clip":
+            return self._clipped(plan)
+        if not is_last:
+            return self._projector.project(plan, self._task, self._safety.iterations)
+        rounds = self._safety.polish_rounds
+        return self._projector.polish(plan, self._task, POLISH_ITERATIONS, rounds, POLISH_TOLERANCE)
+
+    def _clipped(self, plan: Tensor) -> Tensor:
+        for constraint in self._safety.constraints:
+            if isinstance(constraint, Box) and constraint.rows == Rows("commands"):
+                plan = constraint.prox(plan, Scene(self._task.obstacles, plan.new_zeros(plan.shape[1])))(plan)
+        return plan
