@@ -49,7 +49,9 @@ class BenchmarkSamplersConfig:
     checkpoint: str
     task: str | None = None
     env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
-    data: Any = None  # comes with the task, not used
+    data: Any = None  # these come with the task, not used
+    trainer: Any = None
+    window: Any = None
     samplers: Any = None  # {a choice of configs/sampler: numbers of steps}; a typed dict would refuse new keys
     others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
     episodes: int = 100

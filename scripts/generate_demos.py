@@ -28,7 +28,7 @@ from tqdm import tqdm
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
 # Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings) -> Episode or None where it failed.
-EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht"}
+EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht", "reach": "diffpolicy_envs.experts.reach"}
 SEEDS_PER_SET = 1_000_000  # evaluation seeds lie below the first set's
 FAILURES_IN_A_ROW = 100
 
@@ -43,8 +43,10 @@ class GenerateConfig:
     output: str = MISSING
     workers: int = 1
     expert: dict[str, Any] = field(default_factory=dict)
-    data: Any = None  # come with the task, not used
+    data: Any = None  # these come with the task, not used
     env: Any = None
+    trainer: Any = None
+    window: Any = None
 
 
 def generate(

@@ -59,3 +59,8 @@ def test_own_data_has_no_env_and_takes_any_observation_names() -> None:
     config = settings("task=custom", "data.path=x", "data.observations={left: [a], right: ['b[:2]', c]}")
     assert config.env is None
     assert config.data.observations == {"left": ["a"], "right": ["b[:2]", "c"]}
+
+
+def test_a_task_may_set_how_long_it_trains_and_the_command_line_has_the_last_word() -> None:
+    assert settings("task=reach").trainer.steps < settings().trainer.steps
+    assert settings("task=reach", "trainer.steps=7").trainer.steps == 7

@@ -13,7 +13,7 @@ import numpy as np
 from diffpolicy_envs.reach_layout import Layout, layout_from
 from diffpolicy_envs.reach_world import AGENT_RADIUS_PX, MAX_OBSTACLES, VARIANTS, WORLD_SIZE_PX
 
-GRID = 16.0  # px: coordinates are multiples of 1/16, which float32 holds exactly
+GRID = 8.0  # coordinates are multiples of 1/8 px, which float32 holds exactly
 SPARE_PX = 12.0
 GAP_PX = 2.0 * (AGENT_RADIUS_PX + SPARE_PX)  # between obstacles, for the agent to pass
 BORDER_GAP_PX = GAP_PX - AGENT_RADIUS_PX + 3.0  # between an obstacle and the border, which the agent's centre may reach
