@@ -62,6 +62,29 @@ class SamplerConfig:
 
 
 @dataclass
+class SafetyConfig:
+    """What is demanded of a robot that is a disc in the plane; lengths in the units of its actions, seconds."""
+
+    mode: str = "none"  # the reverse steps that are projected: none, clip, last, last_half, every_step
+    candidates: int = 1  # samples drawn at most for a chunk
+    robot_radius: float = 15.0
+    clearance: float = 0.0  # demanded between robot and obstacles
+    workspace: list[float] | None = None  # [low, high] of commands
+    max_speed: float | None = None  # of the motion
+    max_acceleration: float | None = None  # of the commands
+    keep_out: list[Any] = field(default_factory=list)  # static discs [x, y, radius]
+    inset: float = 3.0  # how much more than demanded the projection aims at
+    slots: int = 6  # obstacles that the env may report
+    position_error: float = 0.0  # bounds on the measured state (A1)
+    velocity_error: float = 0.0
+    delay_substeps: int = 0  # bound on how late an action takes effect (A5)
+    stiffness: float = 100.0  # the plant: both envs' agent
+    damping: float = 20.0
+    substep_s: float = 0.01
+    substeps: int = 10
+
+
+@dataclass
 class WindowConfig:
     """What the policy sees, plans and executes, in time steps."""
 
@@ -180,6 +203,7 @@ class EvaluateConfig:
     trainer: Any = None
     window: Any = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     episodes: int = 50
     seed: int = 100_000
     videos: int = 3

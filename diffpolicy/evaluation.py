@@ -15,18 +15,26 @@ from diffpolicy.config import EnvConfig, SamplerConfig
 from diffpolicy.controller import PolicyController
 from diffpolicy.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.policy import DiffusionPolicy
-from diffpolicy.rollout import Episode, make_vector_env, rollout
+from diffpolicy.rollout import Episode, OnTick, make_vector_env, rollout
+from diffpolicy.safety.monitor import Monitor
+from diffpolicy.safety.settings import Safety
 from diffpolicy.video import VideoRecorder
 
 
 def evaluate(
-    policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: Sequence[int], inference_batch: int
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    inference_batch: int,
+    safety: Safety | None = None,
+    on_tick: OnTick | None = None,
 ) -> list[Episode]:
     """One episode per seed."""
-    controller = _controller(policy, sampler, inference_batch)
+    controller = _controller(policy, sampler, inference_batch, safety)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch))
     try:
-        return rollout(controller, vector_env, seeds, env.reset_options)
+        return rollout(controller, vector_env, seeds, env.reset_options, on_tick=on_tick)
     finally:
         vector_env.close()
 
@@ -38,9 +46,10 @@ def record_videos(
     seeds: Sequence[int],
     inference_batch: int,
     folder: Path,
+    safety: Safety | None = None,
 ) -> list[Episode]:
     """The same episodes again, rendered into `folder`; bit-equal to those of `evaluate`."""
-    controller = _controller(policy, sampler, inference_batch)
+    controller = _controller(policy, sampler, inference_batch, safety)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
     recorder = VideoRecorder(folder, list(seeds))
     try:
@@ -76,9 +85,22 @@ def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 1
     return {f"p{q}": float(np.percentile(times[3:], q)) for q in (50, 95, 99)}
 
 
-def _controller(policy: DiffusionPolicy, sampler: SamplerConfig, inference_batch: int) -> PolicyController:
+def _controller(
+    policy: DiffusionPolicy, sampler: SamplerConfig, inference_batch: int, safety: Safety | None
+) -> PolicyController:
     guide = policy.guide(sampler.guidance)
-    return PolicyController(policy, policy.sampler(sampler), inference_batch=inference_batch, guide=guide)
+    return PolicyController(policy, policy.sampler(sampler), 0, safety, inference_batch, guide)
+
+
+def summarize_safety(monitor: Monitor) -> dict[str, float]:
+    """Shares of ticks that were certified and that fell back, and of episodes with a violation while moving."""
+    records = list(monitor.records.values())
+    ticks = sum(record.ticks for record in records)
+    return {
+        "certified_rate": sum(record.certified for record in records) / ticks,
+        "fallback_rate": sum(record.fallback for record in records) / ticks,
+        "violation_rate": sum(record.violations > 0 for record in records) / len(records),
+    }
 
 
 def check_evaluation(episodes: int, inference_batch: int) -> None:
@@ -105,10 +127,16 @@ def load_for_evaluation(
 
 
 def report(
-    policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: Sequence[int], inference_batch: int
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    inference_batch: int,
+    safety: Safety | None = None,
 ) -> dict[str, Any]:
     """What results.json holds besides the checkpoint's path."""
-    episodes = evaluate(policy, env, sampler, seeds, inference_batch)
+    monitor = Monitor(safety) if safety else None
+    episodes = evaluate(policy, env, sampler, seeds, inference_batch, safety, monitor)
     return {
         "version": __version__,
         "commit": _commit(),
@@ -121,6 +149,7 @@ def report(
         "device": str(policy.device),
         "start_rule": env.reset_options.get("start_rule", "env"),
         **summarize(episodes),
+        **(summarize_safety(monitor) if monitor else {}),
         "latency_ms": latency_ms(policy, sampler),
         "episodes": [asdict(episode) for episode in episodes],
     }

@@ -14,6 +14,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from diffpolicy.config import EnvConfig
 from diffpolicy.controller import PolicyController
+from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.readings import Readings
+
+OnTick = Callable[[npt.NDArray[np.intp], Readings, Mapping[str, Any], npt.NDArray[np.float32], PlanReport | None], None]
+"""(episode of every env or -1, readings before and info after the step, actions, what stands behind them)."""
 
 OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], None]
 """(env, episode of every env or -1, best score so far of every env), before every action and after the last."""
@@ -55,8 +60,11 @@ def rollout(
     seeds: Sequence[int],
     reset_options: Mapping[str, Any],
     on_step: OnStep | None = None,
+    on_tick: OnTick | None = None,
 ) -> list[Episode]:
     """Run one episode per seed and return the results in the order of the seeds.
+
+    A controller with safety is told what the env's info says of motion and obstacles: see `Readings`.
 
     An env whose episode has ended takes the next seed when the controller's chunk ends, so that all envs stay in
     step and are planned for in one call.
@@ -64,16 +72,25 @@ def rollout(
     slots = _Slots(env.num_envs, seeds)
     results: list[Episode | None] = [None] * len(seeds)
     observation: Any = None
+    readings = Readings()
     tick = 0
     while slots.any_left:
         if tick % controller.policy.config.window.n_action_steps == 0 and (fresh := slots.refill()).any():
             is_first = observation is None
-            observation, _ = _reset(env, slots.seeds(), reset_options, fresh | is_first)
+            observation, info = _reset(env, slots.seeds(), reset_options, fresh | is_first)
+            readings.update(info, fresh | is_first)
             controller.reset(slots.seeds(), None if is_first else fresh)
         if on_step:
             on_step(env, slots.episode, slots.score)
-        action = controller.select_action(_by_key(observation, controller))
+        if controller.safety is None:
+            action = controller.select_action(_by_key(observation, controller))
+        else:
+            seen = _by_key(observation, controller)
+            action = controller.select_action(seen, readings.plant_state, readings.obstacles)
         observation, reward, terminated, truncated, info = env.step(action)
+        if on_tick:
+            on_tick(slots.episode, readings, info, action, controller.last_plan)
+        readings.update(info, np.ones(env.num_envs, dtype=bool))
         success = np.asarray(info.get("is_success", terminated), dtype=bool)
         done = terminated | truncated
         slots.record(reward)
@@ -82,7 +99,8 @@ def rollout(
         for slot in np.flatnonzero(done & slots.is_active).tolist():
             results[slots.episode[slot]] = slots.result(slot, bool(success[slot]))
         if done.any():  # an ended env must be reset before it can step; until its refill nothing of it is recorded
-            observation, _ = _reset(env, slots.seeds(), reset_options, done)
+            observation, info = _reset(env, slots.seeds(), reset_options, done)
+            readings.update(info, done)
             slots.release(done)
         tick += 1
     return [episode for episode in results if episode is not None]

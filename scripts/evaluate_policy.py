@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last episodes=50"""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from cli import command
@@ -9,6 +10,7 @@ from diffpolicy.config import EvaluateConfig
 from diffpolicy.device import choose_device
 from diffpolicy.evaluation import check_evaluation, load_for_evaluation, record_videos, report
 from diffpolicy.files import write_text
+from diffpolicy.safety.build import build_safety
 
 
 @command("evaluate", EvaluateConfig)
@@ -16,11 +18,17 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
     policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, choose_device(config.device))
     seeds = range(config.seed, config.seed + config.episodes)
-    results = {"checkpoint": config.checkpoint, **report(policy, env, config.sampler, seeds, config.inference_batch)}
+    safety = build_safety(config.safety)
+    results = {
+        "checkpoint": config.checkpoint,
+        "safety": asdict(config.safety),
+        **report(policy, env, config.sampler, seeds, config.inference_batch, safety),
+    }
     path = folder / "results.json"
     write_text(path, json.dumps(results, indent=2))
     if config.videos > 0:
-        record_videos(policy, env, config.sampler, seeds[: config.videos], config.inference_batch, folder / "videos")
+        chosen = seeds[: config.videos]
+        record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
     low, high = results["score_ci95"]
     low_rate, high_rate = results["success_ci95"]
     print(

@@ -9,10 +9,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from diffpolicy.build import build_network, build_objective, build_sampler
-from diffpolicy.config import PolicyConfig, TrainConfig
+from diffpolicy.config import EvaluateConfig, PolicyConfig, TrainConfig
+from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.settings import MODES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
+CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "safety"]
+MODES_OF_SAFETY = sorted(path.stem for path in CONFIGS.glob("safety/*.yaml"))
 
 
 def settings(*overrides: str) -> TrainConfig:
@@ -33,12 +36,25 @@ def test_every_choice_builds(group: str, choice: str) -> None:
         build_network(policy, condition_dim=40)
 
 
+@pytest.mark.parametrize("mode", MODES_OF_SAFETY)
+def test_every_choice_of_safety_builds(mode: str) -> None:
+    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_object(compose("evaluate", ["checkpoint=x", f"safety={mode}", "safety.max_speed=300"]))
+    safety = build_safety(config.safety)
+    assert safety is None if mode == "none" else safety is not None and safety.mode == mode
+
+
+def test_there_is_a_choice_for_every_mode_of_safety() -> None:
+    assert sorted(MODES) == MODES_OF_SAFETY
+
+
 def test_the_default_is_the_small_network_in_float32_for_a_fixed_number_of_steps() -> None:
     config = settings()
     policy = PolicyConfig({"keypoints": 20}, 2, model=config.model)
     assert sum(p.numel() for p in build_network(policy, 40).parameters()) == 1_393_314
     assert config.trainer.precision == "float32"
-    assert config.trainer.steps == settings("task=pusht_human", "device=cpu").trainer.steps
+    assert config.trainer.steps == settings("device=cpu").trainer.steps
     assert config.env is not None
 
 
@@ -49,8 +65,6 @@ def test_the_published_network_is_one_choice_away() -> None:
 
 
 def test_in_training_and_reported_evaluations_use_other_seeds() -> None:
-    from diffpolicy.config import EvaluateConfig
-
     assert settings().evaluation.seed == 50_000
     assert EvaluateConfig("x").seed == 100_000
 

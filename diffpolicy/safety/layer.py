@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate, Certifier
 from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RUNGS, decide
-from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
+from diffpolicy.constraints.obstacles import Obstacles, no_obstacles, together
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.safety.memory import RobotMemory
@@ -64,10 +64,12 @@ class SafetyLayer:
     def __init__(self, safety: Safety, batch: int, horizon: int, n_action_steps: int, metric: Tensor) -> None:
         self.safety = safety
         self._n = n_action_steps
-        self._projector = Projector(safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.slots)
+        self._projector = Projector(
+            safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.all_slots
+        )
         self._certifier = Certifier(safety.constraints, safety.plant, safety.period_s, safety.assumptions)
         self._memory = RobotMemory(batch, len(metric), self._certifier.stop_ticks, safety.plant, safety.assumptions)
-        self._obstacles = no_obstacles(batch).padded(safety.slots)
+        self._obstacles = no_obstacles(batch)
         self._margin = torch.full((batch,), torch.nan, dtype=torch.float64)
         self._cost_s = 0.0
 
@@ -92,6 +94,9 @@ class SafetyLayer:
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
         self._obstacles = obstacles.padded(self.safety.slots)
+        if self.safety.zones is not None:
+            everywhere = self.safety.zones.rows(torch.zeros(batch, dtype=torch.long))
+            self._obstacles = together([self._obstacles, everywhere])
         self._memory.observe(plant_state, time_s, self.safety.period_s, self.safety.acts_on_motion)
         self._cost_s = 0.0
 

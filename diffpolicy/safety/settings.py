@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint
+from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
 
 MODES = ("none", "clip", "last", "last_half", "every_step")
@@ -21,7 +22,8 @@ class Safety:
         mode: the reverse steps whose clean estimate is projected: none, clip (to boxes on commands, at the end),
             last, last_half or every_step.
         candidates: samples drawn at most; the further ones only where the first is not certified.
-        slots: for obstacles of a robot.
+        slots: for obstacles of a robot that are reported at run time.
+        zones: obstacles that every robot has, known beforehand, [1, M, ...].
         period_s: seconds from command to command.
         iterations: of the projection at a reverse step.
         polish_rounds: of the plan that leaves the loop, at most, POLISH_ITERATIONS each.
@@ -37,6 +39,7 @@ class Safety:
     mode: str = "last_half"
     candidates: int = 1
     slots: int = 6
+    zones: Obstacles | None = None
     period_s: float = 0.1
     iterations: int = 4
     polish_rounds: int = 8
@@ -52,6 +55,11 @@ class Safety:
             )
         if self.plant is not None and abs(self.plant.period_s - self.period_s) > 1e-9:
             raise ValueError(f"safety: period_s {self.period_s}, but the plant's is {self.plant.period_s}")
+
+    @property
+    def all_slots(self) -> int:
+        """Obstacles of a robot at most."""
+        return self.slots + (self.zones.slots if self.zones else 0)
 
     @property
     def acts_on_motion(self) -> bool:
