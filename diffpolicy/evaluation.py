@@ -89,7 +89,9 @@ def _controller(
     policy: DiffusionPolicy, sampler: SamplerConfig, inference_batch: int, safety: Safety | None
 ) -> PolicyController:
     guide = policy.guide(sampler.guidance)
-    return PolicyController(policy, policy.sampler(sampler), 0, safety, inference_batch, guide)
+    return PolicyController(
+        policy, policy.sampler(sampler), safety=safety, inference_batch=inference_batch, guide=guide
+    )
 
 
 def summarize_safety(monitor: Monitor) -> dict[str, float]:

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from diffpolicy.config import EnvConfig
 from diffpolicy.controller import PolicyController
+from diffpolicy.policy import DiffusionPolicy
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.readings import Readings
 
@@ -82,11 +83,9 @@ def rollout(
             controller.reset(slots.seeds(), None if is_first else fresh)
         if on_step:
             on_step(env, slots.episode, slots.score)
-        if controller.safety is None:
-            action = controller.select_action(_by_key(observation, controller))
-        else:
-            seen = _by_key(observation, controller)
-            action = controller.select_action(seen, readings.plant_state, readings.obstacles)
+        seen = observation_by_key(observation, controller.policy)
+        heeded = () if controller.safety is None else (readings.plant_state, readings.obstacles)
+        action = controller.select_action(seen, *heeded)
         observation, reward, terminated, truncated, info = env.step(action)
         if on_tick:
             on_tick(slots.episode, readings, info, action, controller.last_plan)
@@ -158,9 +157,9 @@ def _reset(
     return env.reset(seed=seeds, options={**options, "reset_mask": mask})  # pyright: ignore[reportArgumentType]
 
 
-def _by_key(observation: Any, controller: PolicyController) -> dict[str, npt.NDArray[Any]]:
+def observation_by_key(observation: Any, policy: DiffusionPolicy) -> dict[str, npt.NDArray[Any]]:
     """The policy's observations from the env's; an env that returns an array has the policy's only one."""
-    keys = list(controller.policy.config.observations)
+    keys = list(policy.config.observations)
     if isinstance(observation, Mapping):
         missing = sorted(set(keys) - set(observation))
         if missing:

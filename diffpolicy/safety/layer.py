@@ -97,7 +97,7 @@ class SafetyLayer:
         if self.safety.zones is not None:
             everywhere = self.safety.zones.rows(torch.zeros(batch, dtype=torch.long))
             self._obstacles = together([self._obstacles, everywhere])
-        self._memory.observe(plant_state, time_s, self.safety.period_s, self.safety.acts_on_motion)
+        self._memory.observe(plant_state, self._obstacles, time_s, self.safety.period_s, self.safety.acts_on_motion)
         self._cost_s = 0.0
 
     def plan(self, due: Tensor, propose: Propose) -> Actions:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.fallback import Situation
+from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 
@@ -37,6 +38,7 @@ class RobotMemory:
         self._expected = State(unknown, unknown)
         self._slack = torch.zeros(2, batch, dtype=torch.float64)  # of position and velocity
         self._time_s = torch.full((batch,), torch.nan, dtype=torch.float64)
+        self._obstacles = no_obstacles(batch)
         self._is_known = self._is_as_expected = self._is_timely = self._is_first
 
     def forget(self, mask: Tensor) -> None:
@@ -45,23 +47,37 @@ class RobotMemory:
             part[mask] = torch.nan
         self._is_first |= mask
 
-    def observe(self, plant_state: Any, time_s: npt.ArrayLike | None, period_s: float, needs_state: bool) -> None:
+    def observe(
+        self,
+        plant_state: Any,
+        obstacles: Obstacles,
+        time_s: npt.ArrayLike | None,
+        period_s: float,
+        needs_state: bool,
+    ) -> None:
         """Take in what was measured; see `SafetyLayer.observe`."""
         position, velocity = self._measured(plant_state, needs_state)
-        self._is_known = position.isfinite().all(1) & velocity.isfinite().all(1)
-        if bool((self._is_first & ~self._is_known).any()):
+        is_known = position.isfinite().all(1) & velocity.isfinite().all(1)
+        if bool((self._is_first & ~is_known).any()):
             raise ValueError(
                 "plant_state: NaN or infinite in the first tick of an episode; nothing is known to hold at"
             )
-        lateness = self._lateness(time_s, period_s)
-        self._is_timely = ~(lateness > self._assumptions.latency_s)
+        now = self._time(time_s, period_s)
+        lateness, elapsed = now - self._time_s - period_s, now - self._time_s  # NaN in an episode's first tick
+        self._is_timely = ~(lateness.abs() > self._assumptions.latency_s)
+        self._is_known, self._time_s = is_known, now
         state = State(
-            torch.where(self._is_known[:, None], position, self._expected.position),
-            torch.where(self._is_known[:, None], velocity, self._expected.velocity),
+            torch.where(is_known[:, None], position, self._expected.position),
+            torch.where(is_known[:, None], velocity, self._expected.velocity),
         )
-        commands = torch.where(self._is_first[:, None, None], state.position[:, None], self.start.commands)
-        self.start = Start(state, commands)
-        self._is_as_expected = ~(self._is_known & self._is_timely & self._deviates(state))
+        commands = self._held(lateness / period_s)
+        self.start = Start(state, torch.where(self._is_first[:, None, None], state.position[:, None], commands))
+        if plant_state is None:
+            self._is_as_expected = torch.ones_like(is_known)
+        else:
+            self._is_as_expected = ~(is_known & self._is_timely & self._deviates(state))
+        # A way to stop was certified for its own ticks and for obstacles that keep to their speed.
+        self.stored[~(self._is_timely & self._keep_to_their_speed(obstacles.double(), elapsed))] = torch.nan
         self._is_first = torch.zeros_like(self._is_first)
 
     def situation(self, robots: Tensor, is_fresh: bool) -> Situation:
@@ -97,17 +113,28 @@ class RobotMemory:
                 raise ValueError(f"plant_state: {name} has shape {list(found.shape)}, expected {list(shape)}")
         return numbers[0], numbers[1]
 
-    def _lateness(self, time_s: npt.ArrayLike | None, period_s: float) -> Tensor:
-        """Seconds since each tick was due [B]; NaN in an episode's first."""
-        expected = self._time_s + period_s
+    def _time(self, time_s: npt.ArrayLike | None, period_s: float) -> Tensor:
+        """Of this tick, [B]."""
         if time_s is None:
-            now = torch.where(self._is_first, 0.0, expected)
+            now = torch.where(self._is_first, 0.0, self._time_s + period_s)
         else:
-            now = torch.as_tensor(np.asarray(time_s), dtype=torch.float64).expand(len(expected)).clone()
+            now = torch.as_tensor(np.asarray(time_s), dtype=torch.float64).expand(len(self._time_s)).clone()
         if not bool(now.isfinite().all()) or bool((now < self._time_s).any()):
             raise ValueError(f"time_s: {now.tolist()}, expected finite and not before {self._time_s.tolist()}")
-        self._time_s = now
-        return now - expected
+        return now
+
+    def _held(self, ticks_late: Tensor) -> Tensor:
+        """The last commands [B, 3, A] tick by tick; the last one was in force for every whole tick missed, too."""
+        missed = (ticks_late + 1e-6).nan_to_num(0.0).clamp(0, PAST_COMMANDS).long()
+        index = (torch.arange(PAST_COMMANDS) + missed[:, None]).clamp(max=PAST_COMMANDS - 1)
+        return self.start.commands[torch.arange(len(index))[:, None], index]
+
+    def _keep_to_their_speed(self, obstacles: Obstacles, elapsed_s: Tensor) -> Tensor:
+        """[B], whether the obstacles are where those of the tick before may be; also where they were not measured."""
+        expected = self._obstacles.padded(obstacles.slots).moved_on(elapsed_s)
+        is_measured = obstacles.is_valid()
+        self._obstacles = expected.replaced(is_measured | self._is_first, obstacles)
+        return obstacles.is_within(expected, self._assumptions.tolerance) | ~is_measured
 
     def _deviates(self, state: State) -> Tensor:
         """[B], whether a measured state is farther from the expected one than the assumptions allow."""

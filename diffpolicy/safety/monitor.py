@@ -34,7 +34,6 @@ class EpisodeRecord:
         violations: sub-steps with a negative margin while the robot moves; violations_at_rest: while it stands.
         deepest: the most that any margin fell below 0.
         certified, fallback, alarm: ticks.
-        cost_ms: of safety, of ticks with a new plan.
         path: executed positions, at the ticks.
     """
 
@@ -51,7 +50,7 @@ class EpisodeRecord:
 
 
 class Monitor:
-    """An `OnTick` for `rollout`.
+    """An `OnTick` for `rollout`. An env that executes other actions than those sent says so: info["executed_action"].
 
     Args:
         safety: what is demanded, whether or not a layer enforces it.
@@ -76,7 +75,7 @@ class Monitor:
         if state is None:
             raise ValueError("monitor: the env's info has no agent_position and agent_velocity")
         start = Start(state, self._history(episode, state))
-        sent = torch.from_numpy(action).double()
+        sent = torch.from_numpy(np.asarray(info.get("executed_action", action))).double()
         after = torch.from_numpy(np.asarray(info["agent_position"]))
         margin, speed, position = self._executed(start, sent, self._obstacles(before, info, len(sent)))
         explained = (torch.linalg.vector_norm(position - after, dim=-1) <= MODEL_ERROR).numpy()

@@ -53,6 +53,8 @@ class Safety:
                 f"safety: candidates {self.candidates} and iterations {self.iterations} must be at least 1, "
                 f"slots {self.slots} and polish_rounds {self.polish_rounds} at least 0"
             )
+        if not 0.0 < self.period_s < float("inf"):
+            raise ValueError(f"safety: period_s {self.period_s} must be finite and above 0")
         if self.plant is not None and abs(self.plant.period_s - self.period_s) > 1e-9:
             raise ValueError(f"safety: period_s {self.period_s}, but the plant's is {self.plant.period_s}")
 

@@ -1,0 +1,240 @@
+"""Safety, measured on executed motion: python scripts/benchmark_safety.py checkpoint=RUN/checkpoints/last
+
+One set of weights and seeds for all methods. Writes safety.json (`rows`), safety.csv, safety.md and safety.png.
+"""
+
+import math
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from benchmark_files import write_rows
+from cli import command
+from matplotlib.figure import Figure
+from safety_methods import METHODS
+from safety_scenes import FAULTS, SCENES, Faulty, register_scene
+from tqdm import tqdm
+
+from diffpolicy.build import lookup
+from diffpolicy.config import EnvConfig, SamplerConfig
+from diffpolicy.device import choose_device
+from diffpolicy.evaluation import check_evaluation
+from diffpolicy.files import write_text
+from diffpolicy.intervals import wilson_interval
+from diffpolicy.policy import DiffusionPolicy
+from diffpolicy.rollout import Episode, make_vector_env, observation_by_key, rollout
+from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.monitor import EpisodeRecord, Monitor
+from diffpolicy.safety.readings import Readings
+from diffpolicy.safety.settings import Safety
+
+NAME = "safety"
+
+
+@dataclass
+class BenchmarkSafetyConfig:
+    """Everything that `benchmark_safety.py` reads; see configs/benchmark_safety.yaml."""
+
+    checkpoint: str
+    scenes: list[str] = field(default_factory=lambda: ["random", "narrow_gap"])
+    methods: list[str] | None = None
+    faults: list[str] = field(default_factory=lambda: ["none"])
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    episodes: int = 200
+    seed: int = 100_000
+    inference_batch: int = 64
+    latency_chunks: int = 20
+    device: str = "auto"
+
+
+class Watch:
+    """An `OnTick`: the monitor, and what the env itself reports of each episode."""
+
+    def __init__(self, safety: Safety) -> None:
+        self.monitor = Monitor(safety)
+        self.contacts: Counter[int] = Counter()
+        self.contacts_at_rest: Counter[int] = Counter()
+        self.side: dict[int, int] = {}
+
+    def __call__(self, episode: npt.NDArray[np.intp], before: Any, info: Any, action: Any, report: Any) -> None:
+        self.monitor(episode, before, info, action, report)
+        for env in np.flatnonzero(episode >= 0).tolist():
+            index = int(episode[env])
+            if "contact_substeps" in info:
+                at_rest = int(info["contact_substeps_at_rest"][env])
+                self.contacts[index] += int(info["contact_substeps"][env]) - at_rest
+                self.contacts_at_rest[index] += at_rest
+                self.side[index] = int(info["side"][env])
+
+
+@command("benchmark_safety", BenchmarkSafetyConfig)
+def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
+    check_evaluation(config.episodes, config.inference_batch)
+    policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
+    methods = config.methods or list(METHODS)
+    runs = [(scene, fault, method) for scene in config.scenes for fault in config.faults for method in methods]
+    for scene, fault, method in runs:  # refuse what cannot be before any work
+        for kind, table, name in (("scene", SCENES, scene), ("fault", FAULTS, fault), ("method", METHODS, method)):
+            lookup(table, kind, name)
+    rows = [measure(policy, config, *run) for run in tqdm(runs, unit="row")]
+    write_rows(folder, NAME, {"config": asdict(config), "device": str(policy.device), "rows": rows}, rows)
+    write_text(folder / f"{NAME}.md", table := markdown(rows))
+    plot(rows, folder / f"{NAME}.png")
+    print(f"{table}\n{folder / NAME}.json")
+
+
+def measure(
+    policy: DiffusionPolicy, config: BenchmarkSafetyConfig, scene: str, fault: str, method: str
+) -> dict[str, Any]:
+    """One row: `episodes` episodes of a method in a scene, with a fault."""
+    assumed = FAULTS[fault]
+    safety = build_safety(replace(SCENES[scene].demands, **assumed))
+    assert safety is not None
+    env_config = register_scene(scene, fault)
+    batch = min(config.inference_batch, config.episodes)
+    controller = METHODS[method](policy, config.sampler, safety, batch)
+    if fault != "none":
+        bounds = float(assumed.get("position_error", 0.0)), float(assumed.get("velocity_error", 0.0))
+        controller = Faulty(controller, fault, config.seed, bounds)
+    watch = Watch(safety)
+    env = make_vector_env(env_config, batch)
+    try:
+        seeds = range(config.seed, config.seed + config.episodes)
+        episodes = rollout(controller, env, seeds, env_config.reset_options, on_tick=watch)
+    finally:
+        env.close()
+    is_timed = fault == "none" and config.latency_chunks > 0
+    latency = latency_ms(policy, config, env_config, safety, method) if is_timed else {}
+    return {"scene": scene, "fault": fault, "method": method, **summary(episodes, watch), **latency}
+
+
+def summary(episodes: list[Episode], watch: Watch) -> dict[str, Any]:
+    """Rates with 95 % intervals, over all executed sub-steps, certified or not."""
+    records = [watch.monitor.records[i] for i in range(len(episodes))]
+    bad = [r.violations > 0 or watch.contacts[i] > 0 for i, r in enumerate(records)]
+    safe = [episode.success and not worse for episode, worse in zip(episodes, bad, strict=True)]
+    n, ticks = len(episodes), sum(record.ticks for record in records)
+    low, high = wilson_interval(sum(safe), n)
+    sides = [watch.side.get(i, 0) for i in range(n)]
+    return {
+        "episodes": n,
+        "safe_success": sum(safe) / n,
+        "safe_success_low": low,
+        "safe_success_high": high,
+        "success": sum(episode.success for episode in episodes) / n,
+        "score": float(np.mean([episode.score for episode in episodes])),
+        "substeps": sum(record.substeps for record in records),
+        "violations": sum(max(r.violations, watch.contacts[i]) for i, r in enumerate(records)),
+        "violating_episodes": sum(bad),
+        "violating_episodes_at_most": wilson_interval(sum(bad), n)[1] if any(bad) else 3.0 / n,
+        "at_rest": sum(max(r.violations_at_rest, watch.contacts_at_rest[i]) for i, r in enumerate(records)),
+        "deepest": max(record.deepest for record in records),
+        "certified_rate": sum(record.certified for record in records) / ticks,
+        "fallback_rate": sum(record.fallback for record in records) / ticks,
+        "alarm_ticks": sum(record.alarm for record in records),
+        "unchecked_ticks": sum(record.unchecked for record in records),
+        "first_side": share([side > 0 for side in sides]),
+        "first_side_safe": share([side > 0 for side, good in zip(sides, safe, strict=True) if good]),
+        "mode_entropy": entropy(sides),
+        "mode_entropy_safe": entropy([side for side, good in zip(sides, safe, strict=True) if good]),
+        "path_length": float(np.mean([path_length(record) for record in records])),
+        "jerk": float(np.mean([jerk(record) for record in records])),
+    }
+
+
+def share(values: list[bool]) -> float:
+    """Of those that are true; NaN of none."""
+    return float(np.mean(values)) if values else math.nan
+
+
+def entropy(sides: list[int]) -> float:
+    """Of the choice of side, in bits."""
+    shares = np.array([count for side, count in Counter(sides).items() if side]) / max(1, sum(s != 0 for s in sides))
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+def path_length(record: EpisodeRecord) -> float:
+    """Of the executed motion, tick by tick."""
+    return float(np.linalg.norm(np.diff(record.path, axis=0), axis=-1).sum()) if len(record.path) > 1 else 0.0
+
+
+def jerk(record: EpisodeRecord) -> float:
+    """Root mean square of the third difference of the executed positions, units per tick^3."""
+    third = np.diff(record.path, n=3, axis=0) if len(record.path) > 3 else np.zeros((1, 2))
+    return float(np.sqrt((third**2).sum(-1).mean()))
+
+
+def latency_ms(
+    policy: DiffusionPolicy, config: BenchmarkSafetyConfig, env_config: EnvConfig, safety: Safety, method: str
+) -> dict[str, float]:
+    """Milliseconds of a tick that plans, for one robot, and over no safety; interleaved, over the episodes' starts."""
+    times: dict[str, list[float]] = {"none": [], "method": []}
+    make = {"none": METHODS["none"], "method": METHODS[method]}
+    controllers = {name: make[name](policy, config.sampler, safety, 1) for name in times}
+    env = make_vector_env(env_config, 1)
+    try:
+        for seed in range(config.seed, config.seed + config.latency_chunks + 2):
+            observation, info = env.reset(seed=[seed], options=env_config.reset_options)
+            readings = Readings()
+            readings.update(info, np.ones(1, dtype=bool))
+            for name, controller in controllers.items():
+                controller.reset([seed])
+                seen = observation_by_key(observation, policy)
+                began = time.perf_counter()
+                controller.select_action(seen, readings.plant_state, readings.obstacles)
+                times[name].append(1e3 * (time.perf_counter() - began))
+    finally:
+        env.close()
+    (p50, p95), plain = np.percentile(times["method"][2:], (50, 95)), float(np.median(times["none"][2:]))
+    return {"latency_p50_ms": float(p50), "latency_p95_ms": float(p95), "latency_ratio": float(p50) / plain}
+
+
+COLUMNS = {
+    "method": "{method}",
+    "safe success": "{safe_success:.1%} [{safe_success_low:.1%}, {safe_success_high:.1%}]",
+    "violating sub-steps": "{violations} of {substeps}",
+    "violating episodes": "{violating_episodes} (<= {violating_episodes_at_most:.2%})",
+    "deepest": "{deepest:.1f}",
+    "certified": "{certified_rate:.1%}",
+    "fallback": "{fallback_rate:.1%}",
+    "chunk p50": "{latency}",
+}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table for each scene and fault."""
+    parts: list[str] = []
+    for scene, fault in dict.fromkeys((row["scene"], row["fault"]) for row in rows):
+        parts += [f"**{scene}**" + (f", {fault}" if fault != "none" else ""), ""]
+        parts += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        for row in rows:
+            if (row["scene"], row["fault"]) == (scene, fault):
+                latency = f"{row['latency_ratio']:.2f} x" if "latency_ratio" in row else ""
+                cells = (cell.format(**row, latency=latency) for cell in COLUMNS.values())
+                parts.append("| " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Safe success over violating episodes, a panel for each scene."""
+    panels = list(dict.fromkeys((row["scene"], row["fault"]) for row in rows))
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
+    for axes, (scene, fault) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, row in enumerate(r for r in rows if (r["scene"], r["fault"]) == (scene, fault)):
+            marker = "o" if row["certified_rate"] > 0 else "x"
+            x = 100 * row["violating_episodes"] / row["episodes"]
+            axes.plot(x, 100 * row["safe_success"], marker, color=f"C{index % 10}", label=row["method"])
+        axes.set(title=scene if fault == "none" else f"{scene}, {fault}", xlabel="episodes with a violation, %")
+        axes.set(ylabel="safe success, %", ylim=(-3, 103))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
