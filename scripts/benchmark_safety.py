@@ -178,7 +178,7 @@ def latency_ms(
     env = make_vector_env(env_config, 1)
     try:
         for seed in range(config.seed, config.seed + config.latency_chunks + 2):
-            observation, info = env.reset(seed=[seed], options=env_config.reset_options)
+            observation, info = env.reset(seed=seed, options=env_config.reset_options)
             readings = Readings()
             readings.update(info, np.ones(1, dtype=bool))
             for name, controller in controllers.items():

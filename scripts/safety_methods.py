@@ -50,7 +50,7 @@ class NoisySteps:
 
 
 class PerWaypoint:
-    """What the rivals see of the scene, waypoint by waypoint: commands are taken for motion, and points for segments."""
+    """What the rivals see of the scene, waypoint by waypoint: commands for motion, points for segments."""
 
     def __init__(self, policy: DiffusionPolicy, keep_out: KeepOut) -> None:
         self._normalizer, self._distance = policy.action_normalizer, keep_out.distance
