@@ -5,7 +5,7 @@ An episode depends on its seed alone: env and noise are seeded with it, and the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -13,10 +13,35 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from diffpolicy.config import EnvConfig
-from diffpolicy.controller import PolicyController
+from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.plant import State
 from diffpolicy.policy import DiffusionPolicy
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.readings import Readings
+from diffpolicy.safety.settings import Safety
+
+
+class Controller(Protocol):
+    """What a rollout asks of a controller; `PolicyController`, or something round one."""
+
+    @property
+    def policy(self) -> DiffusionPolicy: ...
+
+    @property
+    def safety(self) -> Safety | None: ...
+
+    @property
+    def last_plan(self) -> PlanReport | None: ...
+
+    def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None: ...
+
+    def select_action(
+        self,
+        observation: Mapping[str, npt.ArrayLike],
+        plant_state: State | None = None,
+        obstacles: Obstacles | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+
 
 OnTick = Callable[[npt.NDArray[np.intp], Readings, Mapping[str, Any], npt.NDArray[np.float32], PlanReport | None], None]
 """(episode of every env or -1, readings before and info after the step, actions, what stands behind them)."""
@@ -56,7 +81,7 @@ def check_env(config: EnvConfig) -> None:
 
 
 def rollout(
-    controller: PolicyController,
+    controller: Controller,
     env: VectorEnv,
     seeds: Sequence[int],
     reset_options: Mapping[str, Any],
@@ -84,8 +109,9 @@ def rollout(
         if on_step:
             on_step(env, slots.episode, slots.score)
         seen = observation_by_key(observation, controller.policy)
-        heeded = () if controller.safety is None else (readings.plant_state, readings.obstacles)
-        action = controller.select_action(seen, *heeded)
+        heeds = controller.safety is not None
+        around = readings.obstacles if heeds else None
+        action = controller.select_action(seen, readings.plant_state if heeds else None, around)
         observation, reward, terminated, truncated, info = env.step(action)
         if on_tick:
             on_tick(slots.episode, readings, info, action, controller.last_plan)

@@ -180,9 +180,10 @@ class Faulty:
         self._fresh = np.ones(len(seeds), dtype=bool) if mask is None else mask
 
     def select_action(
-        self, observation: Any, plant_state: State, obstacles: Obstacles | None = None
+        self, observation: Any, plant_state: State | None = None, obstacles: Obstacles | None = None
     ) -> npt.NDArray[np.float32]:
         """Of the controller, with the fault."""
+        assert plant_state is not None, "every scene's env reports it"
         position, velocity = plant_state.position.clone(), plant_state.velocity.clone()
         hit = self.random.random(len(position))
         self.time_s += 0.15 if self.fault == "late" and hit[0] < 0.05 else 0.1
