@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Constraint, Prox, Scene
+from diffpolicy.constraints.constraint import Constraint, Prox, Rows, Scene
 from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
@@ -52,6 +52,14 @@ class Task:
     multipliers: list[Tensor] = field(default_factory=list)
 
 
+class _Held:
+    """What a constraint on positions of the motion means for the commands: a robot may be left to go to each of them."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        self.rows = Rows("commands", segments=constraint.rows.segments)
+        self.prox, self.margin = constraint.prox, constraint.margin
+
+
 class Projector:
     """Projects plans [B, N, A] of physical commands, in the type and on the device of `metric`.
 
@@ -82,7 +90,8 @@ class Projector:
             raise ValueError(f"projector: metric {metric.tolist()} must be finite and above 0")
         self._plant, self._period_s, self._horizon, self._slots = plant, period_s, horizon, slots
         self._like = metric
-        self._blocks = [self._block(constraint, penalty) for constraint in constraints]
+        held = [_Held(c) for c in constraints if c.rows.acts_on == "motion" and c.rows.order == 0]
+        self._blocks = [self._block(constraint, penalty) for constraint in (*constraints, *held)]
         weight = (metric / metric.mean()).double()[:, None, None]
         rows = torch.cat([torch.zeros(0, horizon).to(weight), *(block.matrix for block in self._blocks)])
         pulls = torch.cat([torch.zeros(0, horizon).to(weight), *(b.penalty * b.matrix for b in self._blocks)])
