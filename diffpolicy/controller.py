@@ -122,9 +122,10 @@ class PolicyController:
             raise ValueError("controller: call reset(seeds) before the first select_action")
         if self._layer is None and obstacles is not None:
             raise ValueError("controller: obstacles are given, but no safety that would heed them")
+        now = checked_observation(observation, self.policy.config.observations, (len(self._generators),))
         if self._layer is not None:
             self._layer.observe(plant_state, obstacles, time_s)
-        self._remember(observation)
+        self._remember(now)
         is_due = self._position >= self.policy.config.window.n_action_steps
         if self._layer is not None:
             self._check(np.flatnonzero(~is_due), self._layer)
@@ -148,8 +149,7 @@ class PolicyController:
         self._position = np.zeros(batch, dtype=np.intp)
         self._is_first = np.ones(batch, dtype=bool)
 
-    def _remember(self, observation: Mapping[str, npt.ArrayLike]) -> None:
-        now = checked_observation(observation, self.policy.config.observations, (len(self._generators),))
+    def _remember(self, now: Mapping[str, torch.Tensor]) -> None:
         first = torch.from_numpy(self._is_first)
         for key, history in self._history.items():
             history[:, :-1] = history[:, 1:].clone()

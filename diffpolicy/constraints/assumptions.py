@@ -29,7 +29,7 @@ class Assumptions:
         tolerance: a predicted and a measured state that differ by less are the same (rounding).
 
     Raises:
-        ValueError: a number that is negative or not finite, or a velocity error that is not below the rest speed.
+        ValueError: a number that is negative or not finite, or a rest speed below the tracking velocity error.
     """
 
     position_error: float = 0.0
@@ -45,6 +45,11 @@ class Assumptions:
         for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"assumptions: {name} {value} must be finite and at least 0")
+        if self.tracking_velocity_error > self.rest_speed:
+            raise ValueError(
+                f"assumptions: rest_speed {self.rest_speed} is below tracking_velocity_error "
+                f"{self.tracking_velocity_error}, so no robot would ever be at rest"
+            )
 
     @property
     def is_exact(self) -> bool:
@@ -55,12 +60,13 @@ class Assumptions:
     def tubes(self, plant: LinearPlant, commands: Tensor, start: Start) -> tuple[Tensor, Tensor]:
         """How far position and velocity can be off at the end of every sub-step, [B, R] each.
 
-        By linearity the errors add up: of the start state, of the tracking, and of every change of the command that
-        may come late.
+        The velocity is the plant's or the mean over the sub-step, whichever is farther off. By linearity the errors
+        add up: of the start state, of the tracking, and of every change of the command that may come late.
         """
         ticks = commands.shape[1]
         _, free = plant.responses(ticks)
-        free = free.abs().to(commands)
+        mean = free[0].diff(dim=0, prepend=free.new_tensor([[1.0, 0.0]])) / plant.substep_s
+        free = torch.stack([free[0].abs(), torch.maximum(free[1].abs(), mean.abs())]).to(commands)
         fixed = free[..., 0] * self.position_error + free[..., 1] * self.velocity_error  # [2, R]
         fixed = fixed + fixed.new_tensor([self.tracking_error, self.tracking_velocity_error])[:, None]
         path = torch.cat([start.commands, commands], dim=1)
@@ -79,12 +85,15 @@ def _late_response(plant: LinearPlant, ticks: int, delay: int) -> Tensor:
     """
     rows = plant.substeps * ticks
     forced, _ = plant.responses(ticks)
-    step = torch.cat([torch.zeros(2, rows + 1, dtype=torch.float64), forced.sum(-1)], dim=1)  # at -rows ... rows
+    now = rows + delay + 1
+    step = torch.cat([torch.zeros(2, now, dtype=torch.float64), forced.sum(-1)], dim=1)  # at 1 - now ... rows
     late = torch.zeros(2, rows, PAST_CHANGES + ticks, dtype=torch.float64)
     for change in range(PAST_CHANGES + ticks):
         ago = plant.substeps * (PAST_CHANGES - change)  # sub-steps from the change to the present
         for later in range(1, delay + 1 - max(ago, 0)):
-            on_time = step[:, rows + 1 + min(ago, 0) : 2 * rows + 1 + min(ago, 0)]
-            by_then = step[:, (begin := rows + 1 + min(ago, 0) - later) : begin + rows]
-            late[..., change] = torch.maximum(late[..., change], (on_time - by_then).abs())
+            begin = now + min(ago, 0) - 1  # the present
+            off = step[:, begin : begin + rows + 1] - step[:, begin - later : begin - later + rows + 1]
+            mean = off[0].diff() / plant.substep_s
+            off = torch.stack([off[0, 1:].abs(), torch.maximum(off[1, 1:].abs(), mean.abs())])
+            late[..., change] = torch.maximum(late[..., change], off)
     return late

@@ -18,7 +18,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
-from diffpolicy.constraints.trajectory import Start, needed, row_times_s, rows_of
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
 
 BRAKE_TICKS = (0, 1, 2, 4, 8)  # over which a brake may let the last step fade; 0 holds at once
 
@@ -66,7 +66,7 @@ class Certifier:
 
     Raises:
         ValueError: errors are assumed, but a constraint bounds accelerations or jerks of the motion, whose error they
-            do not bound; a constraint on the motion without a plant.
+            do not bound; a constraint on the motion without a plant; a delay of more ticks than commands are known.
     """
 
     def __init__(
@@ -85,6 +85,11 @@ class Certifier:
                     f"constraints: a limit of order {rows.order} on the motion needs an exact state (no bound on its "
                     "error follows from position_error and velocity_error); let it act on commands"
                 )
+        if plant is not None and assumptions.delay_substeps > PAST_COMMANDS * plant.substeps:
+            raise ValueError(
+                f"assumptions: delay_substeps {assumptions.delay_substeps} must be at most "
+                f"{PAST_COMMANDS * plant.substeps}, {PAST_COMMANDS} ticks: no earlier commands are known"
+            )
         self._on_motion = [c for c in constraints if c.rows.acts_on == "motion"]
         self._on_commands = [c for c in constraints if c.rows.acts_on == "commands"]
         self._plant, self._period_s, self._assumptions = plant, period_s, assumptions
@@ -95,7 +100,7 @@ class Certifier:
 
     def certify(self, commands: Tensor, start: Start, obstacles: Obstacles) -> Certificate:
         """What may be sent of `commands` [B, n, A], physical units, taken as they are."""
-        commands, start = commands.double(), start.to(commands.double())
+        commands, start, obstacles = commands.double(), start.to(commands.double()), obstacles.double()
         held = self._stops(commands, start, 0)
         margin = self._margin(commands, held, start, obstacles, self._on_motion)  # held for ever: nothing more is sent
         best = torch.full_like(margin, -torch.inf)
@@ -108,6 +113,7 @@ class Certifier:
             best = torch.where(better, found, best)
             chosen = torch.where(better[..., None, None], stops, chosen)
         margin = torch.minimum(margin, best)
+        margin = torch.where(_is_finite(commands, start) & obstacles.is_valid()[:, None], margin, -torch.inf)
         length = (margin[:, 1:] >= 0).long().cumprod(dim=1).sum(dim=1)
         return Certificate(length, margin, chosen[:, :, : self.stop_ticks])
 
@@ -156,10 +162,18 @@ class Certifier:
         tube, velocity_tube = self._assumptions.tubes(plant, plans, start)
         speed = torch.linalg.vector_norm(velocity, dim=-1)
         # Whatever is left of the way to the held target at the end may still come.
-        off, moving = plant.largest_free_response
-        left = off * torch.linalg.vector_norm(position[:, -1] - plans[:, -1], dim=-1) + moving * speed[:, -1]
-        tube = torch.cat([tube[:, :-1], (tube[:, -1] + left)[:, None]], dim=1)
+        offset = torch.linalg.vector_norm(position[:, -1] - plans[:, -1], dim=-1)
+        to_come = plans.new_tensor(plant.largest_free_response) @ torch.stack([offset, speed[:, -1]])  # [2, B]
+        tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
+        speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
         return _Motion(speed + velocity_tube <= self._assumptions.rest_speed, tube, velocity_tube)
+
+
+def _is_finite(commands: Tensor, start: Start) -> Tensor:
+    """[B, P], whether a prefix and what came before it are numbers; without obstacles, no constraint might ask."""
+    path = torch.cat([start.commands, commands], dim=1).isfinite().all(-1)
+    state = (start.state.position + start.state.velocity).isfinite().all(-1)
+    return path.long().cumprod(dim=1).bool()[:, PAST_COMMANDS - 1 :] & state[:, None]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.separation import separation
+
 
 @dataclass(frozen=True)
 class Obstacles:
@@ -51,6 +53,35 @@ class Obstacles:
     def rows(self, index: Tensor) -> "Obstacles":
         """Of the robots `index`."""
         return Obstacles(self.vertices[index], self.radius[index], self.speed[index], self.is_used[index])
+
+    def double(self) -> "Obstacles":
+        """In float64."""
+        return Obstacles(self.vertices.double(), self.radius.double(), self.speed.double(), self.is_used)
+
+    def moved_on(self, seconds: Tensor) -> "Obstacles":
+        """Where they may be [B] seconds later."""
+        return Obstacles(self.vertices, self.radius + self.speed * seconds[:, None], self.speed, self.is_used)
+
+    def is_within(self, others: "Obstacles", tolerance: float) -> Tensor:
+        """[B]: each of them lies inside one of the others, up to `tolerance`, and is no faster."""
+        points = self.vertices[:, :, None, :, None].expand(-1, -1, -1, -1, 2, -1)  # [B, M, 1, V, 2, 2]
+        outside, _ = separation(points, others.vertices[:, None, :, None])  # [B, M, M', V]
+        room = others.radius[:, None] - self.radius[..., None] + tolerance
+        is_inside = (outside.amax(-1) <= room) & (self.speed[..., None] <= others.speed[:, None])
+        return ((is_inside & others.is_used[:, None]).any(-1) | ~self.is_used).all(-1)
+
+    def replaced(self, mask: Tensor, other: "Obstacles") -> "Obstacles":
+        """With those of the robots `mask` [B] replaced; both have as many slots."""
+        corners = max(self.vertices.shape[2], other.vertices.shape[2])
+        mask = mask[:, None]
+        return Obstacles(
+            torch.where(
+                mask[..., None, None], _with_corners(other.vertices, corners), _with_corners(self.vertices, corners)
+            ),
+            torch.where(mask, other.radius, self.radius),
+            torch.where(mask, other.speed, self.speed),
+            torch.where(mask, other.is_used, self.is_used),
+        )
 
     def padded(self, slots: int) -> "Obstacles":
         """With empty slots up to `slots`.
@@ -106,16 +137,17 @@ def polygon(corners: Sequence[tuple[float, float]], radius: float = 0.0, speed: 
 def together(obstacles: Sequence[Obstacles]) -> Obstacles:
     """All of these for the same robots."""
     corners = max(one.vertices.shape[2] for one in obstacles)
-    vertices = [
-        torch.cat([v, v[:, :, -1:].expand(-1, -1, corners - v.shape[2], -1)], 2)
-        for v in (o.vertices for o in obstacles)
-    ]
     return Obstacles(
-        torch.cat(vertices, dim=1),
+        torch.cat([_with_corners(one.vertices, corners) for one in obstacles], dim=1),
         torch.cat([one.radius for one in obstacles], dim=1),
         torch.cat([one.speed for one in obstacles], dim=1),
         torch.cat([one.is_used for one in obstacles], dim=1),
     )
+
+
+def _with_corners(vertices: Tensor, corners: int) -> Tensor:
+    """The last corner repeated up to that many."""
+    return torch.cat([vertices, vertices[:, :, -1:].expand(-1, -1, corners - vertices.shape[2], -1)], dim=2)
 
 
 def _is_convex(vertices: Tensor) -> Tensor:

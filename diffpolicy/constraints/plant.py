@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-SETTLE_TICKS = 1000  # over which the free response is searched for its largest values
+SETTLE_SUBSTEPS = 10_000  # in which a plant has to come to rest, searched for its largest responses
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class LinearPlant:
         radius = float(torch.linalg.eigvals(a).abs().max())
         if radius >= 1.0 or abs(float(torch.linalg.det(a))) < 1e-9:
             raise ValueError(f"plant: spectral radius {radius:.4f} must be below 1, and transition invertible")
+        if radius**SETTLE_SUBSTEPS > 1e-6:
+            raise ValueError(f"plant: spectral radius {radius:.6f}, so no rest within {SETTLE_SUBSTEPS} sub-steps")
         rest = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - a, b)
         if not torch.allclose(rest, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0.0, atol=1e-6):
             raise ValueError(f"plant: a held command 1 ends at (position, velocity) {rest.tolist()}, expected (1, 0)")
@@ -79,16 +81,20 @@ class LinearPlant:
         return State(inverse[0, 0] * p + inverse[0, 1] * v, inverse[1, 0] * p + inverse[1, 1] * v)
 
     @cached_property
-    def largest_free_response(self) -> tuple[float, float]:
-        """The most that the position can still be off a held command, per unit of its offset and of its velocity."""
-        _, free = self.responses(max(1, SETTLE_TICKS // self.substeps))
-        return max(1.0, float(free[0, :, 0].abs().max())), float(free[0, :, 1].abs().max())
+    def largest_free_response(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The most that position and speed can still come to, per unit of its offset from a held command and velocity.
+
+        ((travel per offset, travel per velocity), (speed per offset, speed per velocity)).
+        """
+        free = _free_response(self, SETTLE_SUBSTEPS)
+        travel = free[0] - free.new_tensor([1.0, 0.0])  # from where it is; an overshoot goes beyond the command
+        (off, moving), (speed_off, speed) = torch.stack([travel, free[1]]).abs().amax(1).tolist()
+        return (max(1.0, off), moving), (speed_off, max(1.0, speed))
 
     @cached_property
     def settle_ticks(self) -> int:
         """Ticks in which the speed towards a held command falls to a thousandth of its largest, for good."""
-        _, free = self.responses(max(1, SETTLE_TICKS // self.substeps))
-        speed = free[1, :, 0].abs()
+        speed = _free_response(self, SETTLE_SUBSTEPS)[1, :, 0].abs()
         left = speed.flip(0).cummax(0).values.flip(0)  # the most from here on
         return 1 + int((left > 1e-3 * speed.max()).sum()) // self.substeps
 
@@ -126,16 +132,18 @@ def identify(positions: Tensor, velocities: Tensor, commands: Tensor, substep_s:
 
 @lru_cache(maxsize=16)
 def _responses(plant: LinearPlant, ticks: int) -> tuple[Tensor, Tensor]:
-    a, b = plant._matrices
-    rows = ticks * plant.substeps
-    power, impulse = torch.eye(2, dtype=torch.float64), []
-    free = torch.empty(2, rows, 2, dtype=torch.float64)
-    for row in range(rows):
-        impulse.append(power @ b)
-        power = a @ power
-        free[:, row] = power
-    forced = torch.zeros(2, rows, ticks, dtype=torch.float64)
-    for age, response in enumerate(impulse):  # of a command in force `age` sub-steps ago
-        for row in range(age, rows):
-            forced[:, row, (row - age) // plant.substeps] += response
-    return forced, free
+    rows, held = ticks * plant.substeps, plant.substeps
+    free = _free_response(plant, rows)
+    start = torch.eye(2, dtype=torch.float64)[:, None]
+    impulse = torch.cat([start, free[:, :-1]], dim=1) @ plant._matrices[1]  # [2, R]
+    step = torch.cat([torch.zeros(2, rows, dtype=torch.float64), impulse.cumsum(1)], dim=1)
+    age = torch.arange(rows)[:, None] - held * torch.arange(ticks)  # sub-steps since a command's first
+    return step[:, rows + age] - step[:, rows + age - held], free
+
+
+def _free_response(plant: LinearPlant, rows: int) -> Tensor:
+    """Powers of the transition, [2, R, 2]: of position and velocity, to offset and velocity at the start."""
+    powers = plant._matrices[0][None]
+    while len(powers) < rows:
+        powers = torch.cat([powers, powers @ powers[-1]])
+    return powers[:rows].transpose(0, 1).contiguous()
