@@ -9,9 +9,9 @@ from gymnasium import spaces
 
 from diffpolicy_envs import reach_world as world
 from diffpolicy_envs.actions import checked_target
-from diffpolicy_envs.reach_geometry import free_distances, signed_distance
+from diffpolicy_envs.reach_geometry import free_distances, signed_distance, tangent_points
 from diffpolicy_envs.reach_layout import Layout, layout_from
-from diffpolicy_envs.reach_physics import advance, offsets
+from diffpolicy_envs.reach_physics import advance, offsets, velocities
 from diffpolicy_envs.reach_variants import draw_layout
 
 # Obstacles placed by hand may reach out of the world by this much.
@@ -26,13 +26,15 @@ class ObstacleReachEnv(gymnasium.Env):
     shall be; numbers outside are clipped to the box. Obstacles do not stop the agent: contact is measured, exactly,
     over the straight motion of each sub-step of 0.01 s.
 
-    | observation   | float32                                                                                     |
-    |---------------|---------------------------------------------------------------------------------------------|
-    | agent         | [2] px                                                                                      |
-    | goal          | [2] px                                                                                      |
-    | obstacles     | [54] px: six slots of 4 vertices x, y and a radius: the vertices' convex hull, inflated by it |
-    | obstacle_mask | [6] 1 where the slot is used; other slots are zero                                          |
-    | free_distance | [24] px, how far the agent can go before it touches: every 15 degrees from +x to +y, <= 150  |
+    | observation       | float32                                                                                 |
+    |-------------------|-----------------------------------------------------------------------------------------|
+    | agent             | [2] px                                                                                  |
+    | goal              | [2] px                                                                                  |
+    | obstacles         | [54] px, six slots: 4 vertices x, y and the radius by which their convex hull is inflated |
+    | obstacle_mask     | [6] 1 where the slot is used; other slots are zero                                      |
+    | obstacle_velocity | [12] px/s                                                                               |
+    | free_distance     | [24] px <= 150, how far the agent can go before it touches, every 15 degrees from +x to +y |
+    | tangents          | [24] px, for each slot two places where the agent would just pass it, going straight    |
 
     A slot keeps its obstacle for the whole episode; the one nearest to the line from start to goal comes first.
 
@@ -44,7 +46,7 @@ class ObstacleReachEnv(gymnasium.Env):
     | symmetric  | one obstacle exactly halfway: left and right are equally long                              |
     | narrow_gap | two obstacles with 54 to 70 px between them                                                |
     | random     | 1 to 6 discs and polygons                                                                  |
-    | moving     | 1 to 3 obstacles that go to and fro at constant speeds of 15 to 40 px/s                    |
+    | moving     | 1 to 3 obstacles that go to and fro at constant speeds of 15 to 30 px/s                    |
     | thin_wall  | a wall 6 px thick                                                                          |
     | mixed      | one of the five, drawn anew for each episode                                               |
 
@@ -213,22 +215,20 @@ class ObstacleReachEnv(gymnasium.Env):
 
     def _observation(self, layout: Layout) -> dict[str, np.ndarray]:
         slots = np.concatenate([self._vertices.reshape(world.MAX_OBSTACLES, -1), layout.radius[:, None]], axis=1)
-        count = layout.count
-        free = free_distances(
-            self._state[0],
-            self._state[1],
-            world.AGENT_RADIUS_PX,
-            self._vertices[:count],
-            layout.radius[:count],
-            world.FREE_DIRECTIONS,
-            world.FREE_RANGE_PX,
-        )
+        count, (x, y) = layout.count, self._state[:2]
+        shapes = self._vertices[:count], layout.radius[:count]
+        free = free_distances(x, y, world.AGENT_RADIUS_PX, *shapes, world.FREE_DIRECTIONS, world.FREE_RANGE_PX)
+        tangents = np.zeros((world.MAX_OBSTACLES, 2, 2), dtype=np.float32)
+        tangents[:count] = tangent_points(x, y, world.AGENT_RADIUS_PX, *shapes, world.WORLD_SIZE_PX)
+        moving = velocities(self._steps / world.CONTROL_RATE_HZ, layout.travel, layout.speed, layout.phase)
         return {
             "agent": self._state[:2].astype(np.float32),
             "goal": layout.goal.astype(np.float32),
             "obstacles": slots.ravel().astype(np.float32),
             "obstacle_mask": layout.mask.astype(np.float32),
+            "obstacle_velocity": moving.ravel().astype(np.float32),
             "free_distance": free.astype(np.float32),
+            "tangents": tangents.ravel(),
         }
 
     def _frame(self) -> np.ndarray:
@@ -260,7 +260,7 @@ def _layout(generator: np.random.Generator, variant: str, options: Mapping[str, 
 
 
 def _observation_space() -> spaces.Dict:
-    size = world.WORLD_SIZE_PX
+    size, fastest = world.WORLD_SIZE_PX, world.MAX_OBSTACLE_SPEED_PX_S
     vertices = [-_OBSTACLE_MARGIN_PX] * (world.SLOT_SIZE - 1), [size + _OBSTACLE_MARGIN_PX] * (world.SLOT_SIZE - 1)
     low = np.array([*vertices[0], 0.0] * world.MAX_OBSTACLES, dtype=np.float32)
     high = np.array([*vertices[1], size] * world.MAX_OBSTACLES, dtype=np.float32)
@@ -270,6 +270,8 @@ def _observation_space() -> spaces.Dict:
             "goal": spaces.Box(0.0, size, (2,), np.float32),
             "obstacles": spaces.Box(low, high, dtype=np.float32),
             "obstacle_mask": spaces.Box(0.0, 1.0, (world.MAX_OBSTACLES,), np.float32),
+            "obstacle_velocity": spaces.Box(-fastest, fastest, (2 * world.MAX_OBSTACLES,), np.float32),
             "free_distance": spaces.Box(0.0, world.FREE_RANGE_PX, (world.FREE_DIRECTIONS,), np.float32),
+            "tangents": spaces.Box(0.0, size, (4 * world.MAX_OBSTACLES,), np.float32),
         }
     )

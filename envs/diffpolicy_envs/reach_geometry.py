@@ -92,3 +92,33 @@ def free_distances(
             gone += room
         free[index] = min(gone, limit)
     return free
+
+
+@compiled
+def tangent_points(
+    x: float, y: float, agent_radius: float, vertices: np.ndarray, radius: np.ndarray, limit: float
+) -> np.ndarray:
+    """Where a disc at (x, y) would just pass each obstacle, going straight: its centre, on one side and the other.
+
+    Shapes: vertices [n, 4, 2], radius [n] -> [n, 2, 2] px, clipped to [0, limit]. The first place is the one at the
+    smaller angle (from +x to +y); a disc that touches the obstacle passes it where it is.
+    """
+    places = np.empty((len(radius), 2, 2))
+    for slot in range(len(radius)):
+        reach = radius[slot] + agent_radius
+        middle_x, middle_y = vertices[slot, :, 0].mean() - x, vertices[slot, :, 1].mean() - y
+        ahead = math.atan2(middle_y, middle_x)
+        for index in range(2):
+            side = 2.0 * index - 1.0
+            widest, away = -np.inf, 0.0
+            for corner in range(vertices.shape[1]):
+                to_x, to_y = vertices[slot, corner, 0] - x, vertices[slot, corner, 1] - y
+                distance = math.hypot(to_x, to_y)
+                # Angle of the corner, seen from the middle's, and of the tangent to the circle about it.
+                turn = math.atan2(middle_x * to_y - middle_y * to_x, middle_x * to_x + middle_y * to_y)
+                turn = side * turn + (math.asin(reach / distance) if distance > reach else 0.5 * math.pi)
+                if turn > widest:
+                    widest, away = turn, math.sqrt(max(distance * distance - reach * reach, 0.0))
+            places[slot, index, 0] = min(max(x + away * math.cos(ahead + side * widest), 0.0), limit)
+            places[slot, index, 1] = min(max(y + away * math.sin(ahead + side * widest), 0.0), limit)
+    return places

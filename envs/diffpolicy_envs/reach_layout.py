@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpolicy_envs.reach_world import MAX_OBSTACLES, MAX_VERTICES, WORLD_SIZE_PX
+from diffpolicy_envs.reach_world import MAX_OBSTACLE_SPEED_PX_S, MAX_OBSTACLES, MAX_VERTICES, WORLD_SIZE_PX
 
 _REQUIRED = ("agent", "goal")
 # Per obstacle: name -> (shape of one, what it is if it is not given).
@@ -52,7 +52,8 @@ def layout_from(given: Mapping[str, Any]) -> Layout:
 
     Raises:
         ValueError: unknown or missing keys, wrong shapes, numbers that are not finite, agent or goal outside of the
-            world, vertices that do not go round a convex shape in order, a negative radius or speed.
+            world, vertices that do not go round a convex shape in order, a negative radius, a speed below 0 or above
+            200 px/s.
     """
     unknown, missing = sorted(set(given) - set(_KEYS)), sorted(set(_REQUIRED) - set(given))
     if unknown or missing:
@@ -84,6 +85,10 @@ def _obstacles(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name in ("radius", "speed"):
         if (arrays[name] < 0.0).any():
             raise ValueError(f"layout: {name} is {arrays[name].tolist()}; expected no negative number")
+    if (arrays["speed"] > MAX_OBSTACLE_SPEED_PX_S).any():
+        raise ValueError(
+            f"layout: speed is {arrays['speed'].tolist()}; expected at most {MAX_OBSTACLE_SPEED_PX_S:g} px/s"
+        )
     for slot, vertices in enumerate(arrays["vertices"]):
         if not _is_convex(vertices):
             raise ValueError(

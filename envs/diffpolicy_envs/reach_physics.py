@@ -38,6 +38,19 @@ def offsets(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndar
 
 
 @compiled
+def velocities(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndarray) -> np.ndarray:
+    """How fast each obstacle moves, [n, 2] px/s; at the moment in which one turns round, as it does after that."""
+    moving = np.zeros((len(speed), 2))
+    for slot in range(len(speed)):
+        length = math.hypot(travel[slot, 0], travel[slot, 1])
+        if length > 0.0 and speed[slot] > 0.0:
+            is_out = (phase[slot] + time_s * speed[slot] / length) % 2.0 < 1.0
+            rate = (speed[slot] if is_out else -speed[slot]) / length
+            moving[slot, 0], moving[slot, 1] = rate * travel[slot, 0], rate * travel[slot, 1]
+    return moving
+
+
+@compiled
 def _to_and_fro(trips: float) -> float:
     """0 at even, 1 at odd numbers, straight in between."""
     rest = trips % 2.0

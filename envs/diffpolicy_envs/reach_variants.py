@@ -21,7 +21,7 @@ START_GAP_PX = AGENT_RADIUS_PX + 25.0  # between an obstacle and the centre of s
 MARGIN_PX = 40.0  # between start or goal and the border
 DISTANCE_PX = (250.0, 420.0)  # from start to goal
 HEADING_RAD = 0.6  # the goal lies to the right, up to this much higher or lower
-SPEED_PX_S = (15.0, 40.0)
+SPEED_PX_S = (15.0, 30.0)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ GOAL_SPEED_PX_S = 40.0  # ... and slower than this: success
 REWARD_BEFORE_SUCCESS = 0.99  # at most
 REST_SPEED_PX_S = 1.0  # below this the agent stands
 
+MAX_OBSTACLE_SPEED_PX_S = 200.0  # that may be asked for
+
 # How far the agent can go in each of these directions, from +x towards +y, is part of the observation.
 FREE_DIRECTIONS = 24
 FREE_RANGE_PX = 150.0

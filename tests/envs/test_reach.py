@@ -104,6 +104,15 @@ def test_free_distance_ends_where_the_agent_touches():
     assert_allclose(free[[0, 6, 12, 18]], [100 - 35, 150, 150, 60 - 15], atol=0.06)
 
 
+def test_tangents_are_where_the_agent_just_passes():
+    env, _ = placed(vertices=[disc(200.0, 200.0)], radius=[35])
+    tangents = env._observation(env._layout)["tangents"].reshape(6, 2, 2)
+    along, across = 100 - 50**2 / 100, 50 * math.sqrt(1 - 0.5**2)  # circle of 50 px, seen from 100 px away
+    # float32 at 250 px: 2e-5.
+    assert_allclose(tangents[0], [[100 + along, 200 - across], [100 + along, 200 + across]], atol=5e-5)
+    assert_array_equal(tangents[1:], 0)
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
@@ -114,6 +123,7 @@ def test_free_distance_ends_where_the_agent_touches():
         ({"walls": []}, r"unknown keys \['walls'\]"),
         ({"vertices": [disc(1, 1)] * 7}, "7 obstacles; expected at most 6"),
         ({"vertices": [disc(1, 1)], "radius": [-1.0]}, "radius is .*; expected no negative number"),
+        ({"vertices": [disc(1, 1)], "speed": [300.0]}, r"speed is \[300\.0\]; expected at most 200 px/s"),
         ({"vertices": [disc(1, 1)], "radius": [1.0, 2.0]}, r"radius has shape \(2,\); expected \(1,\)"),
         ({"vertices": [disc(1, 1)], "mask": [1, 1]}, r"mask has shape \(2,\); expected \(1,\)"),
         ({"vertices": [[[0, 0], [9, 9], [9, 0], [0, 9]]]}, "obstacle 0 are .*; expected the corners of a convex shape"),
@@ -246,6 +256,8 @@ def test_moving_obstacles_keep_their_bound_and_turn_round():
             moved = np.linalg.norm(after - before, axis=2).max(axis=1)
             assert (moved <= 0.1 * info["obstacles"]["speed_bound"] + 1e-9).all()
             assert ((after >= 0.0) & (after <= 512.0)).all()
+            speeds = np.linalg.norm(observation["obstacle_velocity"].reshape(6, 2), axis=1)
+            assert_allclose(speeds, info["obstacles"]["speed_bound"], rtol=1e-6)
             assert_array_equal(observation["obstacles"].reshape(6, 9)[:, :8].reshape(6, 4, 2), np.float32(after))
             before = after
             paths.append(after)

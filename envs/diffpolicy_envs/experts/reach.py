@@ -11,7 +11,7 @@ from diffpolicy_envs.experts.reach_routes import View, choose_route
 from diffpolicy_envs.reach import ObstacleReachEnv
 from diffpolicy_envs.reach_geometry import signed_distance
 from diffpolicy_envs.reach_layout import Layout
-from diffpolicy_envs.reach_physics import offsets
+from diffpolicy_envs.reach_physics import offsets, velocities
 from diffpolicy_envs.reach_variants import draw_layout
 from diffpolicy_envs.reach_world import (
     AGENT_RADIUS_PX,
@@ -31,15 +31,25 @@ SPECS = {
     "goal": ((2,), "float32"),
     "obstacles": ((MAX_OBSTACLES * SLOT_SIZE,), "float32"),
     "obstacle_mask": ((MAX_OBSTACLES,), "float32"),
+    "obstacle_velocity": ((2 * MAX_OBSTACLES,), "float32"),
     "free_distance": ((FREE_DIRECTIONS,), "float32"),
+    "tangents": ((4 * MAX_OBSTACLES,), "float32"),
 }
 # Multiples of these (px) compress well. Actions and layouts are executed as they are stored.
-GRID_PX = {"action": 0.125, "agent": 0.125, "obstacles": 0.125, "free_distance": 1.0}
+GRID_PX = {
+    "action": 0.125,
+    "agent": 0.125,
+    "obstacles": 0.125,
+    "obstacle_velocity": 0.125,
+    "free_distance": 1.0,
+    "tangents": 1.0,
+}
 STEPS_PER_PLAN = 4  # where obstacles move; otherwise one plan is enough
 STEPS_AT_GOAL = 4  # recorded after success, for the way into rest
 _RANGES = (
     ("speed_px", 2.0, 20.0),
     ("clearance_px", 4.0, 30.0),
+    ("moving_clearance_px", 4.0, 40.0),
     ("side_spread_px", 0.0, 100.0),
     ("recovery_share", 0.0, 1.0),
     ("least_clearance_px", 0.0, 20.0),
@@ -52,6 +62,7 @@ class Settings:
 
     speed_px: float = 12.0
     clearance_px: float = 18.0  # kept where there is room for it
+    moving_clearance_px: float = 24.0  # likewise, where obstacles move
     side_spread_px: float = 6.0  # a way round the other side, longer by this, is taken with probability 1 / (1 + e)
     recovery_share: float = 0.4  # share of episodes that start off the way, in motion
     least_clearance_px: float = 4.0  # an episode that comes closer is a failure
@@ -93,13 +104,14 @@ def record_episode(
     env = ObstacleReachEnv()
     observation, info = env.reset(options={"layout": given(layout)})
     follower = Follower(layout.agent, settings.speed_px)
+    wanted_px = settings.moving_clearance_px if layout.speed.any() else settings.clearance_px
     rows: list[dict[str, np.ndarray]] = []
     steps_left, clearance, route = STEPS_AT_GOAL, info["clearance"], None
     while steps_left and len(rows) < MAX_EPISODE_STEPS:
         if not rows or (layout.speed.any() and len(rows) % STEPS_PER_PLAN == 0):
             view = _view(layout, follower.position, len(rows) / CONTROL_RATE_HZ)
             asked = 0 if rows else side
-            route = choose_route(view, settings.clearance_px, settings.side_spread_px, generator, asked, route)
+            route = choose_route(view, wanted_px, settings.side_spread_px, generator, asked, route)
             if route is None:
                 return None
             follower.follow(route.way)
@@ -142,9 +154,8 @@ def _attributes(layout: Layout, variant: str, is_recovery: bool, clearance: floa
 def _view(layout: Layout, agent: np.ndarray, time_s: float) -> View:
     """What can be seen now: where everything is, and how fast it moves."""
     motion = layout.travel[: layout.count], layout.speed[: layout.count], layout.phase[: layout.count]
-    now, soon = offsets(time_s, *motion), offsets(time_s + 1e-3, *motion)
-    vertices = layout.vertices[: layout.count] + now[:, None]
-    return View(agent, layout.goal, vertices, layout.radius[: layout.count], (soon - now) / 1e-3)
+    vertices = layout.vertices[: layout.count] + offsets(time_s, *motion)[:, None]
+    return View(agent, layout.goal, vertices, layout.radius[: layout.count], velocities(time_s, *motion))
 
 
 def _off_the_way(layout: Layout, settings: Settings, generator: np.random.Generator) -> Layout | None:
