@@ -72,8 +72,9 @@ class Assumptions:
         path = torch.cat([start.commands, commands], dim=1)
         changes = torch.linalg.vector_norm(path.diff(dim=1), dim=-1)  # [B, 2 + T]
         late = _late_response(plant, ticks, self.delay_substeps).to(commands)  # [2, R, 2 + T]
-        both = fixed + torch.matmul(late, changes[:, None, :, None]).squeeze(-1)
-        return both[:, 0], both[:, 1]
+        both = fixed.flatten() + torch.matmul(changes, late.flatten(0, 1).mT)
+        position, velocity = both.chunk(2, dim=1)
+        return position, velocity
 
 
 @lru_cache(maxsize=16)

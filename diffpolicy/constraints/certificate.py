@@ -100,7 +100,8 @@ class Certifier:
 
     def certify(self, commands: Tensor, start: Start, obstacles: Obstacles) -> Certificate:
         """What may be sent of `commands` [B, n, A], physical units, taken as they are."""
-        commands, start, obstacles = commands.double(), start.to(commands.double()), obstacles.double()
+        commands, start = commands.double(), start.to(commands.double())
+        obstacles = obstacles.double().without_empty_slots()
         held = self._stops(commands, start, 0)
         margin = self._margin(commands, held, start, obstacles, self._on_motion)  # held for ever: nothing more is sent
         best = torch.full_like(margin, -torch.inf)

@@ -139,8 +139,9 @@ def _clearance(ends: Tensor, scene: Scene, exact_below: float) -> Tensor:
 
 def _bound(ends: Tensor, vertices: Tensor) -> Tensor:
     """A cheap lower bound [B, R, M] of the distance, less a slack: circles round segment and polygon."""
-    middle, half = ends.mean(-2), torch.linalg.vector_norm(ends[..., 1, :] - ends[..., 0, :], dim=-1) / 2
+    start, end = ends.unbind(-2)
+    half = torch.linalg.vector_norm(end - start, dim=-1) / 2
     center = vertices.mean(-2)
     reach = torch.linalg.vector_norm(vertices - center[..., None, :], dim=-1).amax(-1)
-    between = torch.linalg.vector_norm(middle[:, :, None] - center[:, None], dim=-1)
+    between = torch.cdist((start + end) / 2, center, compute_mode="donot_use_mm_for_euclid_dist")
     return between - half[..., None] - reach[:, None]

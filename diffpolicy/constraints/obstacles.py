@@ -83,6 +83,11 @@ class Obstacles:
             torch.where(mask, other.is_used, self.is_used),
         )
 
+    def without_empty_slots(self) -> "Obstacles":
+        """Only the slots that some robot uses."""
+        used = self.is_used.any(0)
+        return Obstacles(self.vertices[:, used], self.radius[:, used], self.speed[:, used], self.is_used[:, used])
+
     def padded(self, slots: int) -> "Obstacles":
         """With empty slots up to `slots`.
 

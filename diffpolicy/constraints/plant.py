@@ -64,10 +64,11 @@ class LinearPlant:
         """Executed positions and velocities [B, R, A] at the end of every sub-step, for commands [B, T, A]."""
         ticks = commands.shape[1]
         forced, free = self.responses(ticks)
-        forced, free = forced.to(commands), free.to(commands)
-        initial = torch.stack([start.position, start.velocity], dim=1)  # [B, 2, A]
-        both = torch.matmul(forced, commands[:, None]) + torch.matmul(free, initial[:, None])  # [B, 2, R, A]
-        return both[:, 0], both[:, 1]
+        response = torch.cat([forced, free], dim=-1).flatten(0, 1).to(commands)  # [2R, T + 2]
+        causes = torch.cat([commands, start.position[:, None], start.velocity[:, None]], dim=1)
+        both = torch.matmul(causes.mT, response.mT).mT  # one product for all robots
+        position, velocity = both.chunk(2, dim=1)
+        return position, velocity
 
     def responses(self, ticks: int) -> tuple[Tensor, Tensor]:
         """Of position and velocity at every sub-step: to the commands [2, R, T] and to the start state [2, R, 2]."""
