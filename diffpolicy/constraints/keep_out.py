@@ -61,7 +61,7 @@ class BarrierDecrease:
     control barrier, Agrawal and Sreenath 2017), with h counted from `robot_radius + clearance`.
 
     Raises:
-        ValueError: a rate outside (0, 1], or a distance below 0.
+        ValueError: a rate outside (0, 1], or a distance below 0 or not finite.
     """
 
     def __init__(
@@ -72,8 +72,13 @@ class BarrierDecrease:
         acts_on: Literal["commands", "motion"] = "commands",
         inset: float = 0.0,
     ) -> None:
-        if not 0.0 < rate <= 1.0 or not robot_radius + clearance >= 0 or not inset >= 0:
-            raise ValueError(f"barrier: rate {rate} must be in (0, 1], distances and inset {inset} at least 0")
+        if not 0.0 < rate <= 1.0 or not all(
+            0.0 <= number < float("inf") for number in (robot_radius, clearance, inset)
+        ):
+            raise ValueError(
+                f"barrier: rate {rate} must be in (0, 1], robot_radius {robot_radius}, clearance {clearance} and inset "
+                f"{inset} at least 0"
+            )
         self.rows = Rows(acts_on, segments=True)
         self.rate = rate
         self.distance = robot_radius + clearance

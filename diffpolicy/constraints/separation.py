@@ -37,6 +37,7 @@ def _candidates(ends: Tensor, vertices: Tensor) -> Tensor:
     fraction = ((vertices - start) * along).sum(-1, keepdim=True) / length2.clamp(min=1e-30)
     to_segment = _unit(start + fraction.clamp(0.0, 1.0) * along - vertices)
     across = _normal(along)
+    across = torch.where((across != 0.0).any(-1, keepdim=True), across, across.new_tensor([1.0, 0.0]))  # of a point
     parts = [part.expand(*to_segment.shape[:-2], *part.shape[-2:]) for part in (edges, to_segment, across, -across)]
     return torch.cat(parts, dim=-2)
 

@@ -1,0 +1,266 @@
+"""Certificates against dense sampling of everything they promise; see dense_sampling.py and certified_cases.py."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from certified_cases import (
+    ROBOTS,
+    ROUNDING,
+    SERVOS,
+    Robots,
+    constraints_of,
+    obstacles_of,
+    outcome,
+    plant_of,
+    random_robots,
+    start_of,
+)
+from dense_sampling import Demands, Servo, Solids, violation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from diffpolicy.constraints.assumptions import Assumptions
+from diffpolicy.constraints.certificate import Certifier
+from diffpolicy.constraints.constraint import Rows, Scene
+from diffpolicy.constraints.keep_out import BarrierDecrease, KeepOut
+from diffpolicy.constraints.limits import Box, NormLimit
+from diffpolicy.constraints.obstacles import Obstacles, box, disc, no_obstacles, polygon
+from diffpolicy.constraints.plant import LinearPlant, State
+from diffpolicy.constraints.trajectory import Start
+
+SEEDS = st.integers(0, 2**32 - 1)
+BATCHES = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SERVO = SERVOS[0]
+PLANT = plant_of(SERVO)
+EXACT = Assumptions(rest_speed=0.05)
+
+
+def at_rest(x: float, y: float, velocity: tuple[float, float] = (0.0, 0.0)) -> Start:
+    here = torch.tensor([[x, y]], dtype=torch.float64)
+    moving = torch.tensor([velocity], dtype=torch.float64)
+    return Start(State(here, moving), here[:, None].repeat(1, 3, 1))
+
+
+def line(start: tuple[float, float], end: tuple[float, float], rows: int) -> torch.Tensor:
+    share = torch.linspace(0.0, 1.0, rows + 1, dtype=torch.float64)[1:, None]
+    return (torch.tensor(start).double() + share * (torch.tensor(end).double() - torch.tensor(start).double()))[None]
+
+
+def certify(constraints, commands, start, obstacles: Obstacles, assumptions: Assumptions = EXACT, plant=PLANT):
+    return Certifier(constraints, plant, SERVO.substeps * SERVO.substep_s, assumptions).certify(
+        commands, start, obstacles
+    )
+
+
+@settings(BATCHES, max_examples=2000 // ROBOTS)
+@given(seed=SEEDS)
+def test_what_is_certified_never_violates_2000_cases(seed: int) -> None:
+    assert outcome(seed).worst <= ROUNDING
+
+
+@pytest.mark.slow
+@settings(BATCHES, max_examples=100_000 // ROBOTS)
+@given(seed=SEEDS)
+def test_what_is_certified_never_violates_100000_cases(seed: int) -> None:
+    assert outcome(seed).worst <= ROUNDING
+
+
+def test_the_random_cases_are_neither_all_certified_nor_all_refused() -> None:
+    shares = [(found.length == found.rows).mean() for found in (outcome(seed) for seed in range(6))]
+    assert 0.2 < np.mean(shares) < 0.9
+
+
+@pytest.mark.parametrize("servo", SERVOS)
+def test_plans_that_violate_by_themselves_are_not_certified(servo: Servo) -> None:
+    """The converse on plans, without a way to stop: a third or so drive into something, and none of them pass."""
+    demands = Demands(speed=4.0, distance=0.3)
+    robots = random_robots(np.random.default_rng(3), EXACT, servo)
+    n = robots.commands.shape[1]
+    over = violation(
+        demands, servo.substeps * servo.substep_s, servo, robots.solids, robots.history, robots.commands,
+        servo.held(robots.commands, n), robots.position, robots.velocity,
+    )  # fmt: skip
+    certifier = Certifier(constraints_of(demands), plant_of(servo), servo.substeps * servo.substep_s, EXACT)
+    found = certifier.certify(torch.as_tensor(robots.commands), start_of(robots), obstacles_of(robots.solids))
+    violates = over > ROUNDING
+    assert 0.1 < violates.mean() < 0.9
+    assert not (found.length.numpy()[violates] == n).any()
+    assert (found.length.numpy()[~violates] == n).mean() > 0.3
+
+
+def test_the_oracle_sees_a_certificate_that_is_off_by_a_hundredth(monkeypatch) -> None:
+    margin = KeepOut.margin
+    monkeypatch.setattr(KeepOut, "margin", lambda self, y, scene: margin(self, y, scene) + 0.01)
+    assert max(outcome(seed).worst for seed in range(8)) > 1e-3
+
+
+def test_a_robot_that_starts_inside_an_obstacle_may_do_nothing() -> None:
+    found = certify([KeepOut(0.3)], line((1.0, 0.0), (1.5, 0.0), 4), at_rest(1.0, 0.0), disc(1.0, 0.2, 0.1))
+    assert int(found.length) == 0
+    assert not bool(found.can_stop)
+
+
+def test_a_thin_wall_between_two_waypoints_is_seen() -> None:
+    jump = torch.tensor([[[4.0, 0.0]]], dtype=torch.float64)
+    wall = polygon([(2.0, -5.0), (2.0, 5.0)])
+    for acts_on in ("commands", "motion"):
+        found = certify([KeepOut(0.0, acts_on=acts_on)], jump, at_rest(0.0, 0.0), wall)
+        assert int(found.length) == 0
+        assert bool(found.can_stop)
+    free = certify([KeepOut(0.0)], jump, at_rest(0.0, 0.0), polygon([(5.0, -5.0), (5.0, 5.0)]))
+    assert int(free.length) == 1
+
+
+def test_a_row_whose_way_to_stop_is_blocked_is_not_sent() -> None:
+    """Four rows at constant speed; the motion lags and is clear within the plan, but held targets lie in the wall."""
+    commands = line((0.0, 0.0), (2.0, 0.0), 4)
+    wall = box(1.8, -1.0, 3.0, 1.0)
+    reached, _ = PLANT.motion(commands, at_rest(0.0, 0.0).state)
+    assert float(reached[..., 0].max()) < 1.8
+    found = certify([KeepOut(0.0)], commands, at_rest(0.0, 0.0), wall)
+    assert int(found.length) == 3
+
+
+def test_a_moving_obstacle_is_expected_wherever_it_can_be_until_the_robot_stands() -> None:
+    commands = line((0.0, 0.0), (1.0, 0.0), 4)
+    slow, fast = (disc(3.5, 0.0, 0.2, speed=speed) for speed in (0.5, 4.0))
+    assert int(certify([KeepOut(0.3)], commands, at_rest(0.0, 0.0), slow).length) == 4
+    fast_found = certify([KeepOut(0.3)], commands, at_rest(0.0, 0.0), fast)
+    assert int(fast_found.length) < 4
+    assert bool(fast_found.can_stop)  # it stands already
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "constraints", [[], [Box(-9.0, 9.0, Rows("commands"))], [KeepOut(0.1)], [KeepOut(0.1, acts_on="commands")]]
+)
+@pytest.mark.parametrize("bad", ["command", "position", "velocity", "history"])
+def test_nan_never_passes(constraints, bad: str) -> None:
+    start, commands = at_rest(0.0, 0.0), line((0.0, 0.0), (0.5, 0.0), 3)
+    assert int(certify(constraints, commands, start, no_obstacles(1)).length) == 3
+    if bad == "command":
+        commands[0, 1, 0] = NAN
+    spoilt = {"position": start.state.position, "velocity": start.state.velocity, "history": start.commands}
+    if bad in spoilt:
+        spoilt[bad][..., -1, 0] = NAN
+    found = certify(constraints, commands, start, no_obstacles(1))
+    assert int(found.length) == (1 if bad == "command" else 0)
+    assert bool(found.can_stop) == (bad == "command")
+
+
+@pytest.mark.parametrize("constraints", [[], [KeepOut(0.1)], [BarrierDecrease(0.5, 0.1)]])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("vertices", NAN), ("vertices", float("inf")), ("radius", NAN), ("radius", -0.1), ("speed", NAN), ("speed", -1.0)],
+)
+def test_obstacles_that_cannot_be_are_never_clear(constraints, part: str, value: float) -> None:
+    far = disc(50.0, 50.0, 1.0)
+    spoilt = replace(far, **{part: getattr(far, part) * 0.0 + value})
+    commands = line((0.0, 0.0), (0.5, 0.0), 3)
+    found = certify(constraints, commands, at_rest(0.0, 0.0), spoilt)
+    assert int(found.length) == 0
+    assert not bool(found.can_stop)
+    unused = replace(spoilt, is_used=torch.zeros(1, 1, dtype=torch.bool))
+    assert int(certify(constraints, commands, at_rest(0.0, 0.0), unused).length) == 3
+
+
+def test_a_robot_is_certified_alike_alone_and_among_others() -> None:
+    demands = Demands(workspace=(0.5, 9.5), command_acceleration=40.0, distance=0.3)
+    robots = random_robots(np.random.default_rng(0), EXACT, SERVO)
+    start, obstacles = start_of(robots), obstacles_of(robots.solids)
+    found = certify(constraints_of(demands), torch.as_tensor(robots.commands), start, obstacles)
+    for index in (0, 17, ROBOTS - 1):
+        one = torch.tensor([index])
+        commands = torch.as_tensor(robots.commands)[one]
+        alone = certify(constraints_of(demands), commands, start.rows(one), obstacles.rows(one))
+        assert int(alone.length) == int(found.length[index])
+        # The matrix products round by their shape: 1e-12 of coordinates of 10.
+        torch.testing.assert_close(alone.margin, found.margin[one], rtol=0.0, atol=1e-11)
+        torch.testing.assert_close(alone.stops, found.stops[one], rtol=0.0, atol=0.0)
+
+
+def test_ways_to_stop_are_commands_as_they_are_sent() -> None:
+    """In float32: nothing rounds them after the certificate."""
+    commands = line((0.0, 0.0), (0.1, 0.3), 3)
+    found = certify([NormLimit(40.0, Rows("commands", 2))], commands, at_rest(0.0, 0.0), no_obstacles(1))
+    torch.testing.assert_close(found.stops, found.stops.float().double(), rtol=0.0, atol=0.0)
+
+
+def test_a_brake_keeps_to_the_limit_of_acceleration() -> None:
+    """At 5 units/s, to hold at once takes 50 units/s2."""
+    start = at_rest(0.0, 0.0, velocity=(5.0, 0.0))
+    moving = torch.tensor([[[-1.5, 0.0], [-1.0, 0.0], [-0.5, 0.0]]], dtype=torch.float64)
+    start = Start(start.state, moving)
+    commands = line((-0.5, 0.0), (1.5, 0.0), 4)
+    for limit, ticks in ((51.0, 1), (26.0, 2), (10.1, 5)):
+        found = certify([NormLimit(limit, Rows("commands", 2))], commands, start, no_obstacles(1))
+        assert int(found.length) == 4
+        steps = torch.cat([commands[:, -2:], found.stops[:, -1]], dim=1).diff(dim=1)[0, :, 0]
+        assert int((steps > 1e-5).sum()) >= ticks
+    assert int(certify([NormLimit(5.0, Rows("commands", 2))], commands, start, no_obstacles(1)).length) == 0
+
+
+class Floor:
+    """A user's own constraint: every executed position at or above `y`."""
+
+    rows = Rows("motion")
+
+    def __init__(self, y: float) -> None:
+        self.y = y
+
+    def prox(self, reference, scene: Scene):
+        low = torch.tensor([-torch.inf, self.y]).to(reference)
+        return lambda y: torch.maximum(y, low)
+
+    def margin(self, y, scene: Scene):
+        return y[..., 1] - self.y
+
+
+def test_a_users_own_constraint_is_certified() -> None:
+    down = line((0.0, 1.0), (0.0, -0.5), 3)
+    assert int(certify([Floor(0.4)], down, at_rest(0.0, 1.0), no_obstacles(1)).length) == 1
+    assert int(certify([Floor(-0.6)], down, at_rest(0.0, 1.0), no_obstacles(1)).length) == 3
+
+
+def test_what_cannot_be_promised_is_refused() -> None:
+    inexact = Assumptions(position_error=0.1)
+    with pytest.raises(ValueError, match="needs a plant"):
+        Certifier([KeepOut(0.1)], None, 0.1, EXACT)
+    with pytest.raises(ValueError, match="a limit of order 2 on the motion needs an exact state"):
+        Certifier([NormLimit(1.0, Rows("motion", 2))], PLANT, 0.1, inexact)
+    with pytest.raises(ValueError, match="delay_substeps 16 must be at most 15, 3 ticks"):
+        Certifier([KeepOut(0.1)], PLANT, 0.1, Assumptions(delay_substeps=16))
+
+
+def test_an_overshoot_of_what_is_left_at_the_end_counts() -> None:
+    """A lightly damped robot swings past a held target long after the rows that are looked at one by one."""
+    servo = Servo(100.0, 2.0, 0.02, 5)
+    solids = Solids(np.zeros((1, 1, 1, 2)), np.zeros((1, 1)), np.zeros((1, 1)), np.ones((1, 1), dtype=bool))
+    for end in np.linspace(-0.8, -0.2, 61):
+        commands = np.array([[[end, 0.0]]], dtype=np.float32).astype(np.float64)
+        begin = np.array([[-1.0, 0.0]])
+        robots = Robots(begin[:, None].repeat(3, 1), commands, begin, 0 * begin, begin, 0 * begin, solids)
+        certifier = Certifier([KeepOut(0.1)], plant_of(servo), 0.1, EXACT)
+        found = certifier.certify(torch.as_tensor(commands), start_of(robots), obstacles_of(solids))
+        path, _ = servo.motion(servo.held(commands, 200), begin, 0 * begin)
+        if int(found.length):
+            assert path[..., 0].max() <= -0.1 + ROUNDING
+
+
+def test_a_plant_whose_position_is_not_the_sum_of_its_velocities_is_bounded_too() -> None:
+    """The exact answer of a servo over a sub-step: the mean velocity differs from the one at the end."""
+    h, stiffness, damping = 0.1, 100.0, 20.0
+    exact = torch.linalg.matrix_exp(torch.tensor([[0.0, 1.0], [-stiffness, -damping]]).double() * h)
+    drive = torch.eye(2, dtype=torch.float64)[:, 0] - exact[:, 0]
+    plant = LinearPlant(tuple(map(tuple, exact.tolist())), tuple(drive.tolist()), h, 1)
+    commands = line((0.0, 0.0), (0.5, 0.0), 4)
+    start, error = at_rest(0.0, 0.0), 0.2
+    _, tube = Assumptions(velocity_error=error, rest_speed=0.05).tubes(plant, commands, start)
+    states = (State(start.state.position, torch.tensor([[v, 0.0]], dtype=torch.float64)) for v in (0.0, error))
+    path = [plant.motion(commands, state)[0] for state in states]
+    first = [torch.cat([start.state.position[:, None], positions], dim=1).diff(dim=1) / h for positions in path]
+    assert bool(((first[1] - first[0]).norm(dim=-1) <= tube + ROUNDING).all())

@@ -1,0 +1,320 @@
+"""Every constraint: its projection is one, its margin tells the truth and no more; each as plain numbers say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from shapely import LineString, Polygon
+
+from diffpolicy.constraints.constraint import Constraint, Rows, Scene
+from diffpolicy.constraints.keep_out import BarrierDecrease, KeepOut
+from diffpolicy.constraints.limits import Box, NormLimit, Polytope
+from diffpolicy.constraints.obstacles import (
+    Obstacles,
+    box,
+    disc,
+    no_obstacles,
+    polygon,
+    together,
+)
+from diffpolicy.constraints.plant import State, position_servo
+from diffpolicy.constraints.trajectory import Start, row_times_s, rows_of
+
+COMMANDS = Rows("commands")
+CORNER = [(1.0, 0.0), (0.0, 1.0)]
+SKEWED = [(1.0, 0.0), (1.0, 0.2), (-0.3, 1.0)]
+
+
+def of_all(inset: float) -> dict[str, Constraint]:
+    """Every constraint; a new one inherits the tests below."""
+    return {
+        "box": Box([-2.0, -1.0], [1.0, 3.0], COMMANDS, inset),
+        "box, one number": Box(-2.0, 2.0, Rows("commands", 1), inset),
+        "norm": NormLimit(2.0, Rows("commands", 2), inset),
+        "half-space": Polytope([(3.0, 4.0)], [5.0], COMMANDS, inset),
+        "corner": Polytope(CORNER, [1.0, 2.0], COMMANDS, inset),
+        "keep-out": KeepOut(0.3, 0.1, inset=inset),
+        "keep-out of commands": KeepOut(0.0, acts_on="commands", inset=inset),
+        "barrier": BarrierDecrease(0.3, 0.2, 0.1, inset=inset),
+        "barrier, rate 1": BarrierDecrease(1.0, 0.3, inset=inset),
+    }
+
+
+EVERY_CONSTRAINT = list(of_all(0.0))
+CASES, ROWS = 40, 6
+
+
+def scene() -> Scene:
+    parts = disc(1.0, 1.0, 0.5), box(-2.0, -2.0, -1.0, 0.0), polygon([(2.0, -2.0), (2.0, 2.0)]), disc(0, -2, 0.2, 0.1)
+    one = together(parts).padded(5)
+    return Scene(one.rows(torch.zeros(CASES, dtype=torch.long)), 0.1 * torch.arange(1, ROWS + 1, dtype=torch.float64))
+
+
+def random_rows(constraint: Constraint, seed: int, copies: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = [CASES, ROWS, 2]
+    if constraint.rows.segments:
+        shape = [CASES, *([5] if copies else []), ROWS, 2, 2]
+    return 4.0 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def farthest(y: torch.Tensor, constraint: Constraint) -> torch.Tensor:
+    """[CASES, ROWS], by how much the rows differ; of a segment the end that differs more."""
+    off = torch.linalg.vector_norm(y, dim=-1)
+    return off.amax(-1) if constraint.rows.segments else off
+
+
+@pytest.mark.parametrize("inset", [0.0, 0.05])
+@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+def test_prox_is_a_projection(name: str, inset: float) -> None:
+    constraint = of_all(inset)[name]
+    prox = constraint.prox(random_rows(constraint, 0), scene())
+    a, b = random_rows(constraint, 1, copies=True), random_rows(constraint, 2, copies=True)
+    once, other = prox(a), prox(b)
+    torch.testing.assert_close(prox(once), once, rtol=0.0, atol=1e-12)  # rounding of one more dot product
+    dims = tuple(range(1, a.ndim))
+    apart, before = (once - other).square().sum(dims), (a - b).square().sum(dims)
+    assert bool((apart <= before * (1 + 1e-12)).all())
+    # The nearest: from there, no feasible point lies in the direction of where it came from (Kolmogorov).
+    assert bool((((a - once) * (other - once)).sum(dims) <= 1e-9).all())
+
+
+@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+def test_projected_rows_are_allowed_by_the_margin(name: str) -> None:
+    """By obstacles one by one: each has a copy of the rows. A barrier below rate 1 is linear in the projection only."""
+    constraint, around = of_all(0.0)[name], scene()
+    projected = constraint.prox(random_rows(constraint, 0), around)(random_rows(constraint, 1, copies=True))
+    if not constraint.rows.segments:
+        assert bool((constraint.margin(projected, around) >= -1e-12).all())
+    elif getattr(constraint, "rate", 1.0) == 1.0:
+        for slot in range(5):
+            alone = Obstacles(*(part[:, slot : slot + 1] for part in vars(around.obstacles).values()))
+            y = projected[:, slot]
+            if isinstance(constraint, BarrierDecrease):
+                y = y[..., 1:, :].expand(-1, -1, 2, -1)  # it asks for nothing but a clear end
+            assert bool((KeepOut(constraint.distance).margin(y, Scene(alone, around.time_s)) >= -1e-9).all())
+
+
+@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+def test_the_margin_of_rows_bounds_that_of_all_rows_near_them(name: str) -> None:
+    """What the certificate needs of it: margin(other) >= margin(rows) - their difference, where that is below 0."""
+    constraint, around = of_all(0.0)[name], scene()
+    for seed, size in enumerate([1e-3, 0.1, 1.0, 5.0]):
+        y = random_rows(constraint, seed)
+        other = y + size * random_rows(constraint, 50 + seed)
+        sure = constraint.margin(y, around) - farthest(other - y, constraint)
+        found = constraint.margin(other, around)
+        assert bool((found[sure >= 0] >= -1e-12).all())
+        if not isinstance(constraint, KeepOut):  # which stops at a bound where it is clear anyway
+            assert bool((found >= sure - 1e-12).all())
+
+
+@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+def test_nan_has_no_margin(name: str) -> None:
+    constraint, around = of_all(0.0)[name], scene()
+    y = random_rows(constraint, 0)
+    y[0, 2] = float("nan")
+    margin = constraint.margin(y, around)
+    assert not bool(margin[0, 2] >= 0)
+    assert not bool(margin[0].amin() >= 0)
+    spoilt = Obstacles(around.obstacles.vertices * float("nan"), *list(vars(around.obstacles).values())[1:])
+    if constraint.rows.segments:
+        assert not bool((constraint.margin(random_rows(constraint, 1), Scene(spoilt, around.time_s)) >= 0).any())
+
+
+def segment(*points: tuple[float, float]) -> torch.Tensor:
+    return torch.tensor(points, dtype=torch.float64).reshape(1, -1, 2, 2)
+
+
+def seen(obstacles: Obstacles, times: Sequence[float] = (0.0,), at_rest: Sequence[bool] | None = None) -> Scene:
+    rest = None if at_rest is None else torch.tensor([at_rest])
+    return Scene(obstacles, torch.tensor(times, dtype=torch.float64), rest)
+
+
+def test_limits_by_hand() -> None:
+    y = torch.tensor([[[0.5, 0.0], [3.0, 4.0], [-2.5, 0.0]]], dtype=torch.float64)
+    for constraint, expected in [
+        (Box([-2.0, -1.0], [1.0, 3.0], COMMANDS), [0.5, -2.0, -0.5]),
+        (Box(-2.0, 2.0, COMMANDS), [1.5, -2.0, -0.5]),
+        (NormLimit(4.5, COMMANDS), [4.0, -0.5, 2.0]),
+        (Polytope([(3.0, 4.0)], [5.0], COMMANDS), [0.7, -4.0, 2.5]),
+        (Polytope(SKEWED[:1], [1.0], COMMANDS), [0.5, -2.0, 3.5]),
+    ]:
+        found = constraint.margin(y, seen(no_obstacles(1)))
+        torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64), rtol=0.0, atol=1e-12)
+
+
+def test_faces_that_meet_at_an_angle_are_met_by_projecting_again_and_again() -> None:
+    wedge = Polytope(SKEWED, [0.0, 0.0, 0.0], COMMANDS)
+    y = torch.randn(1, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    around = seen(no_obstacles(1))
+    for _ in range(60):
+        y = wedge.prox(y, around)(y)
+    assert float(wedge.margin(y, around).amin()) >= -1e-9
+
+
+def test_a_segment_is_as_clear_as_shapely_says() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [
+        Polygon([(1, 1), (3, 1), (2, 3)]),
+        Polygon([(-3, -3), (-1, -3), (-1, -1)]).buffer(0),
+        LineString([(0, 4), (4, 4)]),
+    ]
+    corners = [
+        [(1.0, 1.0), (3.0, 1.0), (2.0, 3.0)],
+        [(-3.0, -3.0), (-1.0, -3.0), (-1.0, -1.0)],
+        [(0.0, 4.0), (4.0, 4.0)],
+    ]
+    obstacles = together([polygon(one) for one in corners])
+    for _ in range(200):
+        ends = rng.uniform(-5, 5, (2, 2))
+        margin = float(KeepOut(0.25).margin(segment(*ends.tolist()), seen(obstacles)))
+        expected = min(LineString(ends).distance(shape) for shape in shapes) - 0.25
+        if expected > 0.25:  # a lower bound is enough there
+            assert 0.25 - 1e-12 <= margin <= expected + 1e-12
+        elif expected > -0.25:
+            assert margin == pytest.approx(expected, abs=1e-12)
+        else:
+            assert margin < -0.25 + 1e-12
+
+
+def test_a_step_through_a_thin_wall_is_seen_though_both_ends_are_clear() -> None:
+    wall, jump = polygon([(0.0, -5.0), (0.0, 5.0)]), segment((-1.0, 0.0), (1.0, 0.1))
+    ends = segment((-1.0, 0.0), (-1.0, 0.0), (1.0, 0.1), (1.0, 0.1))
+    assert float(KeepOut(0.1).margin(ends, seen(wall, (0.0, 0.0))).amin()) > 0
+    assert float(KeepOut(0.1).margin(jump, seen(wall))) < 0
+    projected = KeepOut(0.1).prox(jump, seen(wall))(jump[:, None])
+    assert float(KeepOut(0.1).margin(projected[:, 0], seen(wall))) >= -1e-12
+
+
+def test_moving_obstacles_grow_and_a_standing_robot_does_not_mind() -> None:
+    at = segment((0.0, 0.0), (0.0, 0.0))
+    fast, keep = disc(5.0, 0.0, 1.0, speed=2.0), KeepOut(0.5)
+    for time_s, expected in ((0.5, 2.5), (1.0, 1.5), (2.0, -0.5)):
+        assert float(keep.margin(at, seen(fast, (time_s,)))) == pytest.approx(expected)
+    assert float(keep.margin(at, seen(fast, (2.0,), (True,)))) == float("inf")
+    assert float(keep.margin(at, seen(fast, (2.0,), (False,)))) == pytest.approx(-0.5)
+    still = disc(0.5, 0.0, 1.0)
+    assert float(keep.margin(at, seen(still, (2.0,), (True,)))) < 0  # one that stands is always minded
+
+
+def test_an_unused_slot_is_nothing_whatever_it_holds() -> None:
+    full = disc(0.0, 0.0, 1.0)
+    empty = Obstacles(full.vertices * float("nan"), full.radius, full.speed, torch.zeros(1, 1, dtype=torch.bool))
+    at = segment((0.0, 0.0), (0.1, 0.0))
+    assert float(KeepOut(0.5).margin(at, seen(empty))) == float("inf")
+    torch.testing.assert_close(KeepOut(0.5).prox(at, seen(empty))(at[:, None]), at[:, None], rtol=0.0, atol=0.0)
+
+
+def test_a_barrier_lets_the_distance_shrink_by_its_rate_only() -> None:
+    barrier, obstacle = BarrierDecrease(0.25, 0.5), disc(0.0, 0.0, 1.0)
+    for end, is_allowed in ((4.51, True), (4.6, True), (4.49, False), (2.0, False), (6.0, True)):
+        # h falls from 4 to at least 3
+        margin = float(barrier.margin(segment((5.5, 0.0), (end, 0.0)), seen(obstacle)))
+        assert (margin >= 0) == is_allowed
+    assert float(barrier.margin(segment((5.5, 0.0), (4.0, 0.0)), seen(obstacle))) == pytest.approx(-0.5 / 1.75)
+
+
+PLANT = position_servo(100.0, 20.0, 0.02, 5)
+
+
+def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    past, commands = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64) for n in (3, 5))
+    nowhere = torch.full((2, 2), float("nan"), dtype=torch.float64)
+    start = Start(State(nowhere, nowhere), past)
+    path = np.concatenate([past.numpy(), commands.numpy()], axis=1)
+    for order in range(4):
+        signs = ([1], [1, -1], [1, -2, 1], [1, -3, 3, -1])[order]
+        expected = sum(sign * path[:, 3 - k : 8 - k] for k, sign in enumerate(signs)) / 0.1**order
+        found = rows_of(Rows("commands", order), None, 0.1, commands, start)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11, atol=1e-9)  # differences over 1e-3 s3
+    found = rows_of(Rows("commands", segments=True), None, 0.1, commands, start)
+    np.testing.assert_array_equal(found.numpy(), np.stack([path[:, 2:-1], path[:, 3:]], axis=2))
+    np.testing.assert_allclose(row_times_s(COMMANDS, None, 0.1, 3).numpy(), [0.1, 0.2, 0.3], rtol=1e-12)
+
+
+def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_did_before() -> None:
+    """The robot comes from somewhere under a held command; its past sub-steps are worked out backwards."""
+    generator = torch.Generator().manual_seed(0)
+    held, commands = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64) for n in (1, 4))
+    begin = State(*torch.randn(2, 2, 2, generator=generator, dtype=torch.float64))
+    before, velocity = PLANT.motion(held, begin)
+    now = State(before[:, -1], velocity[:, -1])
+    after, after_velocity = PLANT.motion(commands, now)
+    path = torch.cat([before, after], dim=1).numpy()
+    start = Start(now, held.expand(-1, 3, -1))
+    first = before.shape[1]
+    for order in range(4):
+        expected = np.diff(path, n=order, axis=1)[:, first - order :] / 0.02**order
+        found = rows_of(Rows("motion", order), PLANT, 0.1, commands, start)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-6)  # differences over 8e-6 s3
+    found = rows_of(Rows("motion", 1), PLANT, 0.1, commands, start)
+    np.testing.assert_allclose(found.numpy(), after_velocity.numpy(), rtol=0, atol=1e-9)  # semi-implicit Euler
+    with pytest.raises(ValueError, match="needs a plant"):
+        rows_of(Rows("motion"), None, 0.1, commands, start)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Box(1.0, -1.0, COMMANDS), "must not be above"),
+        (lambda: Box([0.0, 2.0], [1.0, 1.0], COMMANDS), "must not be above"),
+        (lambda: Box(float("nan"), 1.0, COMMANDS), "must not be above"),
+        (lambda: Box(0.0, 1.0, COMMANDS, inset=0.6), "inset 0.6"),
+        (lambda: Box(0.0, 1.0, COMMANDS, inset=float("nan")), "inset nan"),
+        (lambda: Box(0.0, 1.0, COMMANDS, inset=-0.1), "inset -0.1"),
+        (lambda: NormLimit(-1.0, COMMANDS), "limit: -1.0"),
+        (lambda: NormLimit(0.0, COMMANDS), "above 0"),
+        (lambda: NormLimit(float("nan"), COMMANDS), "finite"),
+        (lambda: NormLimit(float("inf"), COMMANDS), "finite"),
+        (lambda: Polytope([(0.0, 0.0)], [1.0], COMMANDS), "not zero"),
+        (lambda: Polytope([(1.0, 0.0)], [float("nan")], COMMANDS), "finite"),
+        (lambda: Polytope([(1.0, 0.0)], [1.0, 2.0], COMMANDS), r"offsets \[2\]"),
+        (lambda: KeepOut(-0.1), "robot_radius -0.1"),
+        (lambda: KeepOut(0.1, float("nan")), "clearance nan"),
+        (lambda: KeepOut(float("inf")), "robot_radius inf"),
+        (lambda: BarrierDecrease(0.0, 0.1), "rate 0.0"),
+        (lambda: BarrierDecrease(1.1, 0.1), "rate 1.1"),
+        (lambda: BarrierDecrease(0.5, float("nan")), "at least 0"),
+        (lambda: BarrierDecrease(0.5, float("inf")), "at least 0"),
+        (lambda: BarrierDecrease(0.5, -1.0, 2.0), "at least 0"),
+        (lambda: Rows("command"), "acts_on 'command'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Rows("motion", 4), "order 4"),
+        (lambda: Rows("motion", 1, segments=True), "order 0, not 1"),
+        (lambda: polygon([(0, 0), (1, 0), (0, 1), (1, 1)]), "convex"),
+        (lambda: polygon([(0, 0), (4, 0), (4, 4), (1, 1), (0, 4)]), "convex"),
+        (lambda: disc(0.0, float("nan"), 1.0), "finite"),
+        (lambda: disc(0.0, 0.0, -1.0), "at least 0"),
+        (lambda: disc(0.0, 0.0, 1.0, speed=-1.0), "at least 0"),
+        (lambda: polygon([]), "convex"),
+        (lambda: box(1.0, 0.0, 0.0, 1.0), "must not be above"),
+        (lambda: disc(0.0, 0.0, 1.0).padded(0), "expected at most 0"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("now", "is_within"),
+    [
+        (disc(0.0, 0.0, 1.0), True),
+        (disc(0.15, 0.0, 1.0), True),
+        (disc(0.25, 0.0, 1.0), False),  # farther than 2 units/s in 0.1 s
+        (disc(0.25, 0.0, 0.9), True),
+        (disc(0.0, 0.0, 1.3), False),
+        (disc(0.0, 0.0, 1.0, speed=3.0), False),
+        (together([disc(0.0, 0.0, 1.0), disc(0.1, 0.0, 0.5)]), True),  # seen twice
+        (together([disc(0.0, 0.0, 1.0), disc(5.0, 0.0, 0.5)]), False),  # one appears
+        (no_obstacles(1), True),
+        (polygon([(-0.5, 0.0), (0.5, 0.0)], radius=0.2), True),
+        (polygon([(-2.5, 0.0), (0.5, 0.0)], radius=0.2), False),
+    ],
+)  # fmt: skip
+def test_obstacles_keep_to_their_speed_or_do_not(now: Obstacles, is_within: bool) -> None:
+    expected = disc(0.0, 0.0, 1.0, speed=2.0).moved_on(torch.tensor([0.1], dtype=torch.float64))
+    assert bool(now.is_within(expected, tolerance=1e-9)) == is_within
+    assert bool(now.is_within(no_obstacles(1), tolerance=1e-9)) == (now.slots == 0)
