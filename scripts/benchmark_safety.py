@@ -48,6 +48,7 @@ class BenchmarkSafetyConfig:
     seed: int = 100_000
     inference_batch: int = 64
     latency_chunks: int = 20
+    max_ticks: int | None = None
     device: str = "auto"
 
 
@@ -94,7 +95,7 @@ def measure(
     assumed = FAULTS[fault]
     safety = build_safety(replace(SCENES[scene].demands, **assumed))
     assert safety is not None
-    env_config = register_scene(scene, fault)
+    env_config = register_scene(scene, fault, config.max_ticks)
     batch = min(config.inference_batch, config.episodes)
     controller = METHODS[method](policy, config.sampler, safety, batch)
     if fault != "none":

@@ -128,7 +128,7 @@ SCENES: Mapping[str, Scene] = {
 }
 
 
-def register_scene(name: str, fault: str) -> EnvConfig:
+def register_scene(name: str, fault: str, max_ticks: int | None) -> EnvConfig:
     """The scene's env, with its unseen obstacle and the fault, under an id of its own."""
     scene = SCENES[name]
     env = scene.env
@@ -142,7 +142,8 @@ def register_scene(name: str, fault: str) -> EnvConfig:
     scene_id = f"benchmark/{name}-{fault}-v0"
     if scene_id not in gymnasium.registry:
         gymnasium.register(scene_id, entry_point=make, disable_env_checker=True, order_enforce=False)
-    return EnvConfig(scene_id, env.kwargs, env.reset_options)
+    limit = {} if max_ticks is None else {"max_episode_steps": max_ticks}
+    return EnvConfig(scene_id, {**env.kwargs, **limit}, env.reset_options)
 
 
 @dataclass

@@ -1,0 +1,117 @@
+"""The safety benchmark: every scene, method and fault runs, and what is promised holds even for an untrained policy."""
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import diffpolicy_envs  # noqa: F401
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from diffpolicy.config import ModelConfig, PolicyConfig
+from diffpolicy.policy import DiffusionPolicy
+
+COMMON = ["episodes=1", "inference_batch=1", "max_ticks=24", "latency_chunks=0", "sampler.steps=2", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def reach_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained policy with the observations and actions of ObstacleReach."""
+    space = gymnasium.make("diffpolicy/ObstacleReach-v0").observation_space
+    assert isinstance(space, gymnasium.spaces.Dict)
+    dims = {key: int(np.prod(box.shape)) for key, box in space.items()}
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(PolicyConfig(dims, 2, model=ModelConfig(widths=[8, 16, 32])))
+    pixels = torch.linspace(0.0, 512.0, 100)[:, None]
+    policy.fit_normalizers({key: pixels.expand(-1, dim) for key, dim in dims.items()}, pixels.expand(-1, 2))
+    folder = tmp_path_factory.mktemp("reach") / "checkpoint"
+    policy.save_pretrained(folder)
+    return folder
+
+
+def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(repository / "scripts" / "benchmark_safety.py"), *arguments]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    rows = json.loads((folder / "safety.json").read_text())["rows"]
+    with (folder / "safety.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in rows]
+    assert (folder / "safety.png").stat().st_size > 1000
+    return rows
+
+
+@pytest.fixture
+def tables(repository: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    monkeypatch.syspath_prepend(str(repository / "scripts"))
+    return importlib.import_module("safety_scenes"), importlib.import_module("safety_methods")
+
+
+def test_every_method_gives_a_row(repository: Path, reach_checkpoint: Path, tmp_path: Path, tables) -> None:
+    _, methods = tables
+    result = run(
+        repository, f"checkpoint={reach_checkpoint}", "scenes=[symmetric]", *COMMON, f"hydra.run.dir={tmp_path}"
+    )
+    assert result.returncode == 0, result.stderr
+    rows = {row["method"]: row for row in rows_of(tmp_path)}
+    assert list(rows) == list(methods.METHODS)
+    for name, row in rows.items():
+        assert row["episodes"] == 1
+        assert row["substeps"] > 0
+        if name == "brake" or name.startswith("ours"):
+            assert row["violations"] == 0, row
+            assert row["certified_rate"] == 1.0  # a robot at rest can always stay
+        else:
+            assert row["certified_rate"] == 0.0
+
+
+def test_what_is_promised_holds_with_every_fault(
+    repository: Path, reach_checkpoint: Path, tmp_path: Path, tables
+) -> None:
+    scenes, _ = tables
+    faults = ",".join(scenes.FAULTS)
+    settings = ["methods=[ours_1]", f"faults=[{faults}]", "scenes=[random,moving,appears]", *COMMON]
+    result = run(repository, f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(tmp_path)
+    assert len(rows) == 3 * len(scenes.FAULTS)
+    for row in rows:
+        assert row["violations"] == 0, row
+        assert row["unchecked_ticks"] == 0, row
+
+
+def test_pusht_keeps_out_of_a_zone_that_its_observation_does_not_show(
+    repository: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = ["scenes=[pusht,pusht_appears]", "methods=[ours_1]", *COMMON]
+    result = run(repository, f"checkpoint={tiny_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert [row["violations"] for row in rows_of(tmp_path)] == [0, 0]
+
+
+@pytest.mark.parametrize("choice", ["scenes=[nowhere]", "methods=[hope]", "faults=[gremlins]"])
+def test_what_does_not_exist_is_named_before_any_work(repository: Path, tiny_checkpoint: Path, choice: str) -> None:
+    result = run(repository, f"checkpoint={tiny_checkpoint}", choice)
+    assert result.returncode == 1
+    assert "is unknown, expected one of" in result.stderr
+
+
+def test_the_disc_that_closes_a_way_touches_the_obstacle_and_lies_beside_the_way(tables) -> None:
+    scenes, _ = tables
+    env = gymnasium.make("diffpolicy/ObstacleReach-v0", variant="symmetric")
+    sides = set()
+    for seed in range(10):
+        observation, info = env.reset(seed=seed)
+        x, y, radius = scenes.beside_the_obstacle(info, observation)
+        along = observation["goal"] - info["agent_position"]
+        center = info["obstacles"]["vertices"][0].mean(0)
+        assert abs(np.dot(along, np.array([x, y]) - center)) < 1e-3 * np.linalg.norm(along) * radius
+        sides.add(np.sign(along[0] * (y - center[1]) - along[1] * (x - center[0])).item())
+    assert sides == {-1.0, 1.0}
