@@ -45,7 +45,9 @@ GRID_PX = {
     "tangents": 1.0,
 }
 STEPS_PER_PLAN = 4  # where obstacles move; otherwise one plan is enough
-STEPS_AT_GOAL = 4  # recorded after success, for the way into rest
+# Recorded after success: observations from which a window of actions would lead beyond the end are not trained on.
+STEPS_AT_GOAL = 12
+AROUND_GOAL_SHARE = 0.15  # of the episodes that start off the way
 _RANGES = (
     ("speed_px", 2.0, 20.0),
     ("clearance_px", 4.0, 30.0),
@@ -167,10 +169,11 @@ def _off_the_way(layout: Layout, settings: Settings, generator: np.random.Genera
     way = route.way
     marks = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(way, axis=0).T))])
     for _ in range(20):
-        place = marks[-1] * generator.uniform(0.0, 0.97)
+        is_around_goal = generator.random() < AROUND_GOAL_SHARE
+        place = marks[-1] * (0.999 if is_around_goal else generator.uniform(0.0, 0.97))
         on_way, ahead = (np.array([np.interp(at, marks, way[:, axis]) for axis in (0, 1)]) for at in (place, place + 1))
         forward = (ahead - on_way) / max(math.dist(ahead, on_way), 1e-9)
-        agent = _rounded("agent", on_way + generator.normal(0.0, 18.0, 2))
+        agent = _rounded("agent", on_way + generator.normal(0.0, 40.0 if is_around_goal else 18.0, 2))
         speed = generator.uniform(0.0, 10.0 * settings.speed_px)
         velocity = _rounded("agent", speed * forward + generator.normal(0.0, 12.0, 2))
         coming = agent + 0.1 * velocity
