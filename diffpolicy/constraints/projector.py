@@ -53,7 +53,7 @@ class Task:
 
 
 class _Held:
-    """What a constraint on positions of the motion means for the commands: a robot may be left to go to each of them."""
+    """What a constraint on positions of the motion means for commands: a robot may be left to go to each of them."""
 
     def __init__(self, constraint: Constraint) -> None:
         self.rows = Rows("commands", segments=constraint.rows.segments)
@@ -133,8 +133,8 @@ class Projector:
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
         """[B], the farthest that any row at a knot is from where its constraint wants it."""
         pairs = zip(self._proxes(commands, task), self._all_rows(commands, task), self._blocks, strict=True)
-        gaps = [(prox(y) - y).abs().flatten(1).amax(1) for prox, rows, b in pairs for y in (self._spread(rows, b),)]
-        return torch.stack([commands.new_zeros(len(commands)), *gaps]).amax(0)
+        gaps = [(prox(y) - y).abs().flatten(1) for prox, rows, b in pairs for y in (self._spread(rows, b),)]
+        return torch.cat([commands.new_zeros(len(commands), 1), *gaps], dim=1).amax(1)
 
     def _solve(self, plan: Tensor, reference: Tensor, task: Task, iterations: int) -> Tensor:
         wanted = _by_axis(self._from_plan, plan)
