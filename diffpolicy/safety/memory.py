@@ -45,6 +45,7 @@ class RobotMemory:
         """Begin anew with the robots of `mask` [B]."""
         for part in (self.start.commands, self.stored, self._expected.position, self._expected.velocity, self._time_s):
             part[mask] = torch.nan
+        self._slack[:, mask] = 0.0
         self._is_first |= mask
 
     def observe(
@@ -96,8 +97,9 @@ class RobotMemory:
             position, velocity = self._plant.motion(actions[:, None], self.start.state)
             tubes = self._assumptions.tubes(self._plant, actions[:, None], self.start)
             self._expected = State(position[:, -1], velocity[:, -1])
-            self._slack = torch.stack([tube[:, -1] for tube in tubes])
-            self._slack[:, ~self._is_known] = torch.inf
+            _, free = self._plant.responses(1)
+            carried = torch.where(self._is_known, 0.0, self._slack)  # where the state was a prediction itself
+            self._slack = torch.stack([tube[:, -1] for tube in tubes]) + free[:, -1].abs() @ carried
         self.start = Start(self.start.state, torch.cat([self.start.commands[:, 1:], actions[:, None]], dim=1))
 
     def _measured(self, plant_state: Any, needs_state: bool) -> tuple[Tensor, Tensor]:

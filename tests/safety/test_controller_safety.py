@@ -1,0 +1,491 @@
+"""The controller with safety, in a simulated world: what is certified is clear, and nothing else is ever sent.
+
+The policy is untrained: it proposes anything, mostly nonsense.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from dense_sampling import Demands, Servo, Solids, violation
+
+from diffpolicy import DiffusionPolicy, PolicyController
+from diffpolicy.constraints.assumptions import Assumptions
+from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.keep_out import BarrierDecrease, KeepOut
+from diffpolicy.constraints.limits import Box, NormLimit
+from diffpolicy.constraints.obstacles import Obstacles, disc, no_obstacles, polygon, together
+from diffpolicy.constraints.plant import State, position_servo
+from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.settings import MODES, Safety
+
+SERVO = Servo(100.0, 20.0, 0.02, 5)
+PLANT = position_servo(100.0, 20.0, 0.02, 5)
+PERIOD_S, RADIUS = 0.1, 0.2
+SAMPLERS = ["ddpm", "ddim", "dpmpp_2m", "heun", "unipc"]
+DEMANDS = Demands(
+    workspace=(0.0, 10.0), command_step=12.0, command_acceleration=150.0, distance=RADIUS, rest_speed=0.05
+)
+CONSTRAINTS: list[Constraint] = [
+    Box(0.0, 10.0, Rows("commands")),
+    NormLimit(12.0, Rows("commands", 1), inset=0.2),
+    NormLimit(150.0, Rows("commands", 2), inset=2.0),
+    KeepOut(RADIUS, inset=0.05),
+]
+DISC, WALL = disc(6.5, 6.5, 0.8), polygon([(2.0, 6.0), (4.0, 7.5)])
+BEGIN = np.array([[3.0, 3.0], [8.0, 2.0]])
+
+
+def safety(constraints: list[Constraint] | None = None, **other) -> Safety:
+    chosen = CONSTRAINTS if constraints is None else constraints
+    settings = {"plant": PLANT, "assumptions": Assumptions(rest_speed=0.05), "period_s": PERIOD_S, **other}
+    return Safety(chosen, **settings)
+
+
+def both(obstacles: Obstacles) -> Obstacles:
+    return obstacles.rows(torch.zeros(2, dtype=torch.long))
+
+
+def solids(obstacles: Obstacles) -> Solids:
+    return Solids(*(part.numpy() for part in vars(obstacles).values()))
+
+
+def observation(batch: int = 2) -> dict[str, np.ndarray]:
+    return {"position": np.tile([0.2, 0.4, 0.6], (batch, 1)), "goal": np.full((batch, 2), 0.5)}
+
+
+@dataclass
+class World:
+    """Robots that follow their commands as the plant says; keeps what happened tick by tick."""
+
+    position: np.ndarray
+    velocity: np.ndarray
+    states: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    reports: list[PlanReport] = field(default_factory=list)
+
+    def run(self, controller: PolicyController, ticks: int, obstacles: Callable[[int], Obstacles | None],
+            measured: Callable[[int, State], State] = lambda tick, state: state, **other) -> "World":  # fmt: skip
+        for _ in range(ticks):
+            tick = len(self.actions)
+            state = measured(tick, State(torch.tensor(self.position), torch.tensor(self.velocity)))
+            action = controller.select_action(observation(len(self.position)), state, obstacles(tick), **other)
+            assert controller.last_plan is not None
+            self.states.append((self.position, self.velocity))
+            self.actions.append(action.astype(np.float64))
+            self.reports.append(controller.last_plan)
+            path, velocity = SERVO.motion(SERVO.held(self.actions[-1][:, None], 1), self.position, self.velocity)
+            self.position, self.velocity = path[:, -1], velocity[:, -1]
+        return self
+
+    @property
+    def certified(self) -> np.ndarray:
+        return np.stack([report.certified for report in self.reports])
+
+    @property
+    def rungs(self) -> list[str]:
+        """Of the first robot."""
+        return [str(report.rung[0]) for report in self.reports]
+
+    def overstepped(self, demands: Demands, obstacles: Obstacles, ticks_held: int = 30) -> np.ndarray:
+        """[ticks, B], by how much each action oversteps if it is the last one ever sent, and held."""
+        worst = []
+        for tick, ((position, velocity), action) in enumerate(zip(self.states, self.actions, strict=True)):
+            past = [self.states[0][0]] * 3 + self.actions[:tick]
+            history, command = np.stack(past[-3:], 1), action[:, None]
+            inputs = SERVO.held(command, ticks_held)
+            there = solids(obstacles)
+            worst.append(violation(demands, PERIOD_S, SERVO, there, history, command, inputs, position, velocity))
+        return np.stack(worst)
+
+
+def start(policy: DiffusionPolicy, demanded: Safety, begin: np.ndarray = BEGIN, sampler: str = "ddim", steps: int = 3,
+          seed: int = 0) -> tuple[PolicyController, World]:  # fmt: skip
+    controller = PolicyController(policy, sampler, steps, safety=demanded)
+    controller.reset([seed + robot for robot in range(len(begin))])
+    return controller, World(begin.copy(), 0.0 * begin)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_with_every_sampler_sends_only_what_is_clear(small_policy, mode: str, sampler: str) -> None:
+    obstacles = both(together([DISC, WALL]))
+    controller, world = start(small_policy, safety(mode=mode), sampler=sampler)
+    world.run(controller, 18, lambda tick: obstacles)
+    assert world.certified.all()
+    # Actions are float32: 5e-7 of positions of 10, over the period once and twice.
+    assert (
+        world.overstepped(dataclasses.replace(DEMANDS, command_step=None, command_acceleration=None), obstacles).max()
+        <= 1e-9
+    )
+    assert world.overstepped(DEMANDS, obstacles).max() <= 1e-4
+    assert all(not report.alarm.any() and report.cost_ms > 0 for report in world.reports)
+
+
+@pytest.mark.parametrize("mode", MODES[2:])
+def test_projection_lets_robots_move_where_nothing_is_certified_without_it(small_policy, mode: str) -> None:
+    obstacles = both(together([DISC, WALL]))
+    moved = {}
+    for used in ("none", mode):
+        controller, world = start(small_policy, safety(mode=used))
+        world.run(controller, 16, lambda tick: obstacles)
+        moved[used] = np.abs(world.position - BEGIN).max()
+    assert moved[mode] > 0.5
+    assert moved["none"] < moved[mode]
+
+
+@pytest.mark.parametrize("constraint", [KeepOut(RADIUS), KeepOut(RADIUS, acts_on="commands")])
+def test_a_robot_that_starts_inside_an_obstacle_holds_and_raises_the_alarm(small_policy, constraint) -> None:
+    begin = np.array([[3.0, 3.0], [6.6, 6.5]])  # the second one in the disc
+    controller, world = start(small_policy, safety([constraint]), begin)
+    world.run(controller, 12, lambda tick: both(DISC))
+    for report in world.reports:
+        assert report.rung[1] == "hold"
+        assert report.alarm.tolist() == [False, True]
+        assert report.certified.tolist() == [True, False]
+        assert np.isnan(report.margin[1])
+    np.testing.assert_allclose(np.stack(world.actions)[:, 1], np.tile(begin[1], (12, 1)), rtol=1e-7)
+
+
+def test_an_obstacle_that_appears_in_the_middle_of_a_chunk_is_heeded(small_policy) -> None:
+    """Wherever it appears, every action that is still called certified is clear of it; else there is an alarm."""
+    seen = set()
+    for seed in range(2):
+        for x in (2.0, 2.6, 3.4, 4.2, 5.0):
+            controller, world = start(small_policy, safety(CONSTRAINTS[:1] + CONSTRAINTS[3:]), seed=seed)
+            world.run(controller, 3, lambda tick: both(no_obstacles(1)))
+            appeared = both(together([disc(x, 4.0, 0.4), polygon([(7.0, x), (9.0, x)])]))
+            world.run(controller, 7, lambda tick, appeared=appeared: appeared)
+            over = world.overstepped(
+                dataclasses.replace(DEMANDS, command_step=None, command_acceleration=None), appeared
+            )
+            certified = world.certified
+            assert over[3:][certified[3:]].max(initial=-1.0) <= 1e-9
+            alarms = np.stack([report.alarm for report in world.reports])
+            assert (alarms == ~certified).all()
+            seen |= set(np.unique(certified[3:]).tolist())
+    assert seen == {True, False}  # both happen
+
+
+def test_a_way_to_stop_certified_before_an_obstacle_appeared_is_not_called_certified(small_policy) -> None:
+    """At full speed towards a wall that appears just ahead, no stop is left, whatever was stored."""
+    controller, world = start(small_policy, safety([KeepOut(RADIUS)]), np.array([[1.0, 5.0]]), seed=1)
+    world.run(controller, 2, lambda tick: no_obstacles(1))
+    heading = world.velocity[0] / np.linalg.norm(world.velocity[0])
+    assert np.linalg.norm(world.velocity[0]) > 5.0
+    across = np.array([-heading[1], heading[0]])
+    middle = world.position[0] + 0.3 * heading
+    wall = polygon([tuple((middle - 5 * across).tolist()), tuple((middle + 5 * across).tolist())])
+    world.run(controller, 1, lambda tick: wall)
+    assert world.rungs[-1] == "hold"
+    assert world.reports[-1].alarm.all()
+    assert not world.certified[-1].any()
+
+
+def nan_at(ticks: set[int]) -> Callable[[int, State], State]:
+    def measured(tick: int, state: State) -> State:
+        return State(state.position * np.nan, state.velocity * np.nan) if tick in ticks else state
+
+    return measured
+
+
+def test_without_a_measured_state_the_stored_way_to_stop_is_followed(small_policy) -> None:
+    obstacles = both(together([DISC, WALL]))
+    controller, world = start(small_policy, safety())
+    world.run(controller, 20, lambda tick: obstacles, nan_at(set(range(4, 14))))
+    assert world.rungs[4:14] == ["stored"] * 10
+    assert world.certified.all()  # by the certificate of tick 3
+    assert (
+        world.overstepped(dataclasses.replace(DEMANDS, command_step=None, command_acceleration=None), obstacles).max()
+        <= 1e-9
+    )
+    assert np.abs(np.diff(np.stack(world.actions)[8:14], axis=0)).max() < 2.0
+    assert np.linalg.norm(world.states[13][1], axis=-1).max() < 0.05  # they came to rest
+    assert "stored" not in world.rungs[14:]  # and go on when the state is back
+
+
+def test_a_robot_that_was_pushed_while_its_state_was_unknown_does_not_count_as_expected(small_policy) -> None:
+    controller, world = start(small_policy, safety([KeepOut(RADIUS)]), np.array([[3.0, 3.0]]))
+    world.run(controller, 6, lambda tick: DISC, nan_at({3, 4, 5}))
+    world.position = np.array([[6.5, 5.2]])  # thrown towards the disc, too fast to stop
+    world.velocity = np.array([[0.0, 60.0]])
+    world.run(controller, 1, lambda tick: DISC)
+    assert world.rungs[-1] == "hold"
+    assert world.reports[-1].alarm.all()
+
+
+@pytest.mark.parametrize("part", ["vertices", "radius", "speed"])
+def test_nan_obstacles_are_never_passed(small_policy, part: str) -> None:
+    spoilt = dataclasses.replace(both(DISC), **{part: getattr(both(DISC), part) * np.nan})
+    controller, world = start(small_policy, safety())
+    world.run(controller, 3, lambda tick: both(DISC)).run(controller, 3, lambda tick: spoilt)
+    assert set(world.rungs[3:]) == {"stored"}
+    fresh, nothing = start(small_policy, safety())
+    nothing.run(fresh, 2, lambda tick: spoilt)
+    assert set(nothing.rungs) == {"hold"}
+    assert not nothing.certified.any()
+
+
+def test_an_obstacle_seen_as_nan_in_between_may_have_moved_on_meanwhile(small_policy) -> None:
+    """A stored way to stop outlasts a blind tick if the obstacle keeps to its speed, and not if it jumps."""
+    for jump, rung in ((0.05, "stored"), (1.0, "hold")):
+        controller, world = start(small_policy, safety([KeepOut(RADIUS)]))
+        near = [both(disc(4.6 + shift, 3.0, 1.0, speed=0.4)) for shift in (0.0, jump)]
+        blind = dataclasses.replace(near[0], vertices=near[0].vertices * np.nan)
+        seen = [near[0], near[0], near[0], blind, near[1], blind]
+        world.run(controller, 6, lambda tick, seen=seen: seen[tick], nan_at({3, 4, 5}))
+        assert world.rungs[-1] == rung
+
+
+def test_a_state_that_is_missing_or_nan_at_the_start_raises(small_policy) -> None:
+    controller, _ = start(small_policy, safety())
+    with pytest.raises(ValueError, match="plant_state: missing, but a constraint acts on the executed motion"):
+        controller.select_action(observation())
+    with pytest.raises(ValueError, match="NaN or infinite in the first tick"):
+        controller.select_action(observation(), State(torch.tensor(BEGIN) * np.nan, torch.tensor(BEGIN)))
+    with pytest.raises(ValueError, match=r"velocity has shape \[2, 3\], expected \[2, 2\]"):
+        controller.select_action(observation(), State(torch.tensor(BEGIN), torch.zeros(2, 3)))
+    on_commands, world = start(small_policy, safety(CONSTRAINTS[:3]))
+    with pytest.raises(ValueError, match="plant_state: missing, but the episode begins"):
+        on_commands.select_action(observation())
+    world.run(on_commands, 1, lambda tick: None)
+    for _ in range(12):  # later, limits on commands do without
+        on_commands.select_action(observation())
+        assert on_commands.last_plan is not None
+        assert on_commands.last_plan.certified.all()
+        assert set(on_commands.last_plan.rung) <= {"plan", "prefix"}
+
+
+def test_limits_on_commands_do_without_a_state_though_a_plant_is_given(small_policy) -> None:
+    """No measurement is no deviation."""
+    actions = []
+    for plant in (PLANT, None):
+        controller, world = start(small_policy, safety(CONSTRAINTS[:3], plant=plant))
+        world.run(controller, 1, lambda tick: None)
+        actions.append([controller.select_action(observation()) for _ in range(10)])
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
+def test_time_that_runs_backwards_raises_and_a_late_call_stops(small_policy) -> None:
+    controller, world = start(small_policy, safety())
+    for tick in range(3):
+        world.run(controller, 1, lambda tick: both(DISC), time_s=10.0 + 0.1 * tick)
+    assert set(world.rungs) <= {"plan", "prefix"}
+    for bad in (10.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="time_s"):
+            world.run(controller, 1, lambda tick: both(DISC), time_s=bad)
+    world.run(controller, 1, lambda tick: both(DISC), time_s=[10.3, 10.9])
+    assert world.reports[-1].rung[1] == "prefix"  # late: what is left of the chunk is stale, the robot is to stop
+    now = np.stack(world.actions)
+    np.testing.assert_allclose(now[-1, 1], now[-2, 1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("time_s", [0.201, 0.5])
+def test_a_call_at_another_time_than_its_tick_does_not_follow_a_stored_stop_blindly(small_policy, time_s) -> None:
+    controller, world = start(small_policy, safety())
+    for tick in range(3):
+        world.run(controller, 1, lambda tick: both(DISC), time_s=0.1 * tick)
+    world.run(controller, 1, lambda tick: both(DISC), nan_at({3}), time_s=time_s)
+    assert set(world.reports[-1].rung) == {"hold"}
+    assert world.reports[-1].alarm.all()
+
+
+def test_a_robot_that_is_not_where_it_should_be_stops(small_policy) -> None:
+    controller, world = start(small_policy, safety())
+    world.run(controller, 3, lambda tick: both(DISC))
+    world.position = world.position + np.array([[0.0, 0.0], [0.05, 0.0]])  # the second one is pushed
+    world.run(controller, 1, lambda tick: both(DISC))
+    assert world.reports[-1].rung[1] in ("prefix", "hold")
+    assert world.reports[-1].rung[0] == world.reports[-2].rung[0]
+    generous = dataclasses.replace(safety(), assumptions=Assumptions(position_error=0.1, rest_speed=0.05))
+    controller, world = start(small_policy, generous)
+    world.run(controller, 3, lambda tick: both(DISC))
+    before = world.reports[-1].rung.tolist()
+    world.position = world.position + np.array([[0.0, 0.0], [0.05, 0.0]])
+    world.run(controller, 1, lambda tick: both(DISC))
+    assert world.reports[-1].rung.tolist() == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_that_are_assumed_do_no_harm(small_policy, seed: int) -> None:
+    """Measured with noise, commands a few sub-steps late, the robot off its plant: what is certified stays clear."""
+    assumed = Assumptions(position_error=0.02, velocity_error=0.05, rest_speed=0.1, delay_substeps=2)
+    demanded = safety([KeepOut(RADIUS, inset=0.1)], assumptions=assumed)
+    controller, world = start(small_policy, demanded, seed=10 * seed)
+    obstacles, rng = both(together([DISC, WALL])), np.random.default_rng(seed)
+    sent = [world.position] * 3
+    states = []
+    for _ in range(24):
+        noise = [rng.normal(size=(2, 2)) for _ in range(2)]
+        noise = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in noise]
+        measured = State(torch.tensor(world.position + 0.02 * noise[0]), torch.tensor(world.velocity + 0.05 * noise[1]))
+        action = controller.select_action(observation(), measured, obstacles).astype(np.float64)
+        assert controller.last_plan is not None
+        states.append((world.position, world.velocity, controller.last_plan.certified))
+        sent.append(action)
+        delays = np.full((2, 4), int(rng.integers(0, 3)))
+        inputs = SERVO.late(np.stack(sent[-4:-1], 1), sent[-1][:, None], 1, delays)
+        path, velocity = SERVO.motion(inputs, world.position, world.velocity)
+        over = violation(
+            Demands(distance=RADIUS, rest_speed=0.1), PERIOD_S, SERVO, solids(obstacles), np.stack(sent[-4:-1], 1),
+            action[:, None], inputs, world.position, world.velocity,
+        )  # fmt: skip
+        assert (over[controller.last_plan.certified] <= 1e-9).all()
+        world.position, world.velocity = path[:, -1], velocity[:, -1]
+    assert np.stack([certified for *_, certified in states]).mean() > 0.9
+
+
+def test_further_candidates_are_tried_where_the_first_is_not_certified(small_policy) -> None:
+    rungs, obstacles = set(), both(disc(5.0, 5.0, 0.1))
+    for seed in range(3):
+        demanded = safety([KeepOut(RADIUS)], mode="none", candidates=4)
+        controller, world = start(small_policy, demanded, seed=seed)
+        world.run(controller, 9, lambda tick: obstacles)
+        rungs |= {rung for report in world.reports for rung in report.rung}
+        assert world.certified.all()
+        assert world.overstepped(Demands(distance=RADIUS), obstacles).max() <= 1e-9
+    assert "candidate" in rungs
+    assert "plan" in rungs
+
+
+def test_candidates_do_not_change_a_robot_that_needs_none(small_policy) -> None:
+    actions = []
+    for candidates in (1, 3):
+        controller, world = start(small_policy, safety([], candidates=candidates))
+        world.run(controller, 12, lambda tick: None)
+        actions.append(np.stack(world.actions))
+        assert set(world.rungs) == {"plan"}
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
+def test_without_constraints_nothing_is_changed(small_policy) -> None:
+    controller, world = start(small_policy, safety([]))
+    world.run(controller, 12, lambda tick: None)
+    plain = PolicyController(small_policy, "ddim", 3)
+    plain.reset([0, 1])
+    expected = [plain.select_action(observation()) for _ in range(12)]
+    np.testing.assert_allclose(np.stack(world.actions), np.stack(expected), rtol=0, atol=1e-4)  # to units and back
+
+
+def test_a_bad_call_changes_nothing(small_policy) -> None:
+    runs = []
+    for is_disturbed in (False, True):
+        controller, world = start(small_policy, safety())
+        state = State(torch.tensor(BEGIN), 0 * torch.tensor(BEGIN))
+        for tick in range(12):
+            if is_disturbed:
+                spoilt = {**observation(), "goal": np.full((2, 2), np.nan)}
+                with pytest.raises(ValueError, match="goal has NaN"):
+                    controller.select_action(spoilt, state, both(DISC), time_s=0.1 * tick)
+                with pytest.raises(ValueError, match="plant_state"):
+                    controller.select_action(observation(), None, both(DISC), time_s=0.1 * tick)
+                with pytest.raises(ValueError, match="7 given, expected at most 6"):
+                    controller.select_action(observation(), state, both(together([DISC] * 7)), time_s=0.1 * tick)
+            world.run(controller, 1, lambda tick: both(DISC), time_s=0.1 * tick)
+        runs.append(np.stack(world.actions))
+    np.testing.assert_array_equal(runs[0], runs[1])
+
+
+def test_a_masked_reset_forgets_one_robot_only(small_policy) -> None:
+    controller, world = start(small_policy, safety())
+    world.run(controller, 4, lambda tick: both(DISC))
+    world.position, world.velocity = world.position.copy(), world.velocity.copy()
+    world.position[1], world.velocity[1] = BEGIN[1], 0.0
+    controller.reset([0, 1], np.array([False, True]))
+    world.run(controller, 4, lambda tick: both(DISC))
+    undisturbed, alone = start(small_policy, safety())
+    alone.run(undisturbed, 8, lambda tick: both(DISC))
+    np.testing.assert_allclose(np.stack(world.actions)[:, 0], np.stack(alone.actions)[:, 0], rtol=0, atol=1e-5)
+    assert world.certified.all()
+
+
+@pytest.mark.parametrize(
+    ("obstacles", "message"),
+    [
+        (both(together([DISC] * 7)), "7 given, expected at most 6"),
+        (DISC, "for 1 robots, expected 2"),
+    ],
+)
+def test_obstacles_that_do_not_fit_raise(small_policy, obstacles: Obstacles, message: str) -> None:
+    controller, world = start(small_policy, safety())
+    with pytest.raises(ValueError, match=message):
+        world.run(controller, 1, lambda tick: obstacles)
+
+
+def test_obstacles_without_safety_raise(small_policy) -> None:
+    plain = PolicyController(small_policy)
+    plain.reset([0, 1])
+    with pytest.raises(ValueError, match="no safety that would heed them"):
+        plain.select_action(observation(), obstacles=both(DISC))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"mode": "always"}, "mode 'always' must be one of"),
+        ({"candidates": 0}, "candidates 0"),
+        ({"iterations": 0}, "iterations 0"),
+        ({"slots": -1}, "slots -1"),
+        ({"period_s": 0.2}, "period_s 0.2, but the plant's is 0.1"),
+        ({"period_s": float("nan")}, "period_s nan must be finite"),
+        ({"period_s": -0.1, "plant": None}, "period_s -0.1 must be finite"),
+    ],
+)
+def test_settings_that_contradict_themselves_raise(other, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        safety(**other)
+
+
+def test_what_the_controller_cannot_keep_safe_is_refused(small_policy) -> None:
+    with pytest.raises(ValueError, match="needs a plant"):
+        PolicyController(small_policy, safety=safety(plant=None))
+    with pytest.raises(ValueError, match="cannot both be given"):
+        PolicyController(small_policy, safety=safety(), constrain=lambda plan, row: plan)
+    small_policy.action_normalizer = torch.nn.Identity()
+    with pytest.raises(ValueError, match="normalised by Identity"):
+        PolicyController(small_policy, safety=safety())
+
+
+class Fence:
+    """A user's own constraint, as in the README: ten lines."""
+
+    rows = Rows("motion")
+
+    def __init__(self, x: float) -> None:
+        self.x = x
+
+    def prox(self, reference, scene):
+        return lambda y: torch.cat([y[..., :1].clamp(max=self.x), y[..., 1:]], dim=-1)
+
+    def margin(self, y, scene):
+        return self.x - y[..., 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_users_own_constraint_is_kept_in_every_mode(small_policy, mode: str) -> None:
+    controller, world = start(small_policy, safety([Fence(4.0)], mode=mode), np.array([[3.0, 3.0]]))
+    world.run(controller, 18, lambda tick: None)
+    path = [SERVO.motion(SERVO.held(a[:, None], 1), *s)[0] for s, a in zip(world.states, world.actions, strict=True)]
+    assert np.concatenate(path, axis=1)[..., 0].max() <= 4.0 + 1e-9
+    assert world.certified.all()
+
+
+def test_uncertified_plans_are_sent_only_where_that_is_asked_for(small_policy) -> None:
+    controller, world = start(small_policy, safety(certify=False, mode="none"))
+    world.run(controller, 10, lambda tick: both(DISC))
+    assert not world.certified.any()
+    plain = PolicyController(small_policy, "ddim", 3)
+    plain.reset([0, 1])
+    expected = [plain.select_action(observation()) for _ in range(10)]
+    np.testing.assert_array_equal(np.stack(world.actions), np.stack(expected).astype(np.float64))
+
+
+@pytest.mark.parametrize("constraint", [KeepOut(RADIUS), BarrierDecrease(0.5, RADIUS, acts_on="motion")])
+def test_a_robot_without_obstacles_is_not_bothered(small_policy, constraint) -> None:
+    for slots in (0, 6):
+        controller, world = start(small_policy, safety([constraint], slots=slots))
+        world.run(controller, 9, lambda tick: None)
+        assert set(world.rungs) == {"plan"}
