@@ -145,7 +145,8 @@ def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def worst_of_certified(
     found: Certificate, robots: Robots, demands: Demands, assumptions: Assumptions, servo: Servo, seed: int
 ) -> np.ndarray:
-    """By how much each prefix [B, P] of a plan, with its way to stop or held for ever, oversteps; -inf if uncertified.
+    """By how much each prefix [B, P] of a plan oversteps, -inf if uncertified: with its way to stop, or with its last
+    command held for ever, or the last one of any part of the way to stop (whatever sends them has died).
 
     A prefix counts as certified where it may be sent or, prefix 0, where stopping now is certified.
     """
@@ -163,7 +164,10 @@ def worst_of_certified(
         last = sent[:, -1:] if rows else robots.history[chosen, -1:]
         cases = _chosen(robots, chosen)
         held = replace(demands, workspace=None, command_step=None, command_acceleration=None, command_distance=None)
-        for way, limits in ((np.concatenate([sent, stops], 1), demands), (np.concatenate([sent, last], 1), held)):
+        brake = int((np.abs(np.diff(stops, axis=1)).max((0, 2), initial=0.0) > 0).sum())  # rows that still change
+        ways = [(np.concatenate([sent, stops], 1), demands), (np.concatenate([sent, last], 1), held)]
+        ways += [(np.concatenate([sent, stops[:, : cut + 1]], 1), held) for cut in range(brake)]
+        for way, limits in ways:
             delays = rng.integers(0, assumptions.delay_substeps + 1, (len(chosen), 3 + way.shape[1]))
             inputs = servo.held(way, ticks)
             if assumptions.delay_substeps:

@@ -18,7 +18,7 @@ from certified_cases import (
     start_of,
 )
 from dense_sampling import Demands, Servo, Solids, violation
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from diffpolicy.constraints.assumptions import Assumptions
@@ -56,6 +56,7 @@ def certify(constraints, commands, start, obstacles: Obstacles, assumptions: Ass
 
 @settings(BATCHES, max_examples=2000 // ROBOTS)
 @given(seed=SEEDS)
+@example(seed=265740459)  # within a segment, the larger error of its two ends counts
 def test_what_is_certified_never_violates_2000_cases(seed: int) -> None:
     assert outcome(seed).worst <= ROUNDING
 
@@ -68,7 +69,7 @@ def test_what_is_certified_never_violates_100000_cases(seed: int) -> None:
 
 
 def test_the_random_cases_are_neither_all_certified_nor_all_refused() -> None:
-    shares = [(found.length == found.rows).mean() for found in (outcome(seed) for seed in range(6))]
+    shares = [(found.length == found.rows).mean() for found in (outcome(seed) for seed in range(4))]
     assert 0.2 < np.mean(shares) < 0.9
 
 
@@ -93,7 +94,7 @@ def test_plans_that_violate_by_themselves_are_not_certified(servo: Servo) -> Non
 def test_the_oracle_sees_a_certificate_that_is_off_by_a_hundredth(monkeypatch) -> None:
     margin = KeepOut.margin
     monkeypatch.setattr(KeepOut, "margin", lambda self, y, scene: margin(self, y, scene) + 0.01)
-    assert max(outcome(seed).worst for seed in range(8)) > 1e-3
+    assert max(outcome(seed).worst for seed in range(4)) > 1e-3
 
 
 def test_a_robot_that_starts_inside_an_obstacle_may_do_nothing() -> None:
@@ -121,6 +122,14 @@ def test_a_row_whose_way_to_stop_is_blocked_is_not_sent() -> None:
     assert float(reached[..., 0].max()) < 1.8
     found = certify([KeepOut(0.0)], commands, at_rest(0.0, 0.0), wall)
     assert int(found.length) == 3
+
+
+def test_without_a_rest_speed_nothing_is_excused_near_what_moves() -> None:
+    """The default has no units to go by: a robot in metres may drive at 0.8 m/s."""
+    commands, moving = line((1.0, 0.0), (1.32, 0.0), 4), disc(1.3, 0.0, 0.1, speed=0.1)
+    found = certify([KeepOut(0.1)], commands, at_rest(1.0, 0.0), moving, Assumptions())
+    assert int(found.length) == 0
+    assert int(certify([KeepOut(0.1)], commands, at_rest(1.0, 0.0), disc(3.0, 0.0, 0.1), Assumptions()).length) == 4
 
 
 def test_a_moving_obstacle_is_expected_wherever_it_can_be_until_the_robot_stands() -> None:

@@ -35,16 +35,16 @@ def sent(length: int, can_stop: bool, now: Situation, rung: int = PLAN):
 
 
 def expected(length, can_stop, is_known, is_as_expected, is_timely, has_stored):
-    """In words: (rung, first rows, the stop kept for the next tick)."""
+    """In words: (rung, first rows, the stop kept for the next tick, with None after the last row that is certified)."""
     stop, stored = STOPS.tolist(), [STORED_AT + i for i in range(S)]
     plan = [PLANNED + i for i in range(N)]
     go = length if is_known and is_as_expected and is_timely else 0
     if go:
         return (PLAN if go == N else PREFIX), (plan[:go] + stop[go])[:N], stop[1]
     if is_known and can_stop:
-        return PREFIX, stop[0][:N], [*stop[0][1:], stop[0][-1]]
+        return PREFIX, stop[0][:N], [*stop[0][1:], None]
     if is_as_expected and has_stored:
-        return STORED, stored[:N], [*stored[1:], stored[-1]]
+        return STORED, stored[:N], [*stored[1:], None]
     return HOLD, [LAST] * N, None
 
 
@@ -62,8 +62,9 @@ def test_every_situation_leads_to_its_rung(rung: int) -> None:
         if stop is None:
             assert bool(decision.stored.isnan().all()), case
         else:
-            assert decision.stored[0, :, 0].tolist() == stop, case
-        assert bool((decision.margin >= 0) == (step <= PREFIX)), case
+            kept = [None if row != row else row for row in decision.stored[0, :, 0].tolist()]
+            assert kept == stop, case
+        assert bool((decision.margin >= 0) == (step <= PREFIX or (step == HOLD and can_stop))), case
 
 
 def test_nothing_but_hold_and_stored_is_sent_without_a_measured_state() -> None:
@@ -71,9 +72,19 @@ def test_nothing_but_hold_and_stored_is_sent_without_a_measured_state() -> None:
     assert rungs == {STORED, HOLD}
 
 
-def test_a_way_to_stop_with_a_single_nan_is_none() -> None:
+def test_a_way_to_stop_is_followed_to_its_end_and_no_further() -> None:
+    now, seen = situation(), []
+    for _ in range(S + 1):
+        decision = sent(0, False, now)
+        seen.append((int(decision.rung), float(decision.chunks[0, 0, 0])))
+        now = Situation(now.is_known, now.is_as_expected, now.is_timely, decision.stored, now.last)
+    assert seen == [(STORED, STORED_AT + i) for i in range(S)] + [(HOLD, LAST)]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_way_to_stop_that_begins_with_nan_is_none(axis: int) -> None:
     now = situation()
-    now.stored[0, -1, 1] = torch.nan
+    now.stored[0, 0, axis] = torch.nan
     assert int(sent(0, False, now).rung) == HOLD
 
 

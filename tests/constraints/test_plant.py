@@ -122,12 +122,12 @@ def test_plants_that_offer_no_brake_are_refused(make, message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("servo", [*SERVOS, Servo(100.0, 2.0, 0.001, 100), Servo(4.0, 1.0, 0.01, 10)])
+@pytest.mark.parametrize("servo", [*SERVOS, Servo(100.0, 2.0, 0.005, 20), Servo(4.0, 1.0, 0.01, 10)])
 def test_the_largest_responses_are_bounds_for_good(servo: Servo) -> None:
     (off, moving), (speed_off, speed) = plant_of(servo).largest_free_response
     rng = np.random.default_rng(0)
     position, velocity = rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) * rng.choice([0.0, 1.0, 30.0], (200, 1))
-    ticks = int(30.0 / (servo.substeps * servo.substep_s))
+    ticks = int(10.0 / (servo.substeps * servo.substep_s))
     path, velocities = servo.motion(servo.held(np.zeros((200, 1, 2)), ticks), position, velocity)
     distance, pace = np.linalg.norm(position, axis=1), np.linalg.norm(velocity, axis=1)
     travelled = np.linalg.norm(path - position[:, None], axis=-1).max(1)

@@ -114,7 +114,7 @@ def start(policy: DiffusionPolicy, demanded: Safety, begin: np.ndarray = BEGIN, 
 def test_every_mode_with_every_sampler_sends_only_what_is_clear(small_policy, mode: str, sampler: str) -> None:
     obstacles = both(together([DISC, WALL]))
     controller, world = start(small_policy, safety(mode=mode), sampler=sampler)
-    world.run(controller, 18, lambda tick: obstacles)
+    world.run(controller, 10, lambda tick: obstacles)
     assert world.certified.all()
     # Actions are float32: 5e-7 of positions of 10, over the period once and twice.
     assert (
@@ -131,7 +131,7 @@ def test_projection_lets_robots_move_where_nothing_is_certified_without_it(small
     moved = {}
     for used in ("none", mode):
         controller, world = start(small_policy, safety(mode=used))
-        world.run(controller, 16, lambda tick: obstacles)
+        world.run(controller, 9, lambda tick: obstacles)
         moved[used] = np.abs(world.position - BEGIN).max()
     assert moved[mode] > 0.5
     assert moved["none"] < moved[mode]
@@ -146,7 +146,7 @@ def test_a_robot_that_starts_inside_an_obstacle_holds_and_raises_the_alarm(small
         assert report.rung[1] == "hold"
         assert report.alarm.tolist() == [False, True]
         assert report.certified.tolist() == [True, False]
-        assert np.isnan(report.margin[1])
+        assert report.margin[1] < 0
     np.testing.assert_allclose(np.stack(world.actions)[:, 1], np.tile(begin[1], (12, 1)), rtol=1e-7)
 
 
@@ -154,7 +154,7 @@ def test_an_obstacle_that_appears_in_the_middle_of_a_chunk_is_heeded(small_polic
     """Wherever it appears, every action that is still called certified is clear of it; else there is an alarm."""
     seen = set()
     for seed in range(2):
-        for x in (2.0, 2.6, 3.4, 4.2, 5.0):
+        for x in (2.0, 3.4, 5.0):
             controller, world = start(small_policy, safety(CONSTRAINTS[:1] + CONSTRAINTS[3:]), seed=seed)
             world.run(controller, 3, lambda tick: both(no_obstacles(1)))
             appeared = both(together([disc(x, 4.0, 0.4), polygon([(7.0, x), (9.0, x)])]))
@@ -467,7 +467,7 @@ class Fence:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_users_own_constraint_is_kept_in_every_mode(small_policy, mode: str) -> None:
     controller, world = start(small_policy, safety([Fence(4.0)], mode=mode), np.array([[3.0, 3.0]]))
-    world.run(controller, 18, lambda tick: None)
+    world.run(controller, 10, lambda tick: None)
     path = [SERVO.motion(SERVO.held(a[:, None], 1), *s)[0] for s, a in zip(world.states, world.actions, strict=True)]
     assert np.concatenate(path, axis=1)[..., 0].max() <= 4.0 + 1e-9
     assert world.certified.all()

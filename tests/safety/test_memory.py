@@ -81,7 +81,7 @@ def test_for_every_whole_tick_missed_the_last_command_was_in_force(late_s: float
 def test_a_call_off_its_tick_by_more_than_the_latency_is_neither_timely_nor_may_it_follow_a_stored_stop(
     time_s: float, is_timely: bool
 ) -> None:
-    robot = memory()
+    robot = memory(Assumptions(latency_s=0.02))
     observe(robot, STILL, time_s=0.0)
     robot.stored[:] = 1.0
     state = moved(STILL, send(robot, 1.0))
