@@ -77,6 +77,7 @@ class SafetyConfig:
     slots: int = 6  # obstacles that the env may report
     position_error: float = 0.0  # bounds on the measured state (A1)
     velocity_error: float = 0.0
+    rest_speed: float = 1.0  # slower is at rest: moving obstacles that come then are not the robot's fault
     delay_substeps: int = 0  # bound on how late an action takes effect (A5)
     stiffness: float = 100.0  # the plant: both envs' agent
     damping: float = 20.0

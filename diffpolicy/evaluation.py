@@ -95,13 +95,15 @@ def _controller(
 
 
 def summarize_safety(monitor: Monitor) -> dict[str, float]:
-    """Shares of ticks that were certified and that fell back, and of episodes with a violation while moving."""
+    """Shares of ticks that were certified and that fell back, and of episodes that broke a constraint."""
     records = list(monitor.records.values())
     ticks = sum(record.ticks for record in records)
     return {
         "certified_rate": sum(record.certified for record in records) / ticks,
         "fallback_rate": sum(record.fallback for record in records) / ticks,
-        "violation_rate": sum(record.violations > 0 for record in records) / len(records),
+        "violation_rate": sum(record.violations + record.over_limits > 0 for record in records) / len(records),
+        "unchecked_ticks": sum(record.unchecked for record in records),
+        "alarm_ticks": sum(record.alarm for record in records),
     }
 
 

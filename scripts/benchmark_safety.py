@@ -76,6 +76,7 @@ class Watch:
 def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
     policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
+    check_scenes(policy, config.scenes)
     methods = config.methods or list(METHODS)
     runs = [(scene, fault, method) for scene in config.scenes for fault in config.faults for method in methods]
     for scene, fault, method in runs:  # refuse what cannot be before any work
@@ -86,6 +87,15 @@ def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
     write_text(folder / f"{NAME}.md", table := markdown(rows))
     plot(rows, folder / f"{NAME}.png")
     print(f"{table}\n{folder / NAME}.json")
+
+
+def check_scenes(policy: DiffusionPolicy, scenes: list[str]) -> None:
+    """Raise ValueError where the policy was trained for another task than a scene's."""
+    task = policy.metadata.get("task")
+    for name in scenes:
+        expected = "pusht" if "pusht" in name else "reach"
+        if task is not None and not str(task).startswith(expected):
+            raise ValueError(f"checkpoint: trained for task {task}, but scene {name} is of {expected}")
 
 
 def measure(
@@ -130,8 +140,9 @@ def summary(episodes: list[Episode], watch: Watch) -> dict[str, Any]:
         "score": float(np.mean([episode.score for episode in episodes])),
         "substeps": sum(record.substeps for record in records),
         "violations": sum(max(r.violations, watch.contacts[i]) for i, r in enumerate(records)),
+        "over_limits": sum(record.over_limits for record in records),
         "violating_episodes": sum(bad),
-        "violating_episodes_at_most": wilson_interval(sum(bad), n)[1] if any(bad) else 3.0 / n,
+        "violating_episodes_at_most": wilson_interval(sum(bad), n)[1] if any(bad) else min(1.0, 3.0 / n),
         "at_rest": sum(max(r.violations_at_rest, watch.contacts_at_rest[i]) for i, r in enumerate(records)),
         "deepest": max(record.deepest for record in records),
         "certified_rate": sum(record.certified for record in records) / ticks,
@@ -197,11 +208,15 @@ def latency_ms(
 COLUMNS = {
     "method": "{method}",
     "safe success": "{safe_success:.1%} [{safe_success_low:.1%}, {safe_success_high:.1%}]",
-    "violating sub-steps": "{violations} of {substeps}",
-    "violating episodes": "{violating_episodes} (<= {violating_episodes_at_most:.2%})",
-    "deepest": "{deepest:.1f}",
+    "contact sub-steps": "{violations} of {substeps}",
+    "over limits": "{over_limits}",
+    "at rest": "{at_rest}",
+    "episodes with contact": "{violating_episodes} (<= {violating_episodes_at_most:.2%})",
+    "deepest, px": "{deepest:.1f}",
     "certified": "{certified_rate:.1%}",
     "fallback": "{fallback_rate:.1%}",
+    "first side": "{first_side:.0%} / {first_side_safe:.0%}",
+    "path, jerk": "{path_length:.0f}, {jerk:.2f}",
     "chunk p50": "{latency}",
 }
 

@@ -31,6 +31,12 @@ def main(config: EvaluateConfig, folder: Path) -> None:
         record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
     low, high = results["score_ci95"]
     low_rate, high_rate = results["success_ci95"]
+    if safety is not None:
+        print(
+            f"certified {results['certified_rate']:.1%} and fallback {results['fallback_rate']:.1%} of ticks, "
+            f"violations in {results['violation_rate']:.1%} of episodes, alarm in {results['alarm_ticks']} ticks, "
+            f"{results['unchecked_ticks']} ticks not explained by the plant"
+        )
     print(
         f"{results['n_episodes']} episodes, {config.sampler.name} with {config.sampler.steps} steps: "
         f"mean score {results['mean_score']:.3f} [{low:.3f}, {high:.3f}], "

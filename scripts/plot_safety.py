@@ -29,7 +29,7 @@ from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.step_projection import StepProjection
 
 SHOWN = ("symmetric", "blocked", "narrow_gap", "random")
-TICKS_AHEAD = 8  # of the moment that is shown, the robot being on its way
+TICKS_AHEAD = 2  # of the moment that is shown, the robot being on its way
 
 
 @dataclass

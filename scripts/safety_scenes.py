@@ -74,6 +74,22 @@ class LateAction(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, {**info, "executed_action": executed}
 
 
+class LateCall(gymnasium.Wrapper):
+    """Now and then the next call comes a whole tick late, says info["time_s"]: the target is held meanwhile."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._random = np.random.default_rng(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        if result[2] or result[3] or self._random.random() >= 0.05:
+            return result
+        later = self.env.step(action)
+        contacts = {key: result[4][key] + later[4][key] for key in ("contact_substeps", "contact_substeps_at_rest")}
+        return *later[:4], {**later[4], **contacts}
+
+
 def empty_slots() -> dict[str, npt.NDArray[Any]]:
     """No obstacles, as info["obstacles"] has them."""
     return {
@@ -137,7 +153,8 @@ def register_scene(name: str, fault: str, max_ticks: int | None) -> EnvConfig:
         made = gymnasium.make(env.id, **kwargs)
         if scene.place is not None:
             made = UnseenObstacle(made, scene.place, scene.from_tick)
-        return LateAction(made) if fault == "delay" else made
+        wrapper = {"delay": LateAction, "late": LateCall}.get(fault)
+        return made if wrapper is None else wrapper(made)
 
     scene_id = f"benchmark/{name}-{fault}-v0"
     if scene_id not in gymnasium.registry:
@@ -153,7 +170,7 @@ class Faulty:
     | fault   | what happens                                                                                    |
     |---------|-------------------------------------------------------------------------------------------------|
     | delay   | nothing here: the env executes every action one tick late                                       |
-    | late    | one call in twenty comes half a tick late, says time_s                                          |
+    | late    | nothing here but the env's own time_s: one call in twenty comes a whole tick late               |
     | dropped | one state in ten is not received                                                                |
     | noise   | position and velocity are off by up to the declared bounds                                      |
     | nan     | one robot in twenty sees NaN obstacles, anew at every tick                                      |
@@ -163,7 +180,6 @@ class Faulty:
     fault: str
     seed: int
     bounds: tuple[float, float] = (0.0, 0.0)
-    time_s: float = 0.0
     random: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,13 +197,16 @@ class Faulty:
         self._fresh = np.ones(len(seeds), dtype=bool) if mask is None else mask
 
     def select_action(
-        self, observation: Any, plant_state: State | None = None, obstacles: Obstacles | None = None
+        self,
+        observation: Any,
+        plant_state: State | None = None,
+        obstacles: Obstacles | None = None,
+        time_s: npt.ArrayLike | None = None,
     ) -> npt.NDArray[np.float32]:
         """Of the controller, with the fault."""
         assert plant_state is not None, "every scene's env reports it"
         position, velocity = plant_state.position.clone(), plant_state.velocity.clone()
         hit = self.random.random(len(position))
-        self.time_s += 0.15 if self.fault == "late" and hit[0] < 0.05 else 0.1
         if self.fault == "dropped":
             position[torch.from_numpy((hit < 0.1) & ~self._fresh)] = torch.nan
         if self.fault == "noise":
@@ -196,7 +215,7 @@ class Faulty:
         if self.fault == "nan" and obstacles is not None:
             obstacles.radius[torch.from_numpy(hit < 0.05)] = torch.nan
         self._fresh = np.zeros(len(position), dtype=bool)
-        return self.controller.select_action(observation, State(position, velocity), obstacles, self.time_s)
+        return self.controller.select_action(observation, State(position, velocity), obstacles, time_s)
 
     def _in_ball(self, shape: torch.Size) -> torch.Tensor:
         direction = self.random.normal(size=shape)

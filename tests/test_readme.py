@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/data_format.md", "docs/diffusion.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/data_format.md", "docs/diffusion.md", "docs/safety.md")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^python (scripts/\S+ .*?) *(?:#.*)?$", README, flags=re.MULTILINE)))
 

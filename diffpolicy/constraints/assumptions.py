@@ -23,9 +23,11 @@ class Assumptions:
     Attributes:
         position_error, velocity_error: of the measured state (A1).
         tracking_error, tracking_velocity_error: of the true motion against the plant's, besides (A2).
-        rest_speed: a robot that moves no faster is at rest, as far as moving obstacles are concerned (A3).
+        rest_speed: a robot that moves no faster is at rest, as far as moving obstacles are concerned (A3); with 0, no
+            plan among moving obstacles is certified.
         delay_substeps: an action takes effect up to so many sub-steps after its tick, each on its own (A5).
-        latency_s: a call may come so much later than its tick; later, the plan counts as stale (A5).
+        latency_s: a call may come so much later than its tick; later, the plan counts as stale (A5). What it allows
+            is part of the delay: at most delay_substeps.
         tolerance: a predicted and a measured state that differ by less are the same (rounding).
 
     Raises:
@@ -36,16 +38,16 @@ class Assumptions:
     velocity_error: float = 0.0
     tracking_error: float = 0.0
     tracking_velocity_error: float = 0.0
-    rest_speed: float = 1.0
+    rest_speed: float = 0.0
     delay_substeps: int = 0
-    latency_s: float = 0.02
+    latency_s: float = 0.0
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"assumptions: {name} {value} must be finite and at least 0")
-        if self.tracking_velocity_error > self.rest_speed:
+        if 0 < self.rest_speed < self.tracking_velocity_error:
             raise ValueError(
                 f"assumptions: rest_speed {self.rest_speed} is below tracking_velocity_error "
                 f"{self.tracking_velocity_error}, so no robot would ever be at rest"

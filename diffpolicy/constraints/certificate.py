@@ -110,6 +110,10 @@ class Certifier:
             stops = held if ticks == 0 else self._stops(commands, start, ticks)
             constraints = self._on_commands if ticks == 0 else [*self._on_commands, *self._on_motion]
             found = self._margin(commands, stops, start, obstacles, constraints)
+            for row in range(ticks - 1):  # the process may die while it brakes, too
+                left = torch.cat([stops[:, :, : row + 1], stops[:, :, row, None].expand_as(stops)], dim=2)
+                died = self._margin(commands, left, start, obstacles, self._on_motion)
+                found = torch.minimum(found, died)
             better = ~(best >= 0) & (found > best)
             best = torch.where(better, found, best)
             chosen = torch.where(better[..., None, None], stops, chosen)
@@ -155,19 +159,32 @@ class Certifier:
         margin = constraint.margin(y, Scene(obstacles, time_s, motion.at_rest))
         if rows.order < 2:
             margin = margin - (motion.velocity_tube if rows.order else motion.position_tube)
-        return torch.where(motion.at_rest[:, -1], margin.amin(1), -torch.inf)
+        ends_well = motion.at_rest[:, -1] | ~(obstacles.is_used & (obstacles.speed > 0)).any(1)
+        return torch.where(ends_well, margin.amin(1), -torch.inf)
 
     def _motion(self, plans: Tensor, start: Start) -> "_Motion":
         plant = needed(self._plant)
         position, velocity = plant.motion(plans, start.state)
         tube, velocity_tube = self._assumptions.tubes(plant, plans, start)
-        speed = torch.linalg.vector_norm(velocity, dim=-1)
+        speed = _speed(position, velocity, start, plant.substep_s)
         # Whatever is left of the way to the held target at the end may still come.
         offset = torch.linalg.vector_norm(position[:, -1] - plans[:, -1], dim=-1)
         to_come = plans.new_tensor(plant.largest_free_response) @ torch.stack([offset, speed[:, -1]])  # [2, B]
         tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
+        # Of a segment both ends count; the first begins with the errors of the present.
+        present = tube.new_full((len(tube), 1), self._assumptions.position_error + self._assumptions.tracking_error)
+        tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1))
         speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
         return _Motion(speed + velocity_tube <= self._assumptions.rest_speed, tube, velocity_tube)
+
+
+def _speed(position: Tensor, velocity: Tensor, start: Start, substep_s: float) -> Tensor:
+    """Of each sub-step [B, R]: the largest of its ends' and its mean."""
+    path = torch.cat([start.state.position[:, None], position], dim=1)
+    ends = torch.cat([start.state.velocity[:, None], velocity], dim=1)
+    at_ends = torch.linalg.vector_norm(ends, dim=-1)
+    mean = torch.linalg.vector_norm(path.diff(dim=1), dim=-1) / substep_s
+    return torch.maximum(mean, torch.maximum(at_ends[:, 1:], at_ends[:, :-1]))
 
 
 def _is_finite(commands: Tensor, start: Start) -> Tensor:

@@ -27,7 +27,7 @@ class Situation:
         is_known: the state was measured, so that a certificate from it means something.
         is_as_expected: nothing contradicts the assumptions of earlier certificates.
         is_timely: the plan is not stale.
-        stored: the way to stop that is left, [Q, S, A]; NaN where there is none.
+        stored: the way to stop that is left, [Q, S, A]; NaN where there is none, and after its last row.
         last: the last command [Q, A].
     """
 
@@ -61,16 +61,17 @@ def decide(chunks: Tensor, found: Certificate, situation: Situation, rung: Tenso
     may_go_on = situation.is_known & situation.is_as_expected & situation.is_timely
     length = torch.where(may_go_on, found.length, 0)
     is_certified = situation.is_known & ((length > 0) | found.can_stop)
-    has_stored = situation.is_as_expected & situation.stored.isfinite().all(-1).all(-1)
+    has_stored = situation.is_as_expected & situation.stored[:, 0].isfinite().all(-1)
     step = torch.where(is_certified, torch.where(length == n, rung, PREFIX), torch.where(has_stored, STORED, HOLD))
     robots = torch.arange(len(chunks))
     hold = situation.last[:, None].expand_as(situation.stored)
-    rest = torch.where(has_stored[:, None, None], situation.stored, hold)
+    rest = torch.where(has_stored[:, None, None], _held_at_the_end(situation.stored), hold)
     rows = torch.where(is_certified[:, None, None], _with_stop(chunks, found)[robots, length], _filled(rest, n))
     next_stop = torch.where((length > 0)[:, None, None], found.stops[:, 1], _shifted(found.stops[:, 0]))
     nothing = torch.full_like(situation.stored, torch.nan)
     left = torch.where(has_stored[:, None, None], _shifted(situation.stored), nothing)
-    margin = torch.where(is_certified, found.margin[robots, length], torch.nan)
+    stored_or_none = torch.where(has_stored, torch.nan, found.margin[:, 0])  # tells how bad stopping here is
+    margin = torch.where(is_certified, found.margin[robots, length], stored_or_none)
     return Decision(rows, step, torch.where(is_certified[:, None, None], next_stop, left), margin)
 
 
@@ -87,4 +88,12 @@ def _filled(rows: Tensor, n: int) -> Tensor:
 
 
 def _shifted(rows: Tensor) -> Tensor:
-    return torch.cat([rows[:, 1:], rows[:, -1:]], dim=1)
+    """A tick later; what was certified ends with the last row."""
+    return torch.cat([rows[:, 1:], torch.full_like(rows[:, -1:], torch.nan)], dim=1)
+
+
+def _held_at_the_end(rows: Tensor) -> Tensor:
+    """With the last finite row in place of NaN."""
+    count = rows.isfinite().all(-1).sum(1, keepdim=True)
+    index = torch.minimum(torch.arange(rows.shape[1]), (count - 1).clamp(min=0))
+    return torch.gather(rows, 1, index[..., None].expand_as(rows))

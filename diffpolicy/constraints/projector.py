@@ -90,6 +90,7 @@ class Projector:
             raise ValueError(f"projector: metric {metric.tolist()} must be finite and above 0")
         self._plant, self._period_s, self._horizon, self._slots = plant, period_s, horizon, slots
         self._like = metric
+        self.half_range = float(metric.double().max().rsqrt())  # of the actions in the data, in their units
         held = [_Held(c) for c in constraints if c.rows.acts_on == "motion" and c.rows.order == 0]
         self._blocks = [self._block(constraint, penalty) for constraint in (*constraints, *held)]
         weight = (metric / metric.mean()).double()[:, None, None]

@@ -37,6 +37,7 @@ def build_safety(config: SafetyConfig) -> Safety | None:
         Assumptions(
             position_error=config.position_error,
             velocity_error=config.velocity_error,
+            rest_speed=config.rest_speed,
             delay_substeps=config.delay_substeps,
         ),
         mode=config.mode,

@@ -91,6 +91,8 @@ class SafetyLayer:
         """
         batch = len(self._margin)
         obstacles = no_obstacles(batch) if obstacles is None else obstacles
+        if obstacles.slots and not any(c.rows.segments for c in self.safety.constraints):
+            raise ValueError("obstacles: given, but no constraint looks at them; add KeepOut")
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
         self._obstacles = obstacles.padded(self.safety.slots)

@@ -16,6 +16,8 @@ from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 
+TIME_RESOLUTION_S = 1e-6  # of a clock that says when a tick is
+
 
 class RobotMemory:
     """Of a batch of robots.
@@ -65,7 +67,7 @@ class RobotMemory:
             )
         now = self._time(time_s, period_s)
         lateness, elapsed = now - self._time_s - period_s, now - self._time_s  # NaN in an episode's first tick
-        self._is_timely = ~(lateness.abs() > self._assumptions.latency_s)
+        self._is_timely = ~(lateness.abs() > self._assumptions.latency_s + TIME_RESOLUTION_S)
         self._is_known, self._time_s = is_known, now
         state = State(
             torch.where(is_known[:, None], position, self._expected.position),
@@ -109,7 +111,10 @@ class RobotMemory:
                 why = "a constraint acts on the executed motion" if needs_state else "the episode begins"
                 raise ValueError(f"plant_state: missing, but {why}; give State(position, velocity)")
             return self.start.commands[:, -1], torch.zeros(shape, dtype=torch.float64)
-        numbers = [torch.as_tensor(np.asarray(part), dtype=torch.float64) for part in vars(plant_state).values()]
+        if not isinstance(plant_state, State):
+            raise ValueError(f"plant_state: is a {type(plant_state).__name__}, expected State(position, velocity)")
+        parts = (plant_state.position, plant_state.velocity)
+        numbers = [torch.as_tensor(np.asarray(part), dtype=torch.float64) for part in parts]
         for name, found in zip(("position", "velocity"), numbers, strict=True):
             if found.shape != shape:
                 raise ValueError(f"plant_state: {name} has shape {list(found.shape)}, expected {list(shape)}")

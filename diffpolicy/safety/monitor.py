@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Scene
+from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.obstacles import Obstacles, no_obstacles, together
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
@@ -30,9 +30,11 @@ class EpisodeRecord:
 
     Attributes:
         ticks, substeps: executed.
-        unchecked: ticks whose motion the plant does not explain.
-        violations: sub-steps with a negative margin while the robot moves; violations_at_rest: while it stands.
-        deepest: the most that any margin fell below 0.
+        unchecked: ticks whose motion the plant does not explain; nothing else is said of them.
+        violations: sub-steps too close to an obstacle; violations_at_rest: those in which a moving obstacle came to
+            a robot that stands, not among the others.
+        over_limits: sub-steps in which any other constraint is broken.
+        deepest: the most that the distance to an obstacle fell short.
         certified, fallback, alarm: ticks.
         path: executed positions, at the ticks.
     """
@@ -42,6 +44,7 @@ class EpisodeRecord:
     unchecked: int = 0
     violations: int = 0
     violations_at_rest: int = 0
+    over_limits: int = 0
     deepest: float = 0.0
     certified: int = 0
     fallback: int = 0
@@ -77,18 +80,21 @@ class Monitor:
         start = Start(state, self._history(episode, state))
         sent = torch.from_numpy(np.asarray(info.get("executed_action", action))).double()
         after = torch.from_numpy(np.asarray(info["agent_position"]))
-        margin, speed, position = self._executed(start, sent, self._obstacles(before, info, len(sent)))
-        explained = (torch.linalg.vector_norm(position - after, dim=-1) <= MODEL_ERROR).numpy()
-        moving = (speed > self._safety.assumptions.rest_speed).numpy()
-        violates = ~(margin.numpy() >= 0)
+        found = self._executed(start, sent, self._obstacles(before, info, len(sent)))
+        explained = torch.linalg.vector_norm(found.position - after, dim=-1) <= MODEL_ERROR
+        excused, too_close, over = (
+            (~(margin >= 0) & explained[:, None]).sum(1).tolist() for margin in (found.near, found.moving, found.others)
+        )
+        deepest = (-found.moving.amin(1)).clamp(min=0.0).tolist()
         for env in np.flatnonzero(episode >= 0).tolist():
             record = self.records.setdefault(int(episode[env]), EpisodeRecord())
             record.ticks += 1
             record.substeps += self._plant.substeps
             record.unchecked += int(not explained[env])
-            record.violations += int((violates[env] & moving[env]).sum())
-            record.violations_at_rest += int((violates[env] & ~moving[env]).sum())
-            record.deepest = max(record.deepest, -float(margin[env].amin()))
+            record.violations += too_close[env]
+            record.violations_at_rest += excused[env] - too_close[env]
+            record.over_limits += over[env]
+            record.deepest = max(record.deepest, deepest[env] if explained[env] else 0.0)
             record.path.append(after[env].tolist())
             if report is not None:
                 record.certified += int(report.certified[env])
@@ -113,27 +119,54 @@ class Monitor:
         then = Readings()
         then.update(info, np.ones(batch, dtype=bool))
         later = then.obstacles or now
-        still = torch.zeros_like(now.speed)
         made: list[Obstacles] = []
         for row in range(1, self._plant.substeps + 1):
             vertices = torch.lerp(now.vertices, later.vertices, row / self._plant.substeps)
-            one = Obstacles(vertices, now.radius, still, now.is_used)
+            one = Obstacles(vertices, now.radius, now.speed, now.is_used)
             zones = self._safety.zones
             made.append(together([one, zones.rows(torch.zeros(batch, dtype=torch.long))]) if zones else one)
         return made
 
-    def _executed(self, start: Start, sent: Tensor, obstacles: list[Obstacles]) -> tuple[Tensor, Tensor, Tensor]:
-        """The least margin and the speed of every sub-step [B, R], and the position at the end [B, A]."""
+    def _executed(self, start: Start, sent: Tensor, obstacles: list[Obstacles]) -> "_Executed":
         plant = self._plant
         position, velocity = plant.motion(sent[:, None], start.state)
-        margins = [torch.full(position.shape[:2], torch.inf, dtype=torch.float64)]
+        at_rest = torch.linalg.vector_norm(velocity, dim=-1) <= self._safety.assumptions.rest_speed
+        nothing = torch.full(position.shape[:2], torch.inf, dtype=torch.float64)
+        near, moving, others = [nothing], [nothing], [nothing]
         for constraint in self._safety.constraints:
             rows = constraint.rows
             y = rows_of(rows, plant, plant.period_s, sent[:, None], start)
-            times = torch.zeros_like(row_times_s(rows, plant, plant.period_s, 1))
-            if rows.segments and rows.acts_on == "motion":
-                each = [constraint.margin(y[:, i : i + 1], Scene(o, times[:1])) for i, o in enumerate(obstacles)]
-                margins.append(torch.cat(each, dim=1))
-            else:
-                margins.append(constraint.margin(y, Scene(obstacles[-1], times)).expand(-1, plant.substeps))
-        return torch.stack(margins).amin(0), torch.linalg.vector_norm(velocity, dim=-1), position[:, -1]
+            now = torch.zeros_like(row_times_s(rows, plant, plant.period_s, 1))  # each sub-step has its own obstacles
+            if not rows.segments:
+                margin = constraint.margin(y, Scene(obstacles[-1], now))
+                others.append(margin.expand(-1, plant.substeps))
+                continue
+            for rest, margins in ((None, near), (at_rest, moving)):
+                margins.append(self._along(constraint, y, obstacles, now, rest))
+        least = [torch.stack(margins).amin(0) for margins in (near, moving, others)]
+        return _Executed(least[0], least[1], least[2], position[:, -1])
+
+    def _along(
+        self, constraint: Constraint, y: Tensor, obstacles: list[Obstacles], now: Tensor, at_rest: Tensor | None
+    ) -> Tensor:
+        """The margin of every sub-step [B, R] to the obstacles of that sub-step."""
+        if constraint.rows.acts_on == "commands":
+            return constraint.margin(y, Scene(obstacles[-1], now)).expand(-1, self._plant.substeps)
+        parts: list[Tensor] = []
+        for i, there in enumerate(obstacles):
+            rest = None if at_rest is None else at_rest[:, i : i + 1]
+            parts.append(constraint.margin(y[:, i : i + 1], Scene(there, now[:1], rest)))
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class _Executed:
+    """Least margins of every sub-step [B, R], and the position at the end of the tick [B, A].
+
+    near: to obstacles; moving: the same without moving obstacles while the robot stands; others: of other constraints.
+    """
+
+    near: Tensor
+    moving: Tensor
+    others: Tensor
+    position: Tensor

@@ -16,8 +16,8 @@ OBSTACLE_KEYS = ("vertices", "radius", "speed_bound", "mask")
 class Readings:
     """The latest info of each env of a vector env, where it has any.
 
-    Understood are `agent_position` and `agent_velocity` [num_envs, A], and `obstacles`, a mapping of vertices
-    [num_envs, M, V, 2], radius, speed_bound and mask [num_envs, M].
+    Understood are `time_s` [num_envs], `agent_position` and `agent_velocity` [num_envs, A], and `obstacles`, a mapping
+    of vertices [num_envs, M, V, 2], radius, speed_bound and mask [num_envs, M].
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Readings:
 
     def update(self, info: Mapping[str, Any], mask: npt.NDArray[np.bool_]) -> None:
         """Take in what the envs of `mask` [num_envs] report."""
-        found = {key: info[key] for key in ("agent_position", "agent_velocity") if key in info}
+        found = {key: info[key] for key in ("time_s", "agent_position", "agent_velocity") if key in info}
         found |= {key: info["obstacles"][key] for key in OBSTACLE_KEYS if "obstacles" in info}
         for key, values in found.items():
             if key not in self._latest:
@@ -38,6 +38,11 @@ class Readings:
         if "agent_position" not in self._latest or "agent_velocity" not in self._latest:
             return None
         return State(*(torch.from_numpy(self._latest[f"agent_{name}"].copy()) for name in ("position", "velocity")))
+
+    @property
+    def time_s(self) -> npt.NDArray[np.float64] | None:
+        """Of each env's clock; None where the env does not tell."""
+        return self._latest["time_s"].copy() if "time_s" in self._latest else None
 
     @property
     def obstacles(self) -> Obstacles | None:

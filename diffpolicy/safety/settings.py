@@ -55,6 +55,11 @@ class Safety:
             )
         if not 0.0 < self.period_s < float("inf"):
             raise ValueError(f"safety: period_s {self.period_s} must be finite and above 0")
+        a = self.assumptions
+        if self.plant is not None and a.latency_s > a.delay_substeps * self.plant.substep_s + 1e-9:
+            raise ValueError(
+                f"safety: latency_s {a.latency_s} is a delay of more than delay_substeps {a.delay_substeps}; raise that"
+            )
         if self.plant is not None and abs(self.plant.period_s - self.period_s) > 1e-9:
             raise ValueError(f"safety: period_s {self.period_s}, but the plant's is {self.plant.period_s}")
 

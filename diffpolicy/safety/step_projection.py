@@ -14,7 +14,7 @@ from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.safety.settings import Safety
 
 POLISH_ITERATIONS = 10
-POLISH_TOLERANCE = 0.1  # units of the rows; less than any sensible inset
+POLISH_TOLERANCE = 5e-4  # of half the range of the actions in the data
 
 
 class StepProjection:
@@ -48,7 +48,8 @@ class StepProjection:
         if not is_last:
             return self._projector.project(plan, self._task, self._safety.iterations)
         rounds = self._safety.polish_rounds
-        return self._projector.polish(plan, self._task, POLISH_ITERATIONS, rounds, POLISH_TOLERANCE)
+        tolerance = POLISH_TOLERANCE * self._projector.half_range
+        return self._projector.polish(plan, self._task, POLISH_ITERATIONS, rounds, tolerance)
 
     def _clipped(self, plan: Tensor) -> Tensor:
         for constraint in self._safety.constraints:
