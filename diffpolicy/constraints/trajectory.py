@@ -72,8 +72,8 @@ def row_times_s(rows: Rows, plant: LinearPlant | None, period_s: float, ticks: i
 def _motion(plant: LinearPlant, commands: Tensor, start: Start) -> Tensor:
     """Positions at the two sub-steps before the present, the present and after it [B, 3 + R, A]."""
     past, state = [start.state.position], start.state
-    for _ in range(PAST_COMMANDS - 1):
-        state = plant.before(state, start.commands[:, -1])
+    for ago in range(PAST_COMMANDS - 1):  # sub-steps
+        state = plant.before(state, start.commands[:, -1 - ago // plant.substeps])
         past.insert(0, state.position)
     positions, _ = plant.motion(commands, start.state)
     return torch.cat([torch.stack(past, dim=1), positions], dim=1)

@@ -216,9 +216,6 @@ def test_a_barrier_lets_the_distance_shrink_by_its_rate_only() -> None:
     assert float(barrier.margin(segment((5.5, 0.0), (4.0, 0.0)), seen(obstacle))) == pytest.approx(-0.5 / 1.75)
 
 
-PLANT = position_servo(100.0, 20.0, 0.02, 5)
-
-
 def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> None:
     generator = torch.Generator().manual_seed(0)
     past, commands = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64) for n in (3, 5))
@@ -235,22 +232,24 @@ def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> N
     np.testing.assert_allclose(row_times_s(COMMANDS, None, 0.1, 3).numpy(), [0.1, 0.2, 0.3], rtol=1e-12)
 
 
-def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_did_before() -> None:
-    """The robot comes from somewhere under a held command; its past sub-steps are worked out backwards."""
+@pytest.mark.parametrize("substeps", [1, 2, 5])
+def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_did_before(substeps: int) -> None:
+    """The robot comes from somewhere under its last commands; its past sub-steps are worked out backwards."""
+    plant = position_servo(100.0, 20.0, 0.02, substeps)
     generator = torch.Generator().manual_seed(0)
-    held, commands = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64) for n in (1, 4))
+    past, commands = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64) for n in (3, 4))
     begin = State(*torch.randn(2, 2, 2, generator=generator, dtype=torch.float64))
-    before, velocity = PLANT.motion(held, begin)
+    before, velocity = plant.motion(past, begin)
     now = State(before[:, -1], velocity[:, -1])
-    after, after_velocity = PLANT.motion(commands, now)
+    after, after_velocity = plant.motion(commands, now)
     path = torch.cat([before, after], dim=1).numpy()
-    start = Start(now, held.expand(-1, 3, -1))
+    start = Start(now, past)
     first = before.shape[1]
     for order in range(4):
         expected = np.diff(path, n=order, axis=1)[:, first - order :] / 0.02**order
-        found = rows_of(Rows("motion", order), PLANT, 0.1, commands, start)
+        found = rows_of(Rows("motion", order), plant, plant.period_s, commands, start)
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-6)  # differences over 8e-6 s3
-    found = rows_of(Rows("motion", 1), PLANT, 0.1, commands, start)
+    found = rows_of(Rows("motion", 1), plant, plant.period_s, commands, start)
     np.testing.assert_allclose(found.numpy(), after_velocity.numpy(), rtol=0, atol=1e-9)  # semi-implicit Euler
     with pytest.raises(ValueError, match="needs a plant"):
         rows_of(Rows("motion"), None, 0.1, commands, start)
