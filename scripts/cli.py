@@ -10,7 +10,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 Config = TypeVar("Config")
 CONFIGS = str(Path(__file__).parent.parent / "configs")
@@ -31,6 +31,9 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
             try:
                 config: Any = OmegaConf.to_object(settings)
                 function(config, Path(HydraConfig.get().runtime.output_dir))
+            except MissingMandatoryValue as error:
+                print(f"error: {error.full_key} is missing; give {error.full_key}=VALUE", file=sys.stderr)
+                sys.exit(1)
             except USER_ERRORS as error:
                 print(f"error: {str(error).strip()}", file=sys.stderr)
                 sys.exit(1)

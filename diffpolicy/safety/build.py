@@ -27,9 +27,8 @@ def build_safety(config: SafetyConfig) -> Safety | None:
         constraints.append(Box(low, high, Rows("commands"), inset))
     limits = (config.max_speed, Rows("motion", 1)), (config.max_acceleration, Rows("commands", 2))
     constraints += [NormLimit(limit, rows, inset=0.02 * limit) for limit, rows in limits if limit is not None]
-    wrong = [list(zone) for zone in config.keep_out if len(zone) != 3]
-    if wrong:
-        raise ValueError(f"safety: keep_out {wrong} must be discs [x, y, radius]")
+    if not all(len(zone) == 3 and all(isinstance(number, int | float) for number in zone) for zone in config.keep_out):
+        raise ValueError(f"safety: keep_out {list(config.keep_out)} must be discs [x, y, radius]")
     zones = [disc(x, y, radius) for x, y, radius in config.keep_out]
     return Safety(
         constraints,
