@@ -100,22 +100,18 @@ def rollout(
     results: list[Episode | None] = [None] * len(seeds)
     observation: Any = None
     readings = Readings()
-    clock = np.full(env.num_envs, -np.inf)  # never back, not even where an ended env waits, already reset
     tick = 0
     while slots.any_left:
         if tick % controller.policy.config.window.n_action_steps == 0 and (fresh := slots.refill()).any():
             is_first = observation is None
             observation, info = _reset(env, slots.seeds(), reset_options, fresh | is_first)
-            readings.update(info, fresh | is_first)
-            clock[fresh | is_first] = -np.inf
+            readings.begin(info, fresh | is_first)
             controller.reset(slots.seeds(), None if is_first else fresh)
         if on_step:
             on_step(env, slots.episode, slots.score)
         seen = observation_by_key(observation, controller.policy)
         heeds = controller.safety is not None
-        clock = clock if readings.time_s is None else np.maximum(clock, readings.time_s)
-        time_s = None if readings.time_s is None else clock
-        told = (readings.plant_state, readings.obstacles, time_s) if heeds else (None, None, None)
+        told = (readings.plant_state, readings.obstacles, readings.time_s) if heeds else (None, None, None)
         action = controller.select_action(seen, *told)
         observation, reward, terminated, truncated, info = env.step(action)
         if on_tick:

@@ -71,7 +71,8 @@ def plans(policy: DiffusionPolicy, config: PlotSafetyConfig) -> Figure:
         for row, mode in enumerate(("clip", "last_half")):
             *_, last = estimates(policy, scene, moment, mode, config.samples)
             draw(axes[row, column], moment, last, policy)
-            axes[row, column].set_title(scene if row == 0 else "projected", fontsize=10)
+            title = "as sampled" if row == 0 else "projected"
+            axes[row, column].set_title(f"{scene}, {title}", fontsize=10)
     return figure
 
 

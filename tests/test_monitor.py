@@ -110,3 +110,13 @@ def test_readings_keep_the_latest_of_each_env() -> None:
     state = readings.plant_state
     assert state is not None
     torch.testing.assert_close(state.position, torch.tensor([[0.0, 0.0], [5.0, 5.0]], dtype=torch.float64))
+
+
+def test_clocks_of_readings_run_back_only_where_an_episode_begins() -> None:
+    readings, both = Readings(), np.array([True, True])
+    readings.update({"time_s": np.array([1.0, 2.0])}, both)
+    readings.update({"time_s": np.array([0.0, 2.1])}, both)
+    assert readings.time_s is not None
+    assert readings.time_s.tolist() == [1.0, 2.1]
+    readings.begin({"time_s": np.array([0.0, 0.0])}, np.array([True, False]))
+    assert readings.time_s.tolist() == [0.0, 2.1]

@@ -23,14 +23,24 @@ class Readings:
     def __init__(self) -> None:
         self._latest: dict[str, npt.NDArray[Any]] = {}
 
+    def begin(self, info: Mapping[str, Any], mask: npt.NDArray[np.bool_]) -> None:
+        """Episodes of the envs of `mask` [num_envs] begin: their clocks start again."""
+        if "time_s" in self._latest:
+            self._latest["time_s"][mask] = -np.inf
+        self.update(info, mask)
+
     def update(self, info: Mapping[str, Any], mask: npt.NDArray[np.bool_]) -> None:
-        """Take in what the envs of `mask` [num_envs] report."""
+        """Take in what the envs of `mask` [num_envs] report.
+
+        Clocks do not run back: an env that has ended and waits, already reset, for its next episode stands still.
+        """
         found = {key: info[key] for key in ("time_s", "agent_position", "agent_velocity") if key in info}
         found |= {key: info["obstacles"][key] for key in OBSTACLE_KEYS if "obstacles" in info}
         for key, values in found.items():
             if key not in self._latest:
                 self._latest[key] = np.array(values)
-            self._latest[key][mask] = values[mask]
+            later = np.maximum(self._latest[key], values) if key == "time_s" else values
+            self._latest[key][mask] = later[mask]
 
     @property
     def plant_state(self) -> State | None:
