@@ -20,7 +20,7 @@ from diffpolicy.constraints.trajectory import Start
 SERVO = Servo(100.0, 20.0, 0.02, 5)
 PLANT, PERIOD_S, HORIZON, BATCH = plant_of(SERVO), 0.1, 8, 8
 SCALE = 10.0  # of the workspace
-CLOSE = 1e-4 * SCALE  # what 3,000 iterations leave
+CLOSE = 1e-4 * SCALE  # what 1,500 iterations leave
 METRICS = [[1.0, 1.0], [1e-4, 9e-4]]
 COMMANDS, MOTION = Rows("commands"), Rows("motion")
 OBSTACLES = together([disc(3.0, 3.2, 0.6), polygon([(4.5, 4.0), (6.0, 4.2), (5.8, 5.2)]), disc(9.0, 1.0, 0.3, 0.1)])
@@ -37,7 +37,7 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, Start, Obstacles]:
 
 
 def projected(
-    constraints, metric, plan, start, obstacles, iterations: int = 3000, penalty: float = 10.0
+    constraints, metric, plan, start, obstacles, iterations: int = 1500, penalty: float = 10.0
 ) -> torch.Tensor:
     metric = torch.tensor(metric, dtype=plan.dtype)
     projector = Projector(constraints, PLANT, PERIOD_S, HORIZON, metric, slots=obstacles.slots, penalty=penalty)
