@@ -33,6 +33,7 @@ from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.settings import Safety
 
 NAME = "safety"
+UNTIMED = {"latency_p50_ms": math.nan, "latency_p95_ms": math.nan, "latency_ratio": math.nan}
 
 
 @dataclass
@@ -82,11 +83,14 @@ def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
     for scene, fault, method in runs:  # refuse what cannot be before any work
         for kind, table, name in (("scene", SCENES, scene), ("fault", FAULTS, fault), ("method", METHODS, method)):
             lookup(table, kind, name)
-    rows = [measure(policy, config, *run) for run in tqdm(runs, unit="row")]
-    write_rows(folder, NAME, {"config": asdict(config), "device": str(policy.device), "rows": rows}, rows)
-    write_text(folder / f"{NAME}.md", table := markdown(rows))
+    rows: list[dict[str, Any]] = []
+    for run in tqdm(runs, unit="row"):  # hours, perhaps: each row is written when it is there
+        rows.append(measure(policy, config, *run))
+        known = [{k: None if is_nan(v) else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+        write_rows(folder, NAME, {"config": asdict(config), "device": str(policy.device), "rows": known}, known)
+        write_text(folder / f"{NAME}.md", markdown(rows))
     plot(rows, folder / f"{NAME}.png")
-    print(f"{table}\n{folder / NAME}.json")
+    print(f"{markdown(rows)}\n{folder / NAME}.json")
 
 
 def check_scenes(policy: DiffusionPolicy, scenes: list[str]) -> None:
@@ -119,7 +123,7 @@ def measure(
     finally:
         env.close()
     is_timed = fault == "none" and config.latency_chunks > 0
-    latency = latency_ms(policy, config, env_config, safety, method) if is_timed else {}
+    latency = latency_ms(policy, config, env_config, safety, method) if is_timed else UNTIMED
     return {"scene": scene, "fault": fault, "method": method, **summary(episodes, watch), **latency}
 
 
@@ -156,6 +160,11 @@ def summary(episodes: list[Episode], watch: Watch) -> dict[str, Any]:
         "path_length": float(np.mean([path_length(record) for record in records])),
         "jerk": float(np.mean([jerk(record) for record in records])),
     }
+
+
+def is_nan(value: Any) -> bool:
+    """Whether there is no number to tell."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def share(values: list[bool]) -> float:
@@ -229,7 +238,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         parts += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         for row in rows:
             if (row["scene"], row["fault"]) == (scene, fault):
-                latency = f"{row['latency_ratio']:.2f} x" if "latency_ratio" in row else ""
+                latency = "" if math.isnan(row["latency_ratio"]) else f"{row['latency_ratio']:.2f} x"
                 cells = (cell.format(**row, latency=latency) for cell in COLUMNS.values())
                 parts.append("| " + " | ".join(cells) + " |")
         parts.append("")
