@@ -70,7 +70,7 @@ def plans(policy: DiffusionPolicy, config: PlotSafetyConfig) -> Figure:
         moment = drive(policy, scene, config.seed + column)
         for row, mode in enumerate(("clip", "last_half")):
             *_, last = estimates(policy, scene, moment, mode, config.samples)
-            draw(axes[row, column], moment, last, policy)
+            draw(axes[row, column], moment, last)
             title = "as sampled" if row == 0 else "projected"
             axes[row, column].set_title(f"{scene}, {title}", fontsize=10)
     return figure
@@ -83,7 +83,7 @@ def denoising(policy: DiffusionPolicy, config: PlotSafetyConfig) -> list[np.ndar
     for step, plan in enumerate(estimates(policy, "blocked", moment, "every_step", config.samples)):
         figure = Figure(figsize=(4.2, 4.4), layout="constrained")
         canvas, axes = FigureCanvasAgg(figure), figure.subplots()
-        draw(axes, moment, plan, policy)
+        draw(axes, moment, plan)
         axes.set_title(f"projected clean estimate {step + 1}", fontsize=10)
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
@@ -144,7 +144,7 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     return [plan[:, present:] for plan in seen]
 
 
-def draw(axes: Axes, moment: Moment, plan: Tensor, policy: DiffusionPolicy) -> None:
+def draw(axes: Axes, moment: Moment, plan: Tensor) -> None:
     """Plans over the frame; obstacles that the observation does not show in red."""
     axes.imshow(moment.frame, extent=(0, 512, 512, 0))
     obstacles = moment.readings.obstacles

@@ -78,8 +78,8 @@ class Certifier:
     ) -> None:
         for constraint in constraints:
             rows = constraint.rows
-            if rows.acts_on == "motion" and plant is None:
-                raise ValueError("constraints: one acts on the executed motion, which needs a plant")
+            if rows.acts_on == "motion":
+                needed(plant)
             if rows.acts_on == "motion" and rows.order > 1 and not assumptions.is_exact:
                 raise ValueError(
                     f"constraints: a limit of order {rows.order} on the motion needs an exact state (no bound on its "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate, Certifier
 from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RUNGS, decide
-from diffpolicy.constraints.obstacles import Obstacles, no_obstacles, together
+from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.safety.memory import RobotMemory
@@ -95,10 +95,7 @@ class SafetyLayer:
             raise ValueError("obstacles: given, but no constraint looks at them; add KeepOut")
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
-        self._obstacles = obstacles.padded(self.safety.slots)
-        if self.safety.zones is not None:
-            everywhere = self.safety.zones.rows(torch.zeros(batch, dtype=torch.long))
-            self._obstacles = together([self._obstacles, everywhere])
+        self._obstacles = self.safety.with_zones(obstacles.padded(self.safety.slots))
         self._memory.observe(plant_state, self._obstacles, time_s, self.safety.period_s, self.safety.acts_on_motion)
         self._cost_s = 0.0
 

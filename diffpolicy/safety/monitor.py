@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constraint import Constraint, Scene
-from diffpolicy.constraints.obstacles import Obstacles, no_obstacles, together
+from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
 from diffpolicy.safety.layer import PlanReport
@@ -122,9 +122,7 @@ class Monitor:
         made: list[Obstacles] = []
         for row in range(1, self._plant.substeps + 1):
             vertices = torch.lerp(now.vertices, later.vertices, row / self._plant.substeps)
-            one = Obstacles(vertices, now.radius, now.speed, now.is_used)
-            zones = self._safety.zones
-            made.append(together([one, zones.rows(torch.zeros(batch, dtype=torch.long))]) if zones else one)
+            made.append(self._safety.with_zones(Obstacles(vertices, now.radius, now.speed, now.is_used)))
         return made
 
     def _executed(self, start: Start, sent: Tensor, obstacles: list[Obstacles]) -> "_Executed":

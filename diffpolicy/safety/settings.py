@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint
-from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.obstacles import Obstacles, together
 from diffpolicy.constraints.plant import LinearPlant
 
 MODES = ("none", "clip", "last", "last_half", "every_step")
@@ -67,6 +69,12 @@ class Safety:
     def all_slots(self) -> int:
         """Obstacles of a robot at most."""
         return self.slots + (self.zones.slots if self.zones else 0)
+
+    def with_zones(self, obstacles: Obstacles) -> Obstacles:
+        """These obstacles [B, M, ...] and, for every robot, the zones."""
+        if self.zones is None:
+            return obstacles
+        return together([obstacles, self.zones.rows(torch.zeros(len(obstacles.radius), dtype=torch.long))])
 
     @property
     def acts_on_motion(self) -> bool:
