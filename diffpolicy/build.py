@@ -1,7 +1,7 @@
 """From names in settings to objects: the tables in which every choice is an entry."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -68,9 +68,15 @@ SAMPLERS: Mapping[str, Callable[[Schedule, Levels, SamplerConfig], StepTable]] =
     "flow_heun": lambda schedule, now, config: heun.flow_heun(now),
     "reverse_sde": lambda schedule, now, config: langevin.reverse_sde(now),
     "predictor_corrector": lambda schedule, now, config: langevin.predictor_corrector(
-        now, config.langevin_steps, config.langevin_rate
+        now, **_given(corrector_steps=config.langevin_steps, rate=config.langevin_rate)
     ),
-    "langevin": lambda schedule, now, config: langevin.langevin(now, config.langevin_steps, config.langevin_rate),
+    "langevin": lambda schedule, now, config: langevin.langevin(
+        now, **_given(steps_per_level=config.langevin_steps, rate=config.langevin_rate)
+    ),
+}
+
+SPACING_OF: Mapping[str, str] = {  # trailing for the others
+    "heun": "log_snr",  # evenly spaced levels would begin with a jump over most of the noise: its mean slope overshoots
 }
 
 MODELS: Mapping[str, Callable[[int, int, ModelConfig], nn.Module]] = {
@@ -107,8 +113,13 @@ def build_sampler(schedule: Schedule, config: SamplerConfig) -> Sampler:
     if config.name == "diffusers":
         return DiffusersSampler(config.scheduler, config.scheduler_options or {}, schedule, config.steps)
     sampler = lookup(SAMPLERS, "sampler", config.name)
-    now = lookup(SPACINGS, "spacing", config.spacing)(schedule, config.steps)
-    return sampler(schedule, now, config)
+    spacing = config.spacing or SPACING_OF.get(config.name, "trailing")
+    return sampler(schedule, lookup(SPACINGS, "spacing", spacing)(schedule, config.steps), config)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """The settings that are not left open (None); for the others the callee's own defaults hold."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def build_guide(config: GuidanceConfig) -> Guide | None:

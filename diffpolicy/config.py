@@ -50,12 +50,12 @@ class SamplerConfig:
 
     name: str = "ddim"
     steps: int = 10
-    spacing: str = "trailing"
+    spacing: str | None = None  # trailing, leading, log_snr, karras; by default the sampler's own
     eta: float = 0.0  # ddim
     variance: str = "posterior"  # ddpm: posterior or beta
     churn: float = 0.0  # heun
-    langevin_steps: int = 1  # at each level: langevin, predictor_corrector
-    langevin_rate: float = 0.1  # length of a Langevin step over sigma^2
+    langevin_steps: int | None = None  # at each level: langevin, predictor_corrector; by default the sampler's own
+    langevin_rate: float | None = None  # length of a Langevin step over sigma^2
     scheduler: str = "UniPCMultistepScheduler"  # diffusers
     scheduler_options: Any = None  # diffusers: arguments of the scheduler, as in {use_karras_sigmas: true}
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

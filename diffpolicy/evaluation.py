@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from diffpolicy.rollout import Episode, OnTick, make_vector_env, rollout
 from diffpolicy.safety.monitor import Monitor
 from diffpolicy.safety.settings import Safety
 from diffpolicy.video import VideoRecorder
+
+WARM_UP = 3  # calls that are not timed
 
 
 def evaluate(
@@ -72,17 +74,30 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def latency_ms(policy: DiffusionPolicy, sampler: SamplerConfig, repeats: int = 100) -> dict[str, float]:
-    """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up."""
+def latency_ms(contestants: Sequence[tuple[DiffusionPolicy, SamplerConfig]], repeats: int) -> list[dict[str, float]]:
+    """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up.
+
+    The contestants take turns, call by call, so that other work on the machine slows all of them alike.
+    """
+    calls = [_chunk_call(policy, sampler) for policy, sampler in contestants]
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats + WARM_UP):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(1e3 * (time.perf_counter() - start))
+    return [{f"p{q}": float(np.percentile(own[WARM_UP:], q)) for q in (50, 95, 99)} for own in times]
+
+
+def _chunk_call(policy: DiffusionPolicy, sampler: SamplerConfig) -> Callable[[], None]:
     config = policy.config
     observation = {key: torch.zeros(1, config.window.n_obs_steps, dim) for key, dim in config.observations.items()}
     table, guide = policy.sampler(sampler), policy.guide(sampler.guidance)
-    times: list[float] = []
-    for _ in range(repeats + 3):
-        start = time.perf_counter()
+
+    def call() -> None:
         policy.predict_action_chunk(observation, [torch.Generator()], table, guide=guide).actions.cpu()
-        times.append(1e3 * (time.perf_counter() - start))
-    return {f"p{q}": float(np.percentile(times[3:], q)) for q in (50, 95, 99)}
+
+    return call
 
 
 def _controller(
@@ -138,7 +153,7 @@ def report(
     inference_batch: int,
     safety: Safety | None = None,
 ) -> dict[str, Any]:
-    """What results.json holds besides the checkpoint's path."""
+    """What results.json holds besides the checkpoint's path and the latency."""
     monitor = Monitor(safety) if safety else None
     episodes = evaluate(policy, env, sampler, seeds, inference_batch, safety, monitor)
     return {
@@ -154,7 +169,6 @@ def report(
         "start_rule": env.reset_options.get("start_rule", "env"),
         **summarize(episodes),
         **(summarize_safety(monitor) if monitor else {}),
-        "latency_ms": latency_ms(policy, sampler),
         "episodes": [asdict(episode) for episode in episodes],
     }
 

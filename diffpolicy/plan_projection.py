@@ -31,11 +31,11 @@ class PlanProjection:
         self._to_data = clip(-1.0, 1.0) if is_limited else identity
         self._present = present
         self._constrain = constrain
-        self._finite: list[Tensor] = []  # of every estimate before the constraint, which could hide a NaN
+        self._estimates: list[Tensor] = []  # before clip and constraint, which could hide what is not finite
 
     def project(self, clean: Tensor, row: Row) -> Tensor:
         """The clean estimate [B, H, A] that a reverse step goes on with."""
-        self._finite.append(clean.isfinite().all())
+        self._estimates.append(clean)
         clean = self._to_data(clean, row)
         if self._constrain is None:
             return clean
@@ -51,7 +51,7 @@ class PlanProjection:
         plan = self._normalizer.inverse(clean)
         if self._constrain is not None:
             plan = self._constrained(self._constrain, plan, row)
-        if not bool(torch.stack([*self._finite, plan.isfinite().all()]).all()):
+        if not bool(torch.stack([*self._estimates, plan]).isfinite().all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         return plan
 

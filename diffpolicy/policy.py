@@ -1,5 +1,4 @@
-"""The diffusion policy: observations in, a chunk of actions out, both in physical units. It keeps no state
-between calls; `PolicyController` does.
+"""The diffusion policy: observations in, a chunk of actions out, in physical units; `PolicyController` keeps the state.
 
 Shape legend: B batch, H horizon, A action.
 """
@@ -172,13 +171,14 @@ class DiffusionPolicy(nn.Module):
         steps: int = 20,
         probes: int = 0,
         generator: torch.Generator | None = None,
+        method: str = "rk4",
     ) -> LogDensity:
-        """Log-density of plans under the policy, by the probability-flow ODE (Song et al. 2021, appendix D.2).
+        """Log-density of plans under the policy, by the probability-flow ODE (Song et al. 2021b, appendix D.2).
 
         Args:
             observation: {key: [B, n_obs_steps, dim]}, physical units.
             plan: the whole horizon [B, H, A], physical units.
-            steps: of the Runge-Kutta method of order 4.
+            steps: of method rk4 (Runge-Kutta of order 4); adaptive, scipy's DOP853, needs none.
             probes: Hutchinson's, an evaluation each; by default the divergence is exact, which costs H * A of them.
             generator: of the probes, on the CPU.
 
@@ -189,13 +189,14 @@ class DiffusionPolicy(nn.Module):
             raise ValueError(f"log_likelihood: probes {probes} must be at least 0 and need a generator")
         copies = probes or self.config.window.horizon * self.config.action_dim
         flow, x = self._flow(observation, plan, copies)
-        signs = 2.0 * torch.randint(2, (probes, *plan.shape), generator=generator) - 1.0 if probes else None
-        return self._log_density(log_likelihood(flow, x, steps, signs if signs is None else signs.to(x)))
+        bits = torch.randint(2, (probes, *plan.shape), generator=generator)
+        signs = (2.0 * bits - 1.0).to(x) if probes else None
+        return self._log_density(log_likelihood(flow, x, steps, signs, method=method))
 
     def elbo(
         self, observation: Mapping[str, Tensor], plan: Tensor, generator: torch.Generator, draws: int = 4
     ) -> LogDensity:
-        """A lower bound of the log-likelihood, by `draws` draws of noise at every trained level; arguments as above."""
+        """A lower bound of the log-likelihood, by `draws` draws of noise at every trained level."""
         flow, x = self._flow(observation, plan)
         with torch.no_grad():
             return self._log_density(elbo(self.objective.schedule, flow.denoise, x, draws, generator))
@@ -252,8 +253,8 @@ class DiffusionPolicy(nn.Module):
         return policy.to(device).eval()
 
     def _observation_normalizers(self) -> dict[str, Normalizer]:
-        modules = zip(self.encoder.keys, self.normalizers, strict=True)
-        return {key: module for key, module in modules if isinstance(module, Normalizer)}
+        pairs = zip(self.encoder.keys, self.normalizers, strict=True)
+        return {key: module for key, module in pairs if isinstance(module, Normalizer)}
 
     def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None = None) -> Denoise:
         condition = self._encode(observation)

@@ -1,14 +1,17 @@
 """Samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small
 
 The same seeds for every line; score and success with 95 % intervals, latency of a chunk for one robot, policy time per
-solved episode. Writes benchmark_samplers.json, .csv, .md and .png.
+solved episode, and the CPU time of a sampler's row besides the network. Writes benchmark_samplers.json, .csv, .md
+and .png.
 """
 
 import statistics
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmark_files import write_rows
 from cli import command
 from matplotlib.axes import Axes
@@ -18,9 +21,12 @@ from tqdm import tqdm
 
 from diffpolicy.config import EnvConfig, SamplerConfig
 from diffpolicy.device import choose_device
-from diffpolicy.evaluation import check_evaluation, load_for_evaluation, report
+from diffpolicy.diffusion.reverse import reverse
+from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.evaluation import check_evaluation, latency_ms, load_for_evaluation, report
 from diffpolicy.files import write_text
 from diffpolicy.intervals import bootstrap_interval
+from diffpolicy.plan_projection import PlanProjection
 from diffpolicy.policy import DiffusionPolicy
 
 NAME = "benchmark_samplers"
@@ -54,9 +60,10 @@ class BenchmarkSamplersConfig:
     window: Any = None
     samplers: Any = None  # {a choice of configs/sampler: numbers of steps}; a typed dict would refuse new keys
     others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
-    episodes: int = 100
+    episodes: int = 200
     seed: int = 100_000
     inference_batch: int = 64
+    latency_calls: int = 50  # of every sampler, in turns, before the episodes
     device: str = "auto"
 
 
@@ -70,15 +77,17 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
         raise ValueError("others: policies of different tasks cannot be compared")
     runs = [(label, *one[:2], sampler) for label, one in loaded.items() for sampler in one[2]]
     seeds = range(config.seed, config.seed + config.episodes)
-    reports = [
-        {"policy": label, **report(policy, env, sampler, seeds, config.inference_batch)}
-        for label, policy, env, sampler in tqdm(runs, unit="sampler")
-    ]
-    rows = [row(one, reports[0]) for one in reports]
-    write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
-    write_text(folder / f"{NAME}.md", table := markdown(rows))
+    latencies = latency_ms([(policy, sampler) for _, policy, _, sampler in runs], config.latency_calls)
+    reports: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for (label, policy, env, sampler), latency in zip(tqdm(runs, unit="sampler"), latencies, strict=True):
+        measured = report(policy, env, sampler, seeds, config.inference_batch)
+        reports.append({"policy": label, **measured, "latency_ms": latency, "row_us": row_cost_us(policy, sampler)})
+        rows = [row(one, reports[0]) for one in reports]  # an hour, perhaps: each row is written when it is there
+        write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
+        write_text(folder / f"{NAME}.md", markdown(rows))
     plot(rows, folder / f"{NAME}.png")
-    print(f"{table}\n{folder / NAME}.json")
+    print(f"{markdown(rows)}\n{folder / NAME}.json")
 
 
 def _load(
@@ -106,6 +115,23 @@ def _settings(name: str, steps: int) -> SamplerConfig:
     return settings
 
 
+def row_cost_us(policy: DiffusionPolicy, settings: SamplerConfig, repeats: int = 100) -> float:
+    """Microseconds of CPU work a row besides the network: the sampler's step and the clip to the data's limits."""
+    sampler = policy.sampler(settings)
+    noise = torch.randn(len(sampler) + 1, 1, policy.config.window.horizon, policy.config.action_dim)
+    times: list[float] = []
+    for _ in range(repeats):
+        projection = PlanProjection(policy.action_normalizer, policy.config.normalizer == "limits", 0, None)
+        with torch.inference_mode():
+            start = time.process_time()
+            if isinstance(sampler, StepTable):
+                reverse(lambda x, row: x, sampler, noise, projection.project)
+            else:
+                sampler.sample(lambda x, row: x, noise, projection.project)
+        times.append(1e6 * (time.process_time() - start) / len(sampler))
+    return statistics.median(times)
+
+
 def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """One line of the table; `difference` is to the reference's score on the same seeds, with a paired interval."""
     pairs = zip(report["episodes"], reference["episodes"], strict=True)
@@ -123,6 +149,7 @@ def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
         **_with_interval("difference", statistics.mean(differences), bootstrap_interval(differences)),
         **_with_interval("success", report["success_rate"], report["success_ci95"]),
         **{f"latency_{key}_ms": value for key, value in report["latency_ms"].items()},
+        "row_us": report["row_us"],
         "cost_per_solved_s": chunks * report["latency_ms"]["p50"] / 1e3 / solved if solved else float("inf"),
     }
 

@@ -8,9 +8,11 @@ from cli import command
 
 from diffpolicy.config import EvaluateConfig
 from diffpolicy.device import choose_device
-from diffpolicy.evaluation import check_evaluation, load_for_evaluation, record_videos, report
+from diffpolicy.evaluation import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.files import write_text
 from diffpolicy.safety.build import build_safety
+
+LATENCY_CALLS = 100
 
 
 @command("evaluate", EvaluateConfig)
@@ -23,6 +25,7 @@ def main(config: EvaluateConfig, folder: Path) -> None:
         "checkpoint": config.checkpoint,
         "safety": asdict(config.safety),
         **report(policy, env, config.sampler, seeds, config.inference_batch, safety),
+        "latency_ms": latency_ms([(policy, config.sampler)], LATENCY_CALLS)[0],
     }
     path = folder / "results.json"
     write_text(path, json.dumps(results, indent=2))

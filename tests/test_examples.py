@@ -1,4 +1,4 @@
-"""examples/control_loop.py: as a program, and its handling of time on a clock that the test turns."""
+"""The examples as programs; the control loop's handling of time on a clock that the test turns."""
 
 import importlib.util
 import re
@@ -157,3 +157,17 @@ def test_a_missing_checkpoint_is_an_error_of_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: checkpoint: no config.json in")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_monitor_tells_shifted_observations_from_familiar_ones() -> None:
+    data = [
+        str(REPOSITORY / "data" / "checkpoints" / "pusht_small"),
+        str(REPOSITORY / "data" / "pusht_expert.zarr.zip"),
+    ]
+    command = [sys.executable, str(REPOSITORY / "examples" / "likelihood_monitor.py"), *data]
+    result = subprocess.run(
+        [*command, "--windows", "12", "--shifts", "80"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    (auroc,) = re.findall(r"shifted by 80 px: median .* nats, AUROC ([\d.]+)", result.stdout)
+    assert float(auroc) > 0.9

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,11 @@ def test_physical_units_differ_by_the_normalisers_stretch() -> None:
     found = policy_with().log_likelihood(observation(), plan(), steps=2)
     expected = torch.full((2,), -HORIZON * 2 * float(torch.log(torch.tensor(5.0))))
     torch.testing.assert_close(found.physical - found.normalized, expected, rtol=0, atol=1e-3)
+
+
+def test_a_solver_without_a_divergence_is_refused() -> None:
+    with pytest.raises(ValueError, match="method 'ddim' is unknown, expected rk4 or adaptive"):
+        policy_with().log_likelihood(observation(), plan(), method="ddim")
 
 
 def test_hutchinsons_probes_come_near_the_exact_divergence() -> None:
@@ -185,6 +191,18 @@ def test_our_ddim_and_that_of_diffusers_make_the_same_plan() -> None:
         for config in (SamplerConfig(name="ddim"), theirs)
     ]
     torch.testing.assert_close(plans[0], plans[1], rtol=0, atol=1e-3)  # px; their alpha_bar is float32
+
+
+def test_a_row_has_the_noise_that_the_scheduler_says() -> None:
+    """With Karras' sigmas the schedulers of the multistep family round the timesteps, but step by the sigmas."""
+    options = {"use_karras_sigmas": True}
+    config = SamplerConfig(name="diffusers", scheduler="DPMSolverMultistepScheduler", scheduler_options=options)
+    found = [row.sigma / row.alpha for row in policy_with().sampler(config).rows]
+    schedule = policy_with().objective.schedule
+    ends = schedule.levels.sigma[[-1, 0]] / schedule.levels.alpha[[-1, 0]]
+    high, low = ends ** (1.0 / 7.0)  # Karras et al. 2022, eq. 5
+    expected = np.linspace(high, low, 10) ** 7.0
+    np.testing.assert_allclose(found, expected, rtol=1e-3)  # their alpha_bar is float32: 1 - alpha_bar has few digits
 
 
 @pytest.mark.parametrize(

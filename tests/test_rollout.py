@@ -132,7 +132,7 @@ def test_a_summary_has_means_and_intervals() -> None:
 
 
 def test_latency_percentiles_are_ordered(policy: DiffusionPolicy) -> None:
-    latency = latency_ms(policy, SAMPLER, repeats=5)
+    (latency,) = latency_ms([(policy, SAMPLER)], repeats=5)
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
 
 

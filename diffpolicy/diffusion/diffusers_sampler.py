@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffpolicy.diffusion.reverse import Denoise, Project
 from diffpolicy.diffusion.samplers.table import rows_at
-from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule, check_steps
+from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, FloatArray, Schedule, check_steps
 
 
 class DiffusersSampler:
@@ -39,8 +39,7 @@ class DiffusersSampler:
         betas = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
         settings = {"num_train_timesteps": len(betas), "trained_betas": betas.tolist(), "prediction_type": "epsilon"}
         self._make = lambda: _scheduler_class(scheduler)(**{**settings, **options})
-        place = np.clip(self._started().timesteps.double().numpy(), 0.0, len(schedule) - 1.0)  # may lie between levels
-        self.rows = rows_at(schedule.at(np.interp(place, np.arange(len(schedule)), schedule.levels.lambdas)))
+        self.rows = rows_at(schedule.at(_lambdas(self._started(), schedule)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,6 +69,16 @@ class DiffusersSampler:
                 f"sampler: this scheduler takes no betas, no noise estimate or other options: {error}"
             ) from error
         return scheduler
+
+
+def _lambdas(scheduler: Any, schedule: Schedule) -> FloatArray:
+    """log(alpha / sigma) [rows] of the levels that a started scheduler visits, some between the trained ones."""
+    trained = schedule.levels.lambdas
+    times = scheduler.timesteps.double().numpy()
+    sigmas = np.asarray(getattr(scheduler, "sigmas", ()), dtype=np.float64)
+    if len(sigmas) == len(times) + 1:  # sigma / alpha of each and of the end, which timesteps may only come near to
+        return np.clip(-np.log(sigmas[:-1]), trained[-1], trained[0])
+    return np.interp(times, np.arange(len(schedule)), trained)
 
 
 def _scheduler_class(name: str) -> Any:

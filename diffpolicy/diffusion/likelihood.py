@@ -38,16 +38,23 @@ def log_likelihood(
     steps: int,
     probes: Tensor | None = None,
     terminal: Callable[[Tensor], Tensor] | None = None,
+    method: str = "rk4",
 ) -> Tensor:
-    """log p [batch] of x [batch, horizon, action] at the lowest trained level (Song et al. 2021, eq. 39).
+    """log p [batch] of x [batch, horizon, action] at the lowest trained level (Song et al. 2021b, eq. 39).
 
     Args:
         flow: its denoiser is given the batch n times over, for n directions of the divergence (see probes).
-        steps: of the Runge-Kutta method of order 4.
+        steps: of `method`.
         probes: [n, batch, horizon, action] of +1 and -1 for Hutchinson's estimate of the divergence; exact by
             default, at the cost of horizon * action evaluations side by side.
         terminal: log-density of x at the last level; N(0, sigma^2) by default.
+        method: rk4 or adaptive; see `solve`. DDIM's steps are not those of the divergence.
+
+    Raises:
+        ValueError: an unknown method.
     """
+    if method not in ("rk4", "adaptive"):
+        raise ValueError(f"log_likelihood: method {method!r} is unknown, expected rk4 or adaptive")
     (low, high), (first, last) = flow.ends(), flow.end_levels()
     exact = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
     directions = exact.expand(-1, *x.shape) if probes is None else probes
@@ -58,7 +65,7 @@ def log_likelihood(
         return torch.cat([dz.flatten(1), share * div[:, None]], dim=1)
 
     z = (x / scale(first)).flatten(1)
-    state = solve(flow, slope, torch.cat([z, torch.zeros_like(z[:, :1])], dim=1), low, high, steps)
+    state = solve(flow, slope, torch.cat([z, torch.zeros_like(z[:, :1])], dim=1), low, high, steps, method)
     end = (scale(last) * state[:, :-1]).reshape(x.shape)
     density = gaussian_log_density(end, last.sigma) if terminal is None else terminal(end)
     return density + state[:, -1] + x[0].numel() * math.log(scale(last) / scale(first))

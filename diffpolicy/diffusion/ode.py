@@ -1,4 +1,4 @@
-"""The probability-flow ODE: from trajectories to noise and back without chance (Song et al. 2021, eq. 13).
+"""The probability-flow ODE: from trajectories to noise and back without chance (Song et al. 2021b, eq. 13).
 
 Every schedule is the same path at another scale. Legend:
 

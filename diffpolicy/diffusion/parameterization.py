@@ -47,7 +47,7 @@ V = Parameterization(  # Salimans & Ho 2022, section 4
     clean_from_output=lambda alpha, sigma: (alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)),
     target=lambda alpha, sigma: (-sigma, alpha),
 )
-SCORE = Parameterization(  # the gradient of the log-density, Song et al. 2021, eq. 7; Tweedie's formula gives clean
+SCORE = Parameterization(  # the gradient of the log-density, Song et al. 2021b, eq. 7; Tweedie's formula gives clean
     clean_from_output=lambda alpha, sigma: (1 / alpha, sigma**2 / alpha),
     target=lambda alpha, sigma: (0.0, -1 / sigma),
     needs_signal=True,

@@ -61,14 +61,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def vp(num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """The VP process with a rate that rises linearly in t (Song et al. 2021, eq. 32 and 33), at levels t = i / n."""
+    """The VP process with a rate that rises linearly in t (Song et al. 2021b, eq. 32 and 33), at levels t = i / n."""
     t = _grid(num_levels)[1:]
     exponent = 0.5 * t**2 * (beta_max - beta_min) + t * beta_min  # the integral of the rate
     return _variance_preserving(np.exp(-0.5 * exponent), np.sqrt(-np.expm1(-exponent)), TIME_SCALE * t)
 
 
 def ve(num_levels: int, sigma_min: float, sigma_max: float, sigma_data: float) -> Schedule:
-    """Noise levels in geometric progression (Song et al. 2021, eq. 31)."""
+    """Noise levels in geometric progression (Song et al. 2021b, eq. 31)."""
     _check_sigmas(num_levels, sigma_min, sigma_max)
     return _from_sigmas(np.geomspace(sigma_min, sigma_max, num_levels), variance_exploding(sigma_data))
 

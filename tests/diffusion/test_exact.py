@@ -19,9 +19,8 @@ from diffpolicy.diffusion.schedules import flow, ve, vp
 
 MIXTURES = {1: mixture.IN_1D, 2: mixture.IN_2D, 32: mixture.IN_32D}
 # Where a sampler is not at home on the library's cosine schedule. Heun walks in sigma / alpha, which there starts at
-# 2e4; Langevin needs several long steps at each level.
+# 2e4.
 HOME = {"heun": "karras", "flow_euler": "flow", "flow_heun": "flow"}
-SETTINGS = {"langevin": {"langevin_steps": 5, "langevin_rate": 0.5}}
 # Wasserstein-1 at 10 and at 50 steps: 1.25 times the largest of two seeds and three mixtures. 4000 true samples are
 # 0.008 (2-D) to 0.016 (32-D) away; a sampler of order 1 has 2 to 3 times that left at 50 steps.
 BOUNDS = {
@@ -43,8 +42,7 @@ ORDERS = {"dpmpp_2m": 2, "dpmpp_2m_sde": 2, "unipc": 3, "heun": 2, "flow_heun": 
 
 
 def make(name: str, schedule: Schedule, steps: int, spacing: str = "trailing", **settings: float) -> StepTable:
-    chosen = SETTINGS.get(name, {}) | settings
-    return build_sampler(schedule, SamplerConfig(name=name, steps=steps, spacing=spacing, **chosen))
+    return build_sampler(schedule, SamplerConfig(name=name, steps=steps, spacing=spacing, **settings))
 
 
 def home(name: str) -> Schedule:

@@ -42,6 +42,16 @@ def test_the_log_likelihood_is_exact_to_1e_5(name: str) -> None:
     torch.testing.assert_close(found, IN_2D.log_density(x, first).sum(1), rtol=0, atol=1e-5)
 
 
+def test_the_adaptive_log_likelihood_is_exact() -> None:
+    flow = flow_on("cosine")
+    x = samples_at_the_lowest_level(flow, 8)
+    first, last = rows_at(flow.schedule.levels[[0, -1]])
+    at_the_end = {"terminal": lambda end: IN_2D.log_density(end, last).sum(1)}
+    found = log_likelihood(flow, x, steps=1, method="adaptive", **at_the_end)
+    # the error allowed in a step is 1e-6 of a state whose last entry grows to some nats
+    torch.testing.assert_close(found, IN_2D.log_density(x, first).sum(1), rtol=0, atol=1e-4)
+
+
 def test_by_default_the_last_level_is_taken_for_a_gaussian() -> None:
     flow = flow_on("cosine")
     x = samples_at_the_lowest_level(flow)

@@ -42,7 +42,7 @@ def test_worked_numbers_of_the_linear_schedule() -> None:
 
 
 def test_vp_is_the_process_with_a_rate_from_0_1_to_20() -> None:
-    """Song et al. 2021, eq. 29: alpha_bar is exp of minus the integral of the rate, here by the trapezoid rule."""
+    """Song et al. 2021b, eq. 29: alpha_bar is exp of minus the integral of the rate, here by the trapezoid rule."""
     t = np.linspace(0, 1, 501)
     rate = 0.1 + t * 19.9
     integral = np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(t))

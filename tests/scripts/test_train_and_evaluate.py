@@ -114,6 +114,7 @@ def test_the_benchmark_writes_table_csv_json_and_plot(repository: Path, pusht_ru
     assert all(0 <= float(row["score_low"]) <= float(row["score"]) <= float(row["score_high"]) <= 1 for row in rows)
     assert len(json.loads((tmp_path / "benchmark_samplers.json").read_text())["reports"]) == 3
     assert (tmp_path / "benchmark_samplers.png").read_bytes().startswith(b"\x89PNG")
+    assert all(float(row["row_us"]) > 0 and float(row["latency_p50_ms"]) > 0 for row in rows)
     assert "| ddim | 1 | 1 |" in result.stdout
 
 

@@ -11,7 +11,7 @@ from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 
 def ddim(now: Levels, eta: float = 0.0) -> StepTable:
-    """DDIM (Song et al. 2021, eq. 12 and 16): deterministic at eta 0, DDPM with posterior variance at eta 1.
+    """DDIM (Song et al. 2021a, eq. 12 and 16): deterministic at eta 0, DDPM with posterior variance at eta 1.
 
     At eta 0 it is Euler's method for the probability-flow ODE, in sigma / alpha (Karras et al. 2022) as well as along
     the straight path of flow matching.

@@ -14,7 +14,7 @@ _Rows = list[tuple[int, float, float, float]]  # index of the level, a, b, s
 
 
 def reverse_sde(now: Levels) -> StepTable:
-    """Euler-Maruyama steps of the reverse-time SDE (Song et al. 2021, eq. 6), the last one to the clean estimate.
+    """Euler-Maruyama steps of the reverse-time SDE (Song et al. 2021b, eq. 6), the last one to the clean estimate.
 
     With drift f x and diffusion g: f = d log(alpha) / dt and g^2 = -2 sigma^2 d lambda / dt, so a step needs only the
     increments of log(alpha) and lambda.
@@ -22,8 +22,8 @@ def reverse_sde(now: Levels) -> StepTable:
     return predictor_corrector(now, corrector_steps=0, rate=1.0)
 
 
-def predictor_corrector(now: Levels, corrector_steps: int, rate: float) -> StepTable:
-    """A step of the reverse-time SDE, then Langevin steps at the level reached (Song et al. 2021, algorithm 1)."""
+def predictor_corrector(now: Levels, corrector_steps: int = 1, rate: float = 0.1) -> StepTable:
+    """A step of the reverse-time SDE, then Langevin steps at the level reached (Song et al. 2021b, algorithm 1)."""
     _check(corrector_steps, 0, rate)
     steps = _euler_maruyama(now)
     rows: _Rows = []
@@ -34,7 +34,7 @@ def predictor_corrector(now: Levels, corrector_steps: int, rate: float) -> StepT
     return _table(now, rows)
 
 
-def langevin(now: Levels, steps_per_level: int, rate: float) -> StepTable:
+def langevin(now: Levels, steps_per_level: int = 5, rate: float = 0.5) -> StepTable:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): a walk at each level, then on to the next.
 
     On the way x keeps its signal-to-noise ratio's meaning by the factor alpha_after / alpha_now, 1 for VE.
