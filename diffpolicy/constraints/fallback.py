@@ -1,6 +1,7 @@
 """The ladder: what to send where a plan is not certified as a whole.
 
     plan, candidate   all rows are certified
+    retreat           so are those of the way back out of a dead end
     prefix            the certified rows, then their way to stop; with no row left, stopping now
     stored            the way to stop that an earlier certificate left
     hold              nothing certified is left: the last command, and an alarm
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate
 
-PLAN, CANDIDATE, PREFIX, STORED, HOLD = range(5)
-RUNGS = ("plan", "candidate", "prefix", "stored", "hold")
+PLAN, CANDIDATE, RETREAT, PREFIX, STORED, HOLD = range(6)
+RUNGS = ("plan", "candidate", "retreat", "prefix", "stored", "hold")
 
 
 @dataclass(frozen=True)

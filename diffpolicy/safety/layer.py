@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate, Certifier
-from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RUNGS, decide
+from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RETREAT, RUNGS, decide
 from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
+from diffpolicy.safety.dead_end import DeadEnd
 from diffpolicy.safety.memory import RobotMemory
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.step_projection import StepProjection
@@ -29,6 +30,9 @@ Propose = Callable[[Tensor, int, MakeProjection | None], Actions]
 """(robots [Q], which sample of each, projection) -> chunks [Q, n, A]."""
 
 
+LARGE_SHIFT = 0.02  # of half the range of the actions: a plan moved farther is compared with other samples
+
+
 @dataclass(frozen=True)
 class PlanReport:
     """What stands behind the actions of one tick.
@@ -37,7 +41,8 @@ class PlanReport:
         certified: [B], whether a certificate holds for the action and for a way to stop after it.
         margin: [B], the least margin of what is to be sent, in units of the tightest constraint; NaN where the
             certificate is an earlier one's, or none.
-        rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample), prefix (certified
+        rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample),
+            retreat (back out of a dead end), prefix (certified
             rows, then a way to stop), stored (the way to stop of an earlier certificate), hold.
         alarm: [B], where nothing certified is left and the robot is told to hold: call somebody.
         cost_ms: of projection and certificate, all robots together.
@@ -48,6 +53,27 @@ class PlanReport:
     rung: npt.NDArray[np.str_]
     alarm: npt.NDArray[np.bool_]
     cost_ms: float
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Chunks [Q, n, A] and, of `StepProjection`, how far they were moved [Q] and whether they lead on [Q]."""
+
+    chunks: Tensor
+    shift: Tensor
+    is_open: Tensor
+
+    def worth(self, found: Certificate) -> Tensor:
+        """[Q]: by certified rows, then whether they lead on, then how little they were moved."""
+        return 2.0 * found.length.double() + self.is_open.double() - self.shift.double() / (1.0 + self.shift.double())
+
+    def rows(self, index: Tensor) -> "_Samples":
+        """Those of `index`."""
+        return _Samples(self.chunks[index], self.shift[index], self.is_open[index])
+
+    def replace(self, index: Tensor, other: "_Samples") -> None:
+        """Put `other` in the place of those of `index`."""
+        self.chunks[index], self.shift[index], self.is_open[index] = other.chunks, other.shift, other.is_open
 
 
 class SafetyLayer:
@@ -69,6 +95,7 @@ class SafetyLayer:
         )
         self._certifier = Certifier(safety.constraints, safety.plant, safety.period_s, safety.assumptions)
         self._memory = RobotMemory(batch, len(metric), self._certifier.stop_ticks, safety.plant, safety.assumptions)
+        self._dead_end = DeadEnd(batch, self._projector.half_range)
         self._obstacles = no_obstacles(batch)
         self._margin = torch.full((batch,), torch.nan, dtype=torch.float64)
         self._cost_s = 0.0
@@ -76,6 +103,7 @@ class SafetyLayer:
     def forget(self, mask: npt.NDArray[np.bool_]) -> None:
         """New episodes for the robots of `mask` [B]."""
         self._memory.forget(torch.from_numpy(mask))
+        self._dead_end.forget(torch.from_numpy(mask))
 
     def observe(self, plant_state: Any, obstacles: Obstacles | None, time_s: npt.ArrayLike | None) -> None:
         """Take in what is measured at this tick; then come `plan` and `check`, then `sent`.
@@ -97,24 +125,36 @@ class SafetyLayer:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
         self._obstacles = self.safety.with_zones(obstacles.padded(self.safety.slots))
         self._memory.observe(plant_state, self._obstacles, time_s, self.safety.period_s, self.safety.acts_on_motion)
+        self._dead_end.visit(self._memory.start.state.position)
         self._cost_s = 0.0
 
     def plan(self, due: Tensor, propose: Propose) -> Actions:
-        """New chunks [Q, n, A] for the robots `due`."""
-        chunks, rung = self._proposed(due, PLAN, propose), torch.full((len(due),), PLAN)
+        """New chunks [Q, n, A] for the robots `due`.
+
+        Of the samples certified longest, one that leads on, and of those the one that was moved least; out of a dead
+        end, the way back.
+        """
+        drawn = self._proposed(due, PLAN, propose)
         if not self.safety.certify:
-            return chunks.numpy()
-        found = self._certify(chunks, due)
+            return drawn.chunks.numpy()
+        rung = torch.full((len(due),), PLAN)
+        found = self._certify(drawn.chunks, due)
         for sample in range(1, self.safety.candidates):
-            short = (found.length < self._n).nonzero().squeeze(1)
-            if len(short) == 0:
+            doubtful = (self._is_troubled(drawn, found) | ~drawn.is_open).nonzero().squeeze(1)
+            if len(doubtful) == 0:
                 break
-            others = self._proposed(due[short], sample, propose)
-            again = self._certify(others, due[short])
-            better = again.length > found.length[short]
-            chunks[short[better]], rung[short[better]] = others[better], CANDIDATE
-            found = found.replaced(short[better], again.rows(better))
-        return self._decided(due, chunks, found, rung, is_fresh=True)
+            others = self._proposed(due[doubtful], sample, propose)
+            again = self._certify(others.chunks, due[doubtful])
+            better = others.worth(again) > drawn.rows(doubtful).worth(found.rows(doubtful))
+            chosen = doubtful[better]
+            drawn.replace(chosen, others.rows(better))
+            rung[chosen], found = CANDIDATE, found.replaced(chosen, again.rows(better))
+        position = self._memory.start.state.position[due]
+        stuck = self._dead_end.is_stuck(due, position, self._is_troubled(drawn, found)).nonzero().squeeze(1)
+        if len(stuck):
+            drawn.chunks[stuck] = self._dead_end.way_back(due[stuck], position[stuck], self._n).float()
+            rung[stuck], found = RETREAT, found.replaced(stuck, self._certify(drawn.chunks[stuck], due[stuck]))
+        return self._decided(due, drawn.chunks, found, rung, is_fresh=True)
 
     def check(self, robots: Tensor, remaining: Actions) -> Actions:
         """What these robots go on with: what remains of their chunks, filled up to [Q, n, A], or less."""
@@ -140,7 +180,7 @@ class SafetyLayer:
         self._margin[robots] = decision.margin
         return decision.chunks.float().numpy()
 
-    def _proposed(self, robots: Tensor, sample: int, propose: Propose) -> Tensor:
+    def _proposed(self, robots: Tensor, sample: int, propose: Propose) -> _Samples:
         made: list[StepProjection] = []
 
         def projection(rows: Tensor, present: int, steps: int) -> StepProjection:
@@ -150,7 +190,13 @@ class SafetyLayer:
 
         chunks = propose(robots, sample, None if self.safety.mode == "none" else projection)
         self._cost_s += sum(one.cost_s for one in made)
-        return torch.from_numpy(chunks)
+        shift = made[0].shift[: len(robots)] if made else torch.zeros(len(robots))
+        is_open = made[0].is_open[: len(robots)] if made else torch.ones(len(robots), dtype=torch.bool)
+        return _Samples(torch.from_numpy(chunks), shift.clone(), is_open.clone())
+
+    def _is_troubled(self, drawn: "_Samples", found: Certificate) -> Tensor:
+        """[Q], whose plan is not certified as a whole or not nearly what the policy wanted."""
+        return (found.length < self._n) | (drawn.shift > LARGE_SHIFT)
 
     def _certify(self, chunks: Tensor, robots: Tensor) -> Certificate:
         began = time.perf_counter()

@@ -23,7 +23,7 @@ class Safety:
         assumptions: A1 to A5 of docs/safety.md.
         mode: the reverse steps whose clean estimate is projected: none, clip (to boxes on commands, at the end),
             last, last_half or every_step.
-        candidates: samples drawn at most; the further ones only where the first is not certified.
+        candidates: samples drawn at most; the further ones only where the first is not certified, moved far or barred.
         slots: for obstacles of a robot that are reported at run time.
         zones: obstacles that every robot has, known beforehand, [1, M, ...].
         period_s: seconds from command to command.

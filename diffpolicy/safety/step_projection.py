@@ -5,6 +5,7 @@ Shape legend: B batch, H horizon, A action.
 
 import time
 
+import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constraint import Rows, Scene
@@ -25,6 +26,11 @@ class StepProjection:
         projector, task: for these robots.
         present: index of the present in the plan.
         steps: calls before the last one.
+
+    Attributes:
+        shift: how far a plan was moved at most by one call, as the root mean square over its waypoints in units of half
+            the range of the actions in the data, [B]: what the network wanted and may not have.
+        is_open: whether the plan could go straight on from its end for as long again, [B].
     """
 
     def __init__(self, safety: Safety, projector: Projector, task: Task, present: int, steps: int) -> None:
@@ -32,13 +38,21 @@ class StepProjection:
         self._present, self._steps = present, steps
         self._first = {"every_step": 0, "last_half": steps - steps // 2}.get(safety.mode, steps)
         self._calls = 0
+        self.shift = torch.zeros(())
+        self.is_open = torch.ones((), dtype=torch.bool)
         self.cost_s = 0.0
 
     def __call__(self, plan: Tensor, row: Row) -> Tensor:
         began = time.perf_counter()
         call, self._calls = self._calls, self._calls + 1
         if call >= self._first:
-            plan[:, self._present :] = self._projected(plan[:, self._present :], is_last=call == self._steps)
+            before = plan[:, self._present :]
+            after = self._projected(before, is_last=call == self._steps)
+            moved = (after - before) / self._projector.half_range
+            self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
+            plan[:, self._present :] = after
+            if call == self._steps:
+                self.is_open = self._may_go_on(after)
         self.cost_s += time.perf_counter() - began
         return plan
 
@@ -50,6 +64,13 @@ class StepProjection:
         rounds = self._safety.polish_rounds
         tolerance = POLISH_TOLERANCE * self._projector.half_range
         return self._projector.polish(plan, self._task, POLISH_ITERATIONS, rounds, tolerance)
+
+    def _may_go_on(self, plan: Tensor) -> Tensor:
+        end, horizon = plan[:, -1], plan.shape[1]
+        ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
+        scene = Scene(self._task.obstacles, plan.new_full((1,), 2 * horizon * self._safety.period_s))
+        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.rows.segments]
+        return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 
     def _clipped(self, plan: Tensor) -> Tensor:
         for constraint in self._safety.constraints:
