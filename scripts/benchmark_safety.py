@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmark_files import write_rows
 from cli import command
 from matplotlib.figure import Figure
-from safety_methods import METHODS
+from safety_methods import COMPARED, METHODS
 from safety_scenes import FAULTS, SCENES, Faulty, register_scene
 from tqdm import tqdm
 
@@ -78,7 +78,7 @@ def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
     policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     check_scenes(policy, config.scenes)
-    methods = config.methods or list(METHODS)
+    methods = config.methods or list(COMPARED)
     runs = [(scene, fault, method) for scene in config.scenes for fault in config.faults for method in methods]
     for scene, fault, method in runs:  # refuse what cannot be before any work
         for kind, table, name in (("scene", SCENES, scene), ("fault", FAULTS, fault), ("method", METHODS, method)):

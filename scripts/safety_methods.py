@@ -23,8 +23,8 @@ from diffpolicy.policy import DiffusionPolicy
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
 
-GUIDANCE_SCALE = 3.0  # tuned on seeds from 60000
-BARRIER_RATE = 0.5  # of the distance that a reverse step may use up
+GUIDANCE_SCALES = (1.0, 3.0, 10.0, 30.0)
+BARRIER_RATES = (0.2, 0.5, 0.9)  # of the clearance that a reverse step may use up
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,13 @@ class NoisySteps:
 
 
 class PerWaypoint:
-    """What the rivals see of the scene, waypoint by waypoint: commands for motion, points for segments."""
+    """What the rivals see of the scene, waypoint by waypoint: commands for motion, points for segments.
 
-    def __init__(self, policy: DiffusionPolicy, keep_out: KeepOut) -> None:
-        self._normalizer, self._distance = policy.action_normalizer, keep_out.distance
+    `rate` is the share of the clearance that the barrier lets a reverse step use up.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, keep_out: KeepOut, rate: float = 1.0) -> None:
+        self._normalizer, self._distance, self._rate = policy.action_normalizer, keep_out.distance, rate
         self.obstacles = no_obstacles(0)
         self._before: Tensor | None = None
 
@@ -79,7 +82,7 @@ class PerWaypoint:
         h_nearest = torch.gather(h, -1, nearest)
         n = torch.gather(normal, -2, nearest[..., None].expand(*nearest.shape, 2)).squeeze(-2)
         moved = ((plan - self._before) * n).sum(-1, keepdim=True)
-        short = (-BARRIER_RATE * h_nearest - moved).clamp(min=0.0)
+        short = (-self._rate * h_nearest - moved).clamp(min=0.0)
         self._before = plan + torch.where(short.isfinite(), short, 0.0) * n
         return self._before.clone()
 
@@ -129,16 +132,23 @@ def _noisy(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batc
     return PolicyController(policy, _noisy_steps(policy, sampler), safety=safety, inference_batch=batch)
 
 
-def _barrier(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
-    eyes = PerWaypoint(policy, _keep_out(safety))
-    steps = _noisy_steps(policy, sampler)
-    return Rival(PolicyController(policy, steps, inference_batch=batch, constrain=eyes.barrier), eyes, safety)
+def _barrier(rate: float) -> Make:
+    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
+        eyes = PerWaypoint(policy, _keep_out(safety), rate)
+        steps = _noisy_steps(policy, sampler)
+        return Rival(PolicyController(policy, steps, inference_batch=batch, constrain=eyes.barrier), eyes, safety)
+
+    return make
 
 
-def _guidance(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
-    eyes = PerWaypoint(policy, _keep_out(safety))
-    guide = by_cost(eyes.cost, GUIDANCE_SCALE)
-    return Rival(PolicyController(policy, policy.sampler(sampler), inference_batch=batch, guide=guide), eyes, safety)
+def _guidance(scale: float) -> Make:
+    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
+        eyes = PerWaypoint(policy, _keep_out(safety))
+        guide = by_cost(eyes.cost, scale)
+        table = policy.sampler(sampler)
+        return Rival(PolicyController(policy, table, inference_batch=batch, guide=guide), eyes, safety)
+
+    return make
 
 
 def _noisy_steps(policy: DiffusionPolicy, sampler: SamplerConfig) -> Sampler:
@@ -152,15 +162,23 @@ def _keep_out(safety: Safety) -> KeepOut:
     return next(constraint for constraint in safety.constraints if isinstance(constraint, KeepOut))
 
 
+TUNING: Mapping[str, Make] = {
+    **{f"guidance_{scale:g}": _guidance(scale) for scale in GUIDANCE_SCALES},
+    **{f"barrier_{rate:g}": _barrier(rate) for rate in BARRIER_RATES},
+}
+"""Run only when named: what guidance and barrier are chosen from."""
+
 METHODS: Mapping[str, Make] = {
     "none": _ours(mode="none", certify=False),
     "clip": _ours(mode="clip", certify=False),
-    "guidance": _guidance,
+    "guidance": TUNING["guidance_3"],
     "noisy_steps": _noisy,
-    "barrier": _barrier,
+    "barrier": TUNING["barrier_0.5"],
     "last": _ours(mode="last", certify=False),
     "last_half": _ours(mode="last_half", certify=False),
     "every_step": _ours(mode="every_step", certify=False),
     "brake": _ours(mode="none"),
     **{f"ours_{k}": _ours(mode="last_half", candidates=k) for k in (1, 4, 8, 16)},
+    **TUNING,
 }
+COMPARED = tuple(name for name in METHODS if name not in TUNING)
