@@ -92,7 +92,7 @@ class Trainer:
         reports = (trainer.log_every, trainer.validate_every, trainer.evaluate_every, trainer.checkpoint_every)
         with contextlib.closing(metrics), bar:
             while self.step < trainer.steps:
-                loss, grad_norm = self._train_step()
+                loss, grad_norm = self.train_step()
                 losses.append(loss)
                 grad_norms.append(grad_norm)
                 self.step += 1
@@ -117,7 +117,7 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error
 
-    def _train_step(self) -> tuple[Tensor, Tensor]:
+    def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss and the gradient norm stay on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)

@@ -70,7 +70,8 @@ def test_a_motion_that_the_plant_does_not_explain_is_counted() -> None:
 
 def test_an_evaluation_with_safety_reports_its_rates(tiny_checkpoint) -> None:
     policy = DiffusionPolicy.from_pretrained(tiny_checkpoint)
-    env = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
+    kwargs = {"obs_type": "keypoints", "max_episode_steps": 40}
+    env = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", kwargs, {"start_rule": "legacy"})
     demands = replace(DEMANDS, max_speed=400.0, keep_out=[[60, 450, 30.0]])
     found = report(policy, env, SamplerConfig(steps=1), [0, 1], 2, build_safety(demands))
     assert found["violation_rate"] == 0.0

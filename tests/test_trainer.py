@@ -122,8 +122,8 @@ def test_a_damaged_training_state_is_refused_on_resume(data_set: Path, tmp_path:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data_set: Path, tmp_path: Path) -> None:
     class Diverging(Trainer):
-        def _train_step(self):
-            loss, norm = super()._train_step()
+        def train_step(self):
+            loss, norm = super().train_step()
             return (loss * float("nan") if self.step >= 10 else loss), norm
 
     with pytest.raises(FloatingPointError, match=r"loss nan, .* at step 12; the last checkpoint is intact"):
@@ -240,8 +240,8 @@ def test_auto_takes_a_device_that_is_there() -> None:
 
 def test_a_nan_between_two_reports_is_never_saved(data_set: Path, tmp_path: Path) -> None:
     class Diverging(Trainer):
-        def _train_step(self):
-            loss, norm = super()._train_step()
+        def train_step(self):
+            loss, norm = super().train_step()
             return loss, (norm * float("inf") if self.step == 9 else norm)
 
     with pytest.raises(FloatingPointError, match=r"gradient norm inf at step 16"):

@@ -1,0 +1,53 @@
+"""A benchmark's contestant in a child process: JSON requests in, JSON answers out, a line each."""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+class Child:
+    """Runs `worker` with another interpreter or this one, until `close`.
+
+    Args:
+        python: interpreter.
+        worker: the program; it answers each line on stdin with a line on stdout.
+        arguments: of the program; the first one is the contestant's name.
+    """
+
+    def __init__(self, python: str, worker: Path, arguments: list[str]) -> None:
+        self.name = arguments[0]
+        command_line = [python, str(worker), *arguments]
+        # A pipe that nobody empties would block the child. Open until `close`.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request.
+
+        Raises:
+            OSError: the child process ended.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("pipes were asked for")
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            answer = next((line for line in stdout if line.startswith("{")), None)  # some packages greet on import
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            self._process.wait()
+            self._errors.seek(0)
+            reason = (self._errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
+            raise OSError(f"{self.name} in {self._process.args} gave no result: {reason}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
