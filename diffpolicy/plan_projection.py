@@ -40,7 +40,7 @@ class PlanProjection:
         if self._constrain is None:
             return clean
         plan = self._constrained(self._constrain, self._normalizer.inverse(clean), row)
-        return self._keep_past(clean, self._normalizer(plan))
+        return self._after_past(clean, self._normalizer(plan))
 
     def finish(self, clean: Tensor, row: Row) -> Tensor:
         """The plan [B, H, A] in physical units, constrained once more.
@@ -50,7 +50,7 @@ class PlanProjection:
         """
         plan = self._normalizer.inverse(clean)
         if self._constrain is not None:
-            plan = self._constrained(self._constrain, plan, row)
+            plan = self._after_past(plan, self._constrained(self._constrain, plan, row))
         if not bool(torch.stack([*self._estimates, plan]).isfinite().all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         return plan
@@ -59,7 +59,7 @@ class PlanProjection:
         constrained = constrain(plan.clone(), row)
         if constrained.shape != plan.shape:
             raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
-        return self._keep_past(plan, constrained)
+        return constrained
 
-    def _keep_past(self, before: Tensor, after: Tensor) -> Tensor:
+    def _after_past(self, before: Tensor, after: Tensor) -> Tensor:
         return torch.cat([before[:, : self._present], after[:, self._present :]], dim=1)

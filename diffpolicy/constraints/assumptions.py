@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.plant import LinearPlant
+from diffpolicy.constraints.separation import length
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 
 PAST_CHANGES = PAST_COMMANDS - 1  # of the command, that are known
@@ -28,7 +29,8 @@ class Assumptions:
         delay_substeps: an action takes effect up to so many sub-steps after its tick, each on its own (A5).
         latency_s: a call may come so much later than its tick; later, the plan counts as stale (A5). What it allows
             is part of the delay: at most delay_substeps.
-        tolerance: a predicted and a measured state that differ by less are the same (rounding).
+        tolerance: a predicted and a measured state (positions, and velocities in units/s) or obstacle that differ by
+            less are the same. It is there for rounding only: the default suits pixels, 1e-6 metres.
 
     Raises:
         ValueError: a number that is negative or not finite, or a rest speed below the tracking velocity error.
@@ -65,18 +67,25 @@ class Assumptions:
         The velocity is the plant's or the mean over the sub-step, whichever is farther off. By linearity the errors
         add up: of the start state, of the tracking, and of every change of the command that may come late.
         """
-        ticks = commands.shape[1]
-        _, free = plant.responses(ticks)
-        mean = free[0].diff(dim=0, prepend=free.new_tensor([[1.0, 0.0]])) / plant.substep_s
-        free = torch.stack([free[0].abs(), torch.maximum(free[1].abs(), mean.abs())]).to(commands)
-        fixed = free[..., 0] * self.position_error + free[..., 1] * self.velocity_error  # [2, R]
-        fixed = fixed + fixed.new_tensor([self.tracking_error, self.tracking_velocity_error])[:, None]
-        path = torch.cat([start.commands, commands], dim=1)
-        changes = torch.linalg.vector_norm(path.diff(dim=1), dim=-1)  # [B, 2 + T]
-        late = _late_response(plant, ticks, self.delay_substeps).to(commands)  # [2, R, 2 + T]
-        both = fixed.flatten() + torch.matmul(changes, late.flatten(0, 1).mT)
+        batch, ticks, _ = commands.shape
+        both = _fixed_tube(self, plant, ticks).to(commands).flatten().expand(batch, -1)
+        if self.delay_substeps:
+            path = torch.cat([start.commands, commands], dim=1)
+            changes = length(path.diff(dim=1))  # [B, 2 + T]
+            late = _late_response(plant, ticks, self.delay_substeps).to(commands)  # [2, R, 2 + T]
+            both = both + torch.matmul(changes, late.flatten(0, 1).mT)
         position, velocity = both.chunk(2, dim=1)
         return position, velocity
+
+
+@lru_cache(maxsize=16)
+def _fixed_tube(assumptions: Assumptions, plant: LinearPlant, ticks: int) -> Tensor:
+    """What errors of the start state and of the tracking do to position and velocity, [2, R]."""
+    _, free = plant.responses(ticks)
+    mean = free[0].diff(dim=0, prepend=free.new_tensor([[1.0, 0.0]])) / plant.substep_s
+    free = torch.stack([free[0].abs(), torch.maximum(free[1].abs(), mean.abs())])
+    tracking = free.new_tensor([assumptions.tracking_error, assumptions.tracking_velocity_error])
+    return free[..., 0] * assumptions.position_error + free[..., 1] * assumptions.velocity_error + tracking[:, None]
 
 
 @lru_cache(maxsize=16)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Constraint, Scene
+from diffpolicy.constraints.constraint import Constraint
+from diffpolicy.constraints.margins import of_commands, of_motion, of_the_present
 from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
-from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
 BRAKE_TICKS = (0, 1, 2, 4, 8)  # over which a brake may let the last step fade; 0 holds at once
 
@@ -102,89 +103,75 @@ class Certifier:
         """What may be sent of `commands` [B, n, A], physical units, taken as they are."""
         commands, start = commands.double(), start.to(commands.double())
         obstacles = obstacles.double().without_empty_slots()
-        held = self._stops(commands, start, 0)
-        margin = self._margin(commands, held, start, obstacles, self._on_motion)  # held for ever: nothing more is sent
-        best = torch.full_like(margin, -torch.inf)
-        chosen = held
-        for ticks in self._brakes:
-            stops = held if ticks == 0 else self._stops(commands, start, ticks)
-            constraints = self._on_commands if ticks == 0 else [*self._on_commands, *self._on_motion]
-            found = self._margin(commands, stops, start, obstacles, constraints)
-            for row in range(ticks - 1):  # the process may die while it brakes, too
-                left = torch.cat([stops[:, :, : row + 1], stops[:, :, row, None].expand_as(stops)], dim=2)
-                died = self._margin(commands, left, start, obstacles, self._on_motion)
-                found = torch.minimum(found, died)
-            better = ~(best >= 0) & (found > best)
-            best = torch.where(better, found, best)
-            chosen = torch.where(better[..., None, None], stops, chosen)
-        margin = torch.minimum(margin, best)
+        batch, n, _ = commands.shape
+        cases = _Cases(torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch), start, obstacles)
+        plans = self._plans(commands, start, 0)
+        # Held for ever, nothing more is sent: limits on commands do not count.
+        margin = self._margin(plans, cases, self._on_motion)
+        best = self._margin(plans, cases, self._on_commands)
+        for ticks in self._brakes[1:]:
+            left = ((margin >= 0) & ~(best >= 0)).nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            braked = self._plans(commands, start, ticks)[left]
+            found = self._margin_of_brake(braked, cases.rows(left), ticks)
+            better = found > best[left]
+            best[left[better]], plans[left[better]] = found[better], braked[better]
+        margin = torch.minimum(margin, best).unflatten(0, (batch, n + 1))
+        if bool(obstacles.moves().any()):  # elsewhere the first segment begins at the present, with nothing excused
+            now = of_the_present(self._on_motion, start, obstacles, self._assumptions)
+            margin = torch.minimum(margin, now[:, None])
         margin = torch.where(_is_finite(commands, start) & obstacles.is_valid()[:, None], margin, -torch.inf)
         length = (margin[:, 1:] >= 0).long().cumprod(dim=1).sum(dim=1)
-        return Certificate(length, margin, chosen[:, :, : self.stop_ticks])
+        stops = plans[torch.arange(len(plans))[:, None], cases.sent[:, None] + torch.arange(self.stop_ticks)]
+        return Certificate(length, margin, stops.unflatten(0, (batch, n + 1)))
 
-    def _stops(self, commands: Tensor, start: Start, ticks: int) -> Tensor:
-        """After each prefix, the last step fading over `ticks`, then holding: [B, P, n + S, A]."""
+    def _plans(self, commands: Tensor, start: Start, ticks: int) -> Tensor:
+        """Each prefix, then its last step fading over `ticks`, then holding: [B * P, n + S, A]."""
+        n = commands.shape[1]
         path = torch.cat([start.commands[:, -2:], commands], dim=1)
-        last, step = path[:, 1:], path.diff(dim=1)
-        k = torch.arange(1, commands.shape[1] + self.stop_ticks + 1, dtype=commands.dtype).clamp(max=ticks)
-        way = k - k * (k + 1) / (2 * (ticks + 1))  # steps shrink linearly
-        stops = last[:, :, None] + way[:, None] * step[:, :, None]
-        return stops.float().double()  # as they would be sent
+        sent = torch.arange(n + 1)[:, None]
+        row = torch.arange(n + self.stop_ticks)
+        plans = path[:, torch.minimum(row, sent - 1) + 2]  # [B, P, n + S, A]
+        if ticks:
+            k = (row - sent + 1).clamp(0, ticks).to(path)
+            way = k - k * (k + 1) / (2 * (ticks + 1))  # steps shrink linearly
+            plans = plans + way[..., None] * path.diff(dim=1)[:, :, None]
+        stops = plans.float().double()  # as they would be sent
+        return torch.where((row < sent)[..., None], plans, stops).flatten(0, 1)
 
-    def _margin(
-        self, commands: Tensor, stops: Tensor, start: Start, obstacles: Obstacles, constraints: Sequence[Constraint]
-    ) -> Tensor:
-        """The least margin [B, P] over all rows of each prefix and its way to stop."""
-        batch, n, _ = commands.shape
-        ticks = n + self.stop_ticks
-        plans = torch.stack(
-            [torch.cat([commands[:, :i], stops[:, i, : ticks - i]], dim=1) for i in range(n + 1)], dim=1
-        ).flatten(0, 1)
-        robots = torch.arange(batch).repeat_interleave(n + 1)
-        start, obstacles = start.rows(robots), obstacles.rows(robots)
-        parts = [plans.new_full((len(plans),), torch.inf)]
-        motion = self._motion(plans, start) if any(c.rows.acts_on == "motion" for c in constraints) else None
-        for constraint in constraints:
-            parts.append(self._margin_of(constraint, plans, start, obstacles, motion))
-        return torch.stack(parts).amin(0).unflatten(0, (batch, n + 1))
+    def _margin_of_brake(self, plans: Tensor, cases: "_Cases", ticks: int) -> Tensor:
+        """The least margin [Q], also if the process dies while it brakes."""
+        margin = self._margin(plans, cases, self._on_commands)
+        good = (margin >= 0).nonzero().squeeze(1)  # of the others enough is known
+        last = cases.sent[good, None] + torch.arange(ticks)  # [Q, ticks], the last row before it dies
+        rows = torch.minimum(torch.arange(plans.shape[1]), last[..., None])
+        died = plans[good[:, None, None], rows].flatten(0, 1)
+        found = self._margin(died, cases.rows(good.repeat_interleave(ticks)), self._on_motion)
+        margin[good] = torch.minimum(margin[good], found.unflatten(0, (len(good), ticks)).amin(1))
+        return margin
 
-    def _margin_of(
-        self, constraint: Constraint, plans: Tensor, start: Start, obstacles: Obstacles, motion: "_Motion | None"
-    ) -> Tensor:
-        rows, ticks = constraint.rows, plans.shape[1]
-        y = rows_of(rows, self._plant, self._period_s, plans, start)
-        time_s = row_times_s(rows, self._plant, self._period_s, ticks)
-        if rows.acts_on == "commands" or motion is None:
-            return constraint.margin(y, Scene(obstacles, time_s)).amin(1)
-        margin = constraint.margin(y, Scene(obstacles, time_s, motion.at_rest))
-        if rows.order < 2:
-            margin = margin - (motion.velocity_tube if rows.order else motion.position_tube)
-        ends_well = motion.at_rest[:, -1] | ~(obstacles.is_used & (obstacles.speed > 0)).any(1)
-        return torch.where(ends_well, margin.amin(1), -torch.inf)
-
-    def _motion(self, plans: Tensor, start: Start) -> "_Motion":
-        plant = needed(self._plant)
-        position, velocity = plant.motion(plans, start.state)
-        tube, velocity_tube = self._assumptions.tubes(plant, plans, start)
-        speed = _speed(position, velocity, start, plant.substep_s)
-        # Whatever is left of the way to the held target at the end may still come.
-        offset = torch.linalg.vector_norm(position[:, -1] - plans[:, -1], dim=-1)
-        to_come = plans.new_tensor(plant.largest_free_response) @ torch.stack([offset, speed[:, -1]])  # [2, B]
-        tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
-        # Of a segment both ends count; the first begins with the errors of the present.
-        present = tube.new_full((len(tube), 1), self._assumptions.position_error + self._assumptions.tracking_error)
-        tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1))
-        speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
-        return _Motion(speed + velocity_tube <= self._assumptions.rest_speed, tube, velocity_tube)
+    def _margin(self, plans: Tensor, cases: "_Cases", constraints: Sequence[Constraint]) -> Tensor:
+        """The least margin [Q] of plans [Q, T, A]."""
+        trajectory = Trajectory(plans, cases.start.rows(cases.robot), self._plant, self._period_s)
+        obstacles = cases.obstacles.rows(cases.robot)
+        if constraints is self._on_commands:
+            return of_commands(constraints, trajectory, obstacles)
+        return of_motion(constraints, trajectory, obstacles, self._assumptions)
 
 
-def _speed(position: Tensor, velocity: Tensor, start: Start, substep_s: float) -> Tensor:
-    """Of each sub-step [B, R]: the largest of its ends' and its mean."""
-    path = torch.cat([start.state.position[:, None], position], dim=1)
-    ends = torch.cat([start.state.velocity[:, None], velocity], dim=1)
-    at_ends = torch.linalg.vector_norm(ends, dim=-1)
-    mean = torch.linalg.vector_norm(path.diff(dim=1), dim=-1) / substep_s
-    return torch.maximum(mean, torch.maximum(at_ends[:, 1:], at_ends[:, :-1]))
+@dataclass(frozen=True)
+class _Cases:
+    """Which robot [Q] sends how many rows [Q] before it stops."""
+
+    robot: Tensor
+    sent: Tensor
+    start: Start
+    obstacles: Obstacles
+
+    def rows(self, index: Tensor) -> "_Cases":
+        """Of the plans `index`."""
+        return _Cases(self.robot[index], self.sent[index], self.start, self.obstacles)
 
 
 def _is_finite(commands: Tensor, start: Start) -> Tensor:
@@ -192,12 +179,3 @@ def _is_finite(commands: Tensor, start: Start) -> Tensor:
     path = torch.cat([start.commands, commands], dim=1).isfinite().all(-1)
     state = (start.state.position + start.state.velocity).isfinite().all(-1)
     return path.long().cumprod(dim=1).bool()[:, PAST_COMMANDS - 1 :] & state[:, None]
-
-
-@dataclass(frozen=True)
-class _Motion:
-    """How sure the motion is at the end of every sub-step, [B, R] each."""
-
-    at_rest: Tensor
-    position_tube: Tensor
-    velocity_tube: Tensor

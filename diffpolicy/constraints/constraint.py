@@ -5,11 +5,13 @@ Shape legend: B batch, T ticks, R rows, A action, M obstacle slots.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.separation import Polygons, polygons
 
 Prox = Callable[[Tensor], Tensor]
 """Rows -> the nearest rows of a convex set, same shape."""
@@ -45,14 +47,33 @@ class Scene:
 
     Attributes:
         obstacles: of each robot, as they were at time 0, the present.
-        time_s: [R], when each row is reached.
+        time_s: [R], when each row is reached; the way to each takes as long as that to the first, from time 0.
         at_rest: [B, R], where the robot stands: a moving obstacle that comes then is not the plan's fault. None
-            where that is not asked for.
+            where nothing is excused.
     """
 
     obstacles: Obstacles
     time_s: Tensor
     at_rest: Tensor | None = None
+
+    @cached_property
+    def polygons(self) -> Polygons:
+        """Of the obstacles, [B, M]."""
+        return polygons(self.obstacles.vertices)
+
+    @cached_property
+    def radius(self) -> Tensor:
+        """Of the rounded obstacles when each row is reached [B, M, R]: they are somewhere inside."""
+        return self._grown(self.time_s)
+
+    @cached_property
+    def radius_before(self) -> Tensor:
+        """When the way to each row begins, [B, M, R]."""
+        return self._grown(self.time_s - self.time_s[:1])
+
+    def _grown(self, time_s: Tensor) -> Tensor:
+        obstacles = self.obstacles
+        return obstacles.radius[..., None] + obstacles.speed[..., None] * time_s.to(obstacles.speed)
 
 
 class Constraint(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffpolicy.constraints.constraint import Prox, Rows, Scene
 from diffpolicy.constraints.obstacles import Obstacles
-from diffpolicy.constraints.separation import separation
+from diffpolicy.constraints.separation import separate
 
 
 class KeepOut:
@@ -53,12 +53,13 @@ class KeepOut:
         return project
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
-        return (_clearance(y, scene, exact_below=2.0 * self.distance) - self.distance).amin(-1)
+        return (_clearance(y, scene, scene.radius, exact_below=2.0 * self.distance) - self.distance).amin(1)
 
 
 class BarrierDecrease:
     """The distance h to each obstacle falls by at most the share `rate` a row: h_next >= (1 - rate) h (a discrete
-    control barrier, Agrawal and Sreenath 2017), with h counted from `robot_radius + clearance`.
+    control barrier, Agrawal and Sreenath 2017), with h counted from `robot_radius + clearance`. To an obstacle that
+    moves, h is at each moment the distance to everywhere that it may be by then.
 
     Raises:
         ValueError: a rate outside (0, 1], or a distance below 0 or not finite.
@@ -89,7 +90,9 @@ class BarrierDecrease:
         kept = 1.0 - self.rate
         weights = normal.new_tensor([-kept, 1.0])  # of the segment's start and end
         pair = weights[:, None] * normal[..., None, :]  # [B, M, R, 2, A]
-        need, length2 = self.rate * offset, 1.0 + kept * kept
+        used = scene.obstacles.is_used[..., None]
+        growth = torch.where(used, scene.radius - scene.radius_before, 0.0).to(normal)
+        need, length2 = self.rate * offset + kept * growth, 1.0 + kept * kept
 
         def project(y: Tensor) -> Tensor:
             short = (need - (y * pair).sum((-1, -2))).clamp(min=0.0) / length2
@@ -98,9 +101,12 @@ class BarrierDecrease:
         return project
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
-        start, end = (_clearance(point.unsqueeze(-2), scene, torch.inf) - self.distance for point in y.unbind(-2))
+        start, end = (
+            _clearance(point.unsqueeze(-2).expand(-1, -1, 2, -1), scene, radius, torch.inf) - self.distance
+            for point, radius in zip(y.unbind(-2), (scene.radius_before, scene.radius), strict=True)
+        )
         decrease = (end - (1.0 - self.rate) * start) / (2.0 - self.rate)  # changes by no more than the rows do
-        return torch.where(end == torch.inf, torch.inf, decrease).amin(-1)
+        return torch.where(end == torch.inf, torch.inf, decrease).amin(1)
 
 
 def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tensor, Tensor]:
@@ -108,45 +114,37 @@ def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tenso
 
     One half-space serves both ends of a segment, so that all of the segment is clear. Unused slots give 0 . y >= 0.
     """
-    obstacles = scene.obstacles
-    vertices = obstacles.vertices.to(reference)[:, :, None]  # [B, M, 1, V, 2]
-    _, normal = separation(reference[:, None], vertices)
-    used = obstacles.is_used[..., None, None]
-    normal = torch.where(used, normal, 0.0)
-    grown = _grown(obstacles, scene.time_s).to(reference)
-    farthest = (normal[..., None, :] * vertices).sum(-1).amax(-1)
-    return normal, torch.where(used[..., 0], farthest + grown + distance, 0.0)
+    used = scene.obstacles.is_used[..., None]
+    found = separate(reference[:, None], scene.polygons.to(reference)[..., None])
+    reach = found.reach + (scene.radius.to(reference) + distance)
+    return torch.where(used[..., None], found.normal, 0.0), torch.where(used, reach, 0.0)
 
 
-def _grown(obstacles: Obstacles, time_s: Tensor) -> Tensor:
-    """Radius of the rounded obstacles at these times, [B, M, R]."""
-    return obstacles.radius[..., None] + obstacles.speed[..., None] * time_s.to(obstacles.speed)
+def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: float) -> Tensor:
+    """Distance [B, M, R] of segments [B, R, 2, 2] to each obstacle; a lower bound where that is `exact_below`.
 
-
-def _clearance(ends: Tensor, scene: Scene, exact_below: float) -> Tensor:
-    """Distance [B, R, M] of segments [B, R, 1 or 2, 2] to each obstacle; a lower bound where that is `exact_below`."""
+    The obstacles are rounded by `radius` [B, M, R].
+    """
     obstacles = scene.obstacles
     if obstacles.slots == 0:
-        return ends.new_full((*ends.shape[:2], 1), torch.inf)
-    ends = ends if ends.shape[-2] == 2 else ends.expand(-1, -1, 2, -1)
-    vertices = obstacles.vertices.to(ends)
-    grown = _grown(obstacles, scene.time_s).mT.to(ends)  # [B, R, M]
-    counts = obstacles.is_used[:, None].expand(grown.shape)
+        return ends.new_full((len(ends), 1, ends.shape[1]), torch.inf)
+    shapes, radius = scene.polygons.to(ends), radius.to(ends)
+    counts = obstacles.is_used[..., None]
     if scene.at_rest is not None:
-        counts = counts & ~(scene.at_rest[..., None] & (obstacles.speed[:, None] > 0))
-    distance = torch.where(counts, _bound(ends, vertices) - grown, torch.inf)
+        counts = counts & ~(scene.at_rest[:, None] & (obstacles.speed[..., None] > 0))
+    distance = torch.where(counts, _bound(ends, shapes.vertices) - radius, torch.inf)
     near = counts & ~(distance >= exact_below)  # NaN too
-    robot, row, slot = near.nonzero(as_tuple=True)
-    exact, _ = separation(ends[robot, row], vertices[robot, slot])
-    distance[robot, row, slot] = exact - grown[robot, row, slot]
+    robot, slot, row = near.nonzero(as_tuple=True)
+    exact = separate(ends[robot, row], shapes[robot, slot]).distance
+    distance[robot, slot, row] = exact - radius[robot, slot, row]
     return distance
 
 
 def _bound(ends: Tensor, vertices: Tensor) -> Tensor:
-    """A cheap lower bound [B, R, M] of the distance, less a slack: circles round segment and polygon."""
-    start, end = ends.unbind(-2)
-    half = torch.linalg.vector_norm(end - start, dim=-1) / 2
-    center = vertices.mean(-2)
-    reach = torch.linalg.vector_norm(vertices - center[..., None, :], dim=-1).amax(-1)
-    between = torch.cdist((start + end) / 2, center, compute_mode="donot_use_mm_for_euclid_dist")
-    return between - half[..., None] - reach[:, None]
+    """A cheap lower bound [B, M, R] of the distance, less a slack: circles round segment and polygon [2, V, B, M]."""
+    start, end = ends.movedim(-1, 0).unbind(-1)  # [2, B, R]
+    half = (end - start).square().sum(0).sqrt() / 2
+    center = vertices.mean(1)
+    reach = (vertices - center[:, None]).square().sum(0).amax(0).sqrt()
+    off = ((start + end) / 2)[:, :, None] - center[..., None]
+    return off.square().sum(0).sqrt() - half[:, None] - reach[..., None]

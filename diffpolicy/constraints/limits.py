@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constraint import Prox, Rows, Scene
+from diffpolicy.constraints.separation import length
 
 
 class Box:
@@ -60,13 +61,12 @@ class NormLimit:
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         def ball(y: Tensor) -> Tensor:
-            norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-            return y * (self._radius / norm.clamp(min=self._radius))
+            return y * (self._radius / length(y).clamp(min=self._radius))[..., None]
 
         return ball
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
-        return self.limit - torch.linalg.vector_norm(y, dim=-1)
+        return self.limit - length(y)
 
 
 class Polytope:
@@ -91,11 +91,11 @@ class Polytope:
             raise ValueError(
                 f"polytope: normals {list(raw.shape)} and offsets {list(offset.shape)}, expected [F, A], [F]"
             )
-        length = torch.linalg.vector_norm(raw, dim=-1)
-        if not bool(raw.isfinite().all() and offset.isfinite().all() and (length > 0).all()) or not inset >= 0:
+        size = length(raw)
+        if not bool(raw.isfinite().all() and offset.isfinite().all() and (size > 0).all()) or not inset >= 0:
             raise ValueError("polytope: normals must be finite and not zero, offsets finite, inset at least 0")
         self.rows = rows
-        self.normals, self.offsets = raw / length[:, None], offset / length
+        self.normals, self.offsets = raw / size[:, None], offset / size
         self._inset = inset
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:

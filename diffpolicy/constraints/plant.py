@@ -60,15 +60,18 @@ class LinearPlant:
         """Seconds from command to command."""
         return self.substeps * self.substep_s
 
-    def motion(self, commands: Tensor, start: State) -> tuple[Tensor, Tensor]:
-        """Executed positions and velocities [B, R, A] at the end of every sub-step, for commands [B, T, A]."""
-        ticks = commands.shape[1]
-        forced, free = self.responses(ticks)
-        response = torch.cat([forced, free], dim=-1).flatten(0, 1).to(commands)  # [2R, T + 2]
+    def path(self, commands: Tensor, start: State) -> tuple[Tensor, Tensor]:
+        """Executed positions and velocities [B, 1 + R, A] at the present and at the end of every sub-step."""
+        response = _all_responses(self, commands.shape[1]).to(commands)
         causes = torch.cat([commands, start.position[:, None], start.velocity[:, None]], dim=1)
-        both = torch.matmul(causes.mT, response.mT).mT  # one product for all robots
+        both = torch.matmul(causes.mT, response).mT  # one product for all robots
         position, velocity = both.chunk(2, dim=1)
         return position, velocity
+
+    def motion(self, commands: Tensor, start: State) -> tuple[Tensor, Tensor]:
+        """Executed positions and velocities [B, R, A] at the end of every sub-step, for commands [B, T, A]."""
+        position, velocity = self.path(commands, start)
+        return position[:, 1:], velocity[:, 1:]
 
     def responses(self, ticks: int) -> tuple[Tensor, Tensor]:
         """Of position and velocity at every sub-step: to the commands [2, R, T] and to the start state [2, R, 2]."""
@@ -76,10 +79,9 @@ class LinearPlant:
 
     def before(self, start: State, command: Tensor) -> State:
         """The state one sub-step ago, under `command` [B, A]."""
-        a, b = self._matrices
-        inverse, b = torch.linalg.inv(a).to(command), b.to(command)
-        p, v = start.position - b[0] * command, start.velocity - b[1] * command
-        return State(inverse[0, 0] * p + inverse[0, 1] * v, inverse[1, 0] * p + inverse[1, 1] * v)
+        (pp, pv), (vp, vv) = self._backwards
+        p, v = start.position - self.drive[0] * command, start.velocity - self.drive[1] * command
+        return State(pp * p + pv * v, vp * p + vv * v)
 
     @cached_property
     def largest_free_response(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -98,6 +100,10 @@ class LinearPlant:
         speed = _free_response(self, SETTLE_SUBSTEPS)[1, :, 0].abs()
         left = speed.flip(0).cummax(0).values.flip(0)  # the most from here on
         return 1 + int((left > 1e-3 * speed.max()).sum()) // self.substeps
+
+    @cached_property
+    def _backwards(self) -> list[list[float]]:
+        return torch.linalg.inv(self._matrices[0]).tolist()
 
     @property
     def _matrices(self) -> tuple[Tensor, Tensor]:
@@ -140,6 +146,15 @@ def _responses(plant: LinearPlant, ticks: int) -> tuple[Tensor, Tensor]:
     step = torch.cat([torch.zeros(2, rows, dtype=torch.float64), impulse.cumsum(1)], dim=1)
     age = torch.arange(rows)[:, None] - held * torch.arange(ticks)  # sub-steps since a command's first
     return step[:, rows + age] - step[:, rows + age - held], free
+
+
+@lru_cache(maxsize=16)
+def _all_responses(plant: LinearPlant, ticks: int) -> Tensor:
+    """Of positions [1 + R], then velocities, to commands [T], start position and start velocity: [T + 2, 2 + 2R]."""
+    present = torch.zeros(2, 1, ticks + 2, dtype=torch.float64)
+    present[:, 0, ticks:] = torch.eye(2)
+    later = torch.cat(_responses(plant, ticks), dim=-1)
+    return torch.cat([present, later], dim=1).flatten(0, 1).mT
 
 
 def _free_response(plant: LinearPlant, rows: int) -> Tensor:

@@ -7,8 +7,11 @@ gives the commands u; all geometry sits in the proxes of z. Each constraint has 
 were scaled to norm 1: with one for all, a few iterations overshoot accelerations manifold. A set that is not convex is
 replaced by a convex part of it near the plan, anew in every round.
 
+Where rows are segments, each obstacle has a copy of them; a robot's copies share the penalty of the constraint, so
+that one matrix serves robots with few obstacles and with many.
+
 Shape legend: B batch, N commands of a plan, R rows of one constraint (two a segment), C copies of them (one an
-obstacle slot, where rows are segments), A action.
+obstacle slot, where rows are segments), A action. Rows as a constraint sees them: [B, R, A], or [B, C, R / 2, 2, A].
 """
 
 from collections.abc import Sequence
@@ -20,20 +23,29 @@ from torch import Tensor
 from diffpolicy.constraints.constraint import Constraint, Prox, Rows, Scene
 from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant, State
-from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
 RELAXATION = 1.6  # Boyd et al. 2011, section 3.4.3
+CAUSES = PAST_COMMANDS + 2  # of a motion, besides the commands of the plan: position, velocity, earlier commands
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The rows of one constraint, matrix u + offset, at the knots: of the motion, one a tick."""
+    """The rows of one constraint at the knots, one a tick: matrix u + before start.
+
+    A constraint on positions of the motion means something for commands, too: the robot may be left to go to each
+    of them. They are further rows.
+    """
 
     constraint: Constraint
     matrix: Tensor  # [R, N]
-    penalty: float
-    stride: int  # sub-steps from knot to knot
+    before: Tensor  # [R, CAUSES]
+    penalty: Tensor  # [R]
     time_s: Tensor
+
+    @property
+    def segments(self) -> bool:
+        return self.constraint.rows.segments
 
 
 @dataclass
@@ -41,23 +53,24 @@ class Task:
     """One batch of robots to plan for; carries the multipliers from call to call.
 
     Attributes:
-        start, obstacles: of these robots.
-        offsets: rows without commands, [B, 1, R, A] per constraint.
-        multipliers: [B, C, R, A] per constraint; empty before the first call.
+        offset: all rows without commands, [A, B, all R].
+        share: of each copy in the penalty of its constraint, [B, C, 1, 1, 1].
+        scenes: of each constraint.
+        multipliers: of each constraint, as it sees its rows; empty before the first call.
     """
 
-    start: Start
-    obstacles: Obstacles
-    offsets: list[Tensor]
+    offset: Tensor
+    share: Tensor
+    scenes: list[Scene]
     multipliers: list[Tensor] = field(default_factory=list)
 
 
-class _Held:
-    """What a constraint on positions of the motion means for commands: a robot may be left to go to each of them."""
+@dataclass(frozen=True)
+class _Near:
+    """Rows of commands, and the convex sets near them, a constraint each."""
 
-    def __init__(self, constraint: Constraint) -> None:
-        self.rows = Rows("commands", segments=constraint.rows.segments)
-        self.prox, self.margin = constraint.prox, constraint.margin
+    rows: list[Tensor]
+    proxes: list[Prox]
 
 
 class Projector:
@@ -88,20 +101,22 @@ class Projector:
     ) -> None:
         if not bool((metric > 0).all() and metric.isfinite().all()):
             raise ValueError(f"projector: metric {metric.tolist()} must be finite and above 0")
-        self._plant, self._period_s, self._horizon, self._slots = plant, period_s, horizon, slots
-        self._like = metric
+        self._slots, self._like = slots, metric
         self.half_range = float(metric.double().max().rsqrt())  # of the actions in the data, in their units
-        held = [_Held(c) for c in constraints if c.rows.acts_on == "motion" and c.rows.order == 0]
-        self._blocks = [self._block(constraint, penalty) for constraint in (*constraints, *held)]
-        weight = (metric / metric.mean()).double()[:, None, None]
-        rows = torch.cat([torch.zeros(0, horizon).to(weight), *(block.matrix for block in self._blocks)])
-        pulls = torch.cat([torch.zeros(0, horizon).to(weight), *(b.penalty * b.matrix for b in self._blocks)])
-        squares = [self._copies(b) * b.penalty * b.matrix.mT @ b.matrix for b in self._blocks]
-        inverse = torch.linalg.inv(weight * torch.eye(horizon).to(weight) + sum(squares))  # [A, N, N]
-        self._matrix = rows.to(metric)
+        basis = _basis(plant, period_s, horizon)
+        self._blocks = [_block(constraint, basis, penalty) for constraint in constraints]
         self._sizes = [len(block.matrix) for block in self._blocks]
-        self._from_plan = (inverse * weight).to(metric)
-        self._from_rows = (inverse @ pulls.mT).to(metric)  # [A, N, all R]
+        empty = torch.zeros(0, horizon + CAUSES, dtype=torch.float64)
+        rows = torch.cat([empty, *(torch.cat([b.matrix, b.before], dim=1) for b in self._blocks)])
+        pulls = torch.cat([empty[:, :horizon], *(b.penalty[:, None] * b.matrix for b in self._blocks)])
+        matrix, before = rows.split([horizon, CAUSES], dim=1)
+        weight = (metric / metric.mean()).double().cpu()[:, None, None]
+        inverse = torch.linalg.inv(weight * torch.eye(horizon) + pulls.mT @ matrix)  # [A, N, N]
+        axes = len(metric)
+        self._rows_of_commands = matrix.mT.expand(axes, -1, -1).to(metric)  # [A, N, all R]
+        self._rows_of_causes = before.mT.expand(axes, -1, -1).to(metric)  # [A, CAUSES, all R]
+        self._from_plan = (inverse * weight).mT.to(metric)  # [A, N, N]
+        self._from_rows = (inverse @ pulls.mT).mT.to(metric)  # [A, all R, N]
 
     def task(self, start: Start, obstacles: Obstacles) -> Task:
         """Begin to plan for these robots.
@@ -109,97 +124,117 @@ class Projector:
         Raises:
             ValueError: more obstacles than slots.
         """
-        like, start = self._like, start.to(self._like)
-        padded = obstacles.padded(self._slots)
-        vertices, radius, speed = (part.to(like) for part in (padded.vertices, padded.radius, padded.speed))
-        still = like.new_zeros(len(start.commands), self._horizon, len(like))
-        offsets = [self._rows(block.constraint, block.stride, still, start)[:, None] for block in self._blocks]
-        is_used = padded.is_used & padded.is_valid()[:, None]  # the certificate refuses the others
-        return Task(start, Obstacles(vertices, radius, speed, is_used.to(like.device)), offsets)
+        like = self._like
+        start = start.to(like)
+        obstacles = obstacles.padded(self._slots).without_empty_slots()
+        obstacles = obstacles.padded(max(1, obstacles.slots))  # rows have a copy even where there is none
+        vertices, radius, speed = (part.to(like) for part in (obstacles.vertices, obstacles.radius, obstacles.speed))
+        is_used = (obstacles.is_used & obstacles.is_valid()[:, None]).to(like.device)  # the certificate refuses others
+        obstacles = Obstacles(vertices, radius, speed, is_used)
+        causes = torch.cat([start.state.position[:, None], start.state.velocity[:, None], start.commands], dim=1)
+        # Without any obstacle the first copy stands for the rows.
+        shared = torch.cat([is_used[:, :1] | ~is_used.any(1, keepdim=True), is_used[:, 1:]], dim=1).to(like)
+        share = shared / shared.sum(1, keepdim=True)
+        offset = torch.bmm(causes.movedim(-1, 0), self._rows_of_causes)
+        scenes = [Scene(obstacles, block.time_s.to(like)) for block in self._blocks]
+        return Task(offset, share[..., None, None, None], scenes)
 
     def project(self, plan: Tensor, task: Task, iterations: int) -> Tensor:
         """The plan [B, N, A] nearest to `plan`, up to what the iterations leave; nothing waits for the host."""
-        return self._solve(plan, plan, task, iterations)
+        return self._solve(plan, self._near(plan, task), task, iterations)
 
     def polish(self, plan: Tensor, task: Task, iterations: int, rounds: int, tolerance: float) -> Tensor:
         """As `project`, in up to `rounds`; a robot whose rows are all within `tolerance` keeps its plan."""
         commands = plan
         for _ in range(rounds):
-            short = self.shortfall(commands, task) > tolerance
+            near = self._near(commands, task)
+            short = _shortfall(near, commands) > tolerance
             if not bool(short.any()):
                 break
-            commands = torch.where(short[:, None, None], self._solve(plan, commands, task, iterations), commands)
+            commands = torch.where(short[:, None, None], self._solve(plan, near, task, iterations), commands)
         return commands
 
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
         """[B], the farthest that any row at a knot is from where its constraint wants it."""
-        pairs = zip(self._proxes(commands, task), self._all_rows(commands, task), self._blocks, strict=True)
-        gaps = [(prox(y) - y).abs().flatten(1) for prox, rows, b in pairs for y in (self._spread(rows, b),)]
-        return torch.cat([commands.new_zeros(len(commands), 1), *gaps], dim=1).amax(1)
+        return _shortfall(self._near(commands, task), commands)
 
-    def _solve(self, plan: Tensor, reference: Tensor, task: Task, iterations: int) -> Tensor:
-        wanted = _by_axis(self._from_plan, plan)
-        proxes = self._proxes(reference, task)
-        rows = [
-            self._spread(one, block) for one, block in zip(self._all_rows(reference, task), self._blocks, strict=True)
-        ]
-        y = task.multipliers or [torch.zeros_like(one) for one in rows]
-        z = [prox(one + other) for prox, one, other in zip(proxes, rows, y, strict=True)]
-        commands = reference
-        for _ in range(iterations if self._blocks else 0):
-            pull = [(one - other - o).sum(1) for one, other, o in zip(z, y, task.offsets, strict=True)]
-            commands = wanted + _by_axis(self._from_rows, torch.cat(pull, dim=1))
-            for i, one in enumerate(self._all_rows(commands, task)):
-                relaxed = torch.lerp(z[i], one.expand_as(z[i]), RELAXATION) + y[i]
-                z[i] = proxes[i](relaxed)
+    def _solve(self, plan: Tensor, near: _Near, task: Task, iterations: int) -> Tensor:
+        """ADMM from the rows of `near` and the multipliers of the last call."""
+        if not self._blocks:
+            return plan
+        y = task.multipliers or [torch.zeros_like(one) for one in near.rows]
+        z = [prox(one + other) for prox, one, other in zip(near.proxes, near.rows, y, strict=True)]
+        plan = torch.bmm(plan.movedim(-1, 0), self._from_plan)
+        still = torch.baddbmm(plan, task.offset, self._from_rows, alpha=-1.0)
+        commands = still  # [A, B, N]
+        for _ in range(iterations):
+            commands = torch.baddbmm(still, self._pull(z, y, task), self._from_rows)
+            for i, rows in enumerate(self._rows(commands, task)):
+                relaxed = torch.lerp(z[i], rows, RELAXATION) + y[i]
+                z[i] = near.proxes[i](relaxed)
                 y[i] = relaxed - z[i]
         task.multipliers = y
-        return commands
+        return commands.movedim(0, -1)
 
-    def _all_rows(self, commands: Tensor, task: Task) -> list[Tensor]:
-        """Rows [B, 1, R, A] of each constraint."""
-        parts = torch.matmul(self._matrix, commands)[:, None].split(self._sizes, dim=2) if self._blocks else ()
-        return [part + offset for part, offset in zip(parts, task.offsets, strict=True)]
+    def _pull(self, z: list[Tensor], y: list[Tensor], task: Task) -> Tensor:
+        """Where all rows are drawn to, [A, B, all R]."""
+        pulls: list[Tensor] = []
+        for block, near, multiplier in zip(self._blocks, z, y, strict=True):
+            pull = near - multiplier
+            pulls.append(((pull * task.share).sum(1).flatten(1, 2) if block.segments else pull).movedim(-1, 0))
+        return torch.cat(pulls, dim=-1)
 
-    def _spread(self, rows: Tensor, block: _Block) -> Tensor:
-        return rows.expand(-1, self._copies(block), -1, -1)
-
-    def _proxes(self, reference: Tensor, task: Task) -> list[Prox]:
-        """Of every constraint, on rows [B, C, R, A]."""
-        return [
-            self._prox(block, rows[:, 0], Scene(task.obstacles, block.time_s))
-            for block, rows in zip(self._blocks, self._all_rows(reference, task), strict=True)
+    def _near(self, commands: Tensor, task: Task) -> _Near:
+        rows = self._rows(commands.movedim(-1, 0), task)
+        proxes = [
+            block.constraint.prox(one[:, 0] if block.segments else one, scene)
+            for block, one, scene in zip(self._blocks, rows, task.scenes, strict=True)
         ]
+        return _Near(rows, proxes)
 
-    def _prox(self, block: _Block, reference: Tensor, scene: Scene) -> Prox:
-        if block.constraint.rows.segments:
-            near = block.constraint.prox(reference.unflatten(1, (-1, 2)), scene)
-            return lambda y: near(y.unflatten(2, (-1, 2))).flatten(2, 3)
-        inside = block.constraint.prox(reference, scene)
-        return lambda y: inside(y[:, 0])[:, None]
-
-    def _copies(self, block: _Block) -> int:
-        return self._slots if block.constraint.rows.segments else 1
-
-    def _block(self, constraint: Constraint, penalty: float) -> _Block:
-        rows = constraint.rows
-        stride = 1 if rows.acts_on == "commands" else needed(self._plant).substeps
-        basis = torch.eye(self._horizon, dtype=torch.float64)[..., None]
-        zero = torch.zeros(self._horizon, 1, dtype=torch.float64)
-        at_zero = Start(State(zero, zero), zero[:, None].expand(-1, PAST_COMMANDS, -1))
-        matrix = self._rows(constraint, stride, basis, at_zero)[..., 0].mT.to(self._like.device)
-        time_s = row_times_s(rows, self._plant, self._period_s, self._horizon)[stride - 1 :: stride]
-        norm = float(torch.linalg.matrix_norm(matrix, 2))
-        return _Block(constraint, matrix, penalty / norm**2, stride, time_s.to(self._like))
-
-    def _rows(self, constraint: Constraint, stride: int, commands: Tensor, start: Start) -> Tensor:
-        """[B, R, A], the rows at the knots."""
-        y = rows_of(constraint.rows, self._plant, self._period_s, commands, start)
-        if not constraint.rows.segments:
-            return y[:, stride - 1 :: stride]
-        return torch.stack([y[:, ::stride, 0], y[:, stride - 1 :: stride, 1]], dim=2).flatten(1, 2)
+    def _rows(self, commands: Tensor, task: Task) -> list[Tensor]:
+        """What each constraint sees of commands [A, B, N]."""
+        rows = torch.baddbmm(task.offset, commands, self._rows_of_commands).movedim(0, -1)
+        parts: list[Tensor] = []
+        for block, part in zip(self._blocks, rows.split(self._sizes, dim=1), strict=True):
+            copies = task.share.shape[1]
+            parts.append(
+                part.unflatten(1, (-1, 2))[:, None].expand(-1, copies, -1, -1, -1) if block.segments else part
+            )
+        return parts
 
 
-def _by_axis(matrices: Tensor, y: Tensor) -> Tensor:
-    """matrices [A, N, R] on y [B, R, A], each axis by its own: [B, N, A]."""
-    return torch.bmm(y.movedim(-1, 0), matrices.mT).movedim(0, -1)
+def _shortfall(near: _Near, commands: Tensor) -> Tensor:
+    pairs = zip(near.proxes, near.rows, strict=True)
+    return torch.stack([commands.new_zeros(len(commands)), *((p(y) - y).abs().flatten(1).amax(1) for p, y in pairs)]).amax(0)
+
+
+def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajectory:
+    """A unit of each command and of each of the causes besides, a robot each; rows are linear in them."""
+    unit = torch.eye(horizon + CAUSES, dtype=torch.float64)[..., None]
+    commands, position, velocity, before = unit.split([horizon, 1, 1, PAST_COMMANDS], dim=1)
+    return Trajectory(commands, Start(State(position[:, 0], velocity[:, 0]), before), plant, period_s)
+
+
+def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> _Block:
+    rows = constraint.rows
+    kinds = [rows]
+    if rows.acts_on == "motion" and rows.order == 0:
+        kinds.append(Rows("commands", segments=rows.segments))
+    knots = [_knots(basis, kind) for kind in kinds]
+    horizon = basis.commands.shape[1]
+    norms = [torch.linalg.matrix_norm(matrix[:, :horizon], 2) for matrix, _ in knots]
+    penalties = [(penalty / norm**2).expand(len(matrix)) for norm, (matrix, _) in zip(norms, knots, strict=True)]
+    matrix, before = torch.cat([matrix for matrix, _ in knots]).split([horizon, CAUSES], dim=1)
+    return _Block(constraint, matrix, before, torch.cat(penalties), torch.cat([time_s for _, time_s in knots]))
+
+
+def _knots(basis: Trajectory, rows: Rows) -> tuple[Tensor, Tensor]:
+    """These rows once a tick, as a matrix [R, N + CAUSES], and when each (segment) is reached."""
+    y, time_s = basis.rows(rows), basis.times_s(rows)
+    stride = 1 if rows.acts_on == "commands" else needed(basis.plant).substeps
+    if rows.segments:
+        y = torch.stack([y[:, ::stride, 0], y[:, stride - 1 :: stride, 1]], dim=2).flatten(1, 2)
+    else:
+        y = y[:, stride - 1 :: stride]
+    return y[..., 0].mT, time_s[stride - 1 :: stride]

@@ -4,6 +4,7 @@ Shape legend: B batch, T ticks, R rows, A action.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,21 +38,64 @@ class Start:
         return Start(state, self.commands.to(like))
 
 
-def rows_of(rows: Rows, plant: LinearPlant | None, period_s: float, commands: Tensor, start: Start) -> Tensor:
-    """The rows [B, R, A] (segments: [B, R, 2, A]) of commands [B, T, A]; affine in commands and start.
+@dataclass(frozen=True)
+class Trajectory:
+    """Commands [B, T, A] from a start, and the motion that they cause, which is worked out once.
 
-    Raises:
-        ValueError: rows of the motion without a plant.
+    Attributes:
+        plant: where the motion is asked for.
+        period_s: seconds from command to command.
     """
-    if rows.acts_on == "commands":
-        path, step_s = torch.cat([start.commands, commands], dim=1), period_s
-    else:
-        path, step_s = _motion(needed(plant), commands, start), needed(plant).substep_s
-    if rows.segments:
-        return torch.stack([path[:, PAST_COMMANDS - 1 : -1], path[:, PAST_COMMANDS:]], dim=2)
-    for _ in range(rows.order):
-        path = path.diff(dim=1) / step_s
-    return path[:, PAST_COMMANDS - rows.order :]
+
+    commands: Tensor
+    start: Start
+    plant: LinearPlant | None
+    period_s: float
+
+    def rows(self, rows: Rows) -> Tensor:
+        """What such a constraint looks at, [B, R, A] (segments: [B, R, 2, A]); linear in commands and start.
+
+        Raises:
+            ValueError: rows of the motion without a plant.
+        """
+        if rows.acts_on == "commands":
+            past, path, step_s = PAST_COMMANDS, self._sent, self.period_s
+        else:
+            past, path, step_s = 1, self.motion[0], needed(self.plant).substep_s
+            if rows.order > 1:
+                past, path = PAST_COMMANDS, torch.cat([self._past_positions, path], dim=1)
+        if rows.segments:
+            return path[:, past - 1 :].unfold(1, 2, 1).mT  # a view: neighbours share their ends
+        for _ in range(rows.order):
+            path = path.diff(dim=1) / step_s
+        return path[:, past - rows.order :]
+
+    def times_s(self, rows: Rows) -> Tensor:
+        """When each row is reached, seconds from the present [R]."""
+        ticks = self.commands.shape[1]
+        if rows.acts_on == "commands":
+            return self.period_s * torch.arange(1, ticks + 1, dtype=torch.float64)
+        plant = needed(self.plant)
+        return plant.substep_s * torch.arange(1, ticks * plant.substeps + 1, dtype=torch.float64)
+
+    @cached_property
+    def motion(self) -> tuple[Tensor, Tensor]:
+        """Positions and velocities [B, 1 + R, A] at the present and at the end of every sub-step."""
+        return needed(self.plant).path(self.commands, self.start.state)
+
+    @cached_property
+    def _sent(self) -> Tensor:
+        return torch.cat([self.start.commands, self.commands], dim=1)
+
+    @property
+    def _past_positions(self) -> Tensor:
+        """At the two sub-steps before the present, [B, 2, A]."""
+        plant, state = needed(self.plant), self.start.state
+        past: list[Tensor] = []
+        for ago in range(PAST_COMMANDS - 1):  # sub-steps
+            state = plant.before(state, self.start.commands[:, -1 - ago // plant.substeps])
+            past.insert(0, state.position)
+        return torch.stack(past, dim=1)
 
 
 def needed(plant: LinearPlant | None) -> LinearPlant:
@@ -59,21 +103,3 @@ def needed(plant: LinearPlant | None) -> LinearPlant:
     if plant is None:
         raise ValueError("constraints: one acts on the executed motion, which needs a plant; give plant=")
     return plant
-
-
-def row_times_s(rows: Rows, plant: LinearPlant | None, period_s: float, ticks: int) -> Tensor:
-    """When each row is reached, seconds from the present [R]."""
-    if rows.acts_on == "commands":
-        return period_s * torch.arange(1, ticks + 1, dtype=torch.float64)
-    plant = needed(plant)
-    return plant.substep_s * torch.arange(1, ticks * plant.substeps + 1, dtype=torch.float64)
-
-
-def _motion(plant: LinearPlant, commands: Tensor, start: Start) -> Tensor:
-    """Positions at the two sub-steps before the present, the present and after it [B, 3 + R, A]."""
-    past, state = [start.state.position], start.state
-    for ago in range(PAST_COMMANDS - 1):  # sub-steps
-        state = plant.before(state, start.commands[:, -1 - ago // plant.substeps])
-        past.insert(0, state.position)
-    positions, _ = plant.motion(commands, start.state)
-    return torch.cat([torch.stack(past, dim=1), positions], dim=1)

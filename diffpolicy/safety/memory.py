@@ -14,6 +14,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.fallback import Situation
 from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.plant import LinearPlant, State
+from diffpolicy.constraints.separation import length
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 
 TIME_RESOLUTION_S = 1e-6  # of a clock that says when a tick is
@@ -146,8 +147,8 @@ class RobotMemory:
     def _deviates(self, state: State) -> Tensor:
         """[B], whether a measured state is farther from the expected one than the assumptions allow."""
         a = self._assumptions
-        off = torch.linalg.vector_norm(state.position - self._expected.position, dim=-1)
-        off_velocity = torch.linalg.vector_norm(state.velocity - self._expected.velocity, dim=-1)
+        off = length(state.position - self._expected.position)
+        off_velocity = length(state.velocity - self._expected.velocity)
         position_slack, velocity_slack = self._slack
         return (off > position_slack + a.position_error + a.tolerance) | (
             off_velocity > velocity_slack + a.velocity_error + a.tolerance

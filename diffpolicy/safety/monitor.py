@@ -15,7 +15,8 @@ from torch import Tensor
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.plant import State
-from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, needed, row_times_s, rows_of
+from diffpolicy.constraints.separation import length
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.settings import Safety
@@ -81,7 +82,7 @@ class Monitor:
         sent = torch.from_numpy(np.asarray(info.get("executed_action", action))).double()
         after = torch.from_numpy(np.asarray(info["agent_position"]))
         found = self._executed(start, sent, self._obstacles(before, info, len(sent)))
-        explained = torch.linalg.vector_norm(found.position - after, dim=-1) <= MODEL_ERROR
+        explained = length(found.position - after) <= MODEL_ERROR
         excused, too_close, over = (
             (~(margin >= 0) & explained[:, None]).sum(1).tolist() for margin in (found.near, found.moving, found.others)
         )
@@ -127,14 +128,15 @@ class Monitor:
 
     def _executed(self, start: Start, sent: Tensor, obstacles: list[Obstacles]) -> "_Executed":
         plant = self._plant
-        position, velocity = plant.motion(sent[:, None], start.state)
-        at_rest = torch.linalg.vector_norm(velocity, dim=-1) <= self._safety.assumptions.rest_speed
+        trajectory = Trajectory(sent[:, None], start, plant, plant.period_s)
+        position, velocity = (part[:, 1:] for part in trajectory.motion)
+        at_rest = length(velocity) <= self._safety.assumptions.rest_speed
         nothing = torch.full(position.shape[:2], torch.inf, dtype=torch.float64)
         near, moving, others = [nothing], [nothing], [nothing]
         for constraint in self._safety.constraints:
             rows = constraint.rows
-            y = rows_of(rows, plant, plant.period_s, sent[:, None], start)
-            now = torch.zeros_like(row_times_s(rows, plant, plant.period_s, 1))  # each sub-step has its own obstacles
+            y = trajectory.rows(rows)
+            now = torch.zeros_like(trajectory.times_s(rows))  # each sub-step has its own obstacles
             if not rows.segments:
                 margin = constraint.margin(y, Scene(obstacles[-1], now))
                 others.append(margin.expand(-1, plant.substeps))

@@ -19,7 +19,7 @@ from diffpolicy.constraints.obstacles import (
     together,
 )
 from diffpolicy.constraints.plant import State, position_servo
-from diffpolicy.constraints.trajectory import Start, row_times_s, rows_of
+from diffpolicy.constraints.trajectory import Start, Trajectory
 
 COMMANDS = Rows("commands")
 CORNER = [(1.0, 0.0), (0.0, 1.0)]
@@ -225,11 +225,12 @@ def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> N
     for order in range(4):
         signs = ([1], [1, -1], [1, -2, 1], [1, -3, 3, -1])[order]
         expected = sum(sign * path[:, 3 - k : 8 - k] for k, sign in enumerate(signs)) / 0.1**order
-        found = rows_of(Rows("commands", order), None, 0.1, commands, start)
+        found = Trajectory(commands, start, None, 0.1).rows(Rows("commands", order))
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11, atol=1e-9)  # differences over 1e-3 s3
-    found = rows_of(Rows("commands", segments=True), None, 0.1, commands, start)
+    trajectory = Trajectory(commands, start, None, 0.1)
+    found = trajectory.rows(Rows("commands", segments=True))
     np.testing.assert_array_equal(found.numpy(), np.stack([path[:, 2:-1], path[:, 3:]], axis=2))
-    np.testing.assert_allclose(row_times_s(COMMANDS, None, 0.1, 3).numpy(), [0.1, 0.2, 0.3], rtol=1e-12)
+    np.testing.assert_allclose(trajectory.times_s(COMMANDS).numpy(), [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("substeps", [1, 2, 5])
@@ -244,15 +245,16 @@ def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_d
     after, after_velocity = plant.motion(commands, now)
     path = torch.cat([before, after], dim=1).numpy()
     start = Start(now, past)
+    trajectory = Trajectory(commands, start, plant, plant.period_s)
     first = before.shape[1]
     for order in range(4):
         expected = np.diff(path, n=order, axis=1)[:, first - order :] / 0.02**order
-        found = rows_of(Rows("motion", order), plant, plant.period_s, commands, start)
+        found = trajectory.rows(Rows("motion", order))
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-6)  # differences over 8e-6 s3
-    found = rows_of(Rows("motion", 1), plant, plant.period_s, commands, start)
+    found = trajectory.rows(Rows("motion", 1))
     np.testing.assert_allclose(found.numpy(), after_velocity.numpy(), rtol=0, atol=1e-9)  # semi-implicit Euler
     with pytest.raises(ValueError, match="needs a plant"):
-        rows_of(Rows("motion"), None, 0.1, commands, start)
+        Trajectory(commands, start, None, 0.1).rows(Rows("motion"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""How far whole plans stay from harm: the least margin over all rows, less what errors may do to them.
+
+Shape legend: Q plans, R rows, A action.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.assumptions import Assumptions
+from diffpolicy.constraints.constraint import Constraint, Scene
+from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.separation import length
+from diffpolicy.constraints.trajectory import Start, Trajectory, needed
+
+
+def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles) -> Tensor:
+    """[Q], of constraints that act on commands."""
+    least = plans.commands.new_full((len(plans.commands),), torch.inf)
+    for constraint in constraints:
+        scene = Scene(obstacles, plans.times_s(constraint.rows))
+        least = torch.minimum(least, constraint.margin(plans.rows(constraint.rows), scene).amin(1))
+    return least
+
+
+def of_motion(
+    constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles, assumptions: Assumptions
+) -> Tensor:
+    """[Q], of constraints that act on the motion; the last command of each plan is held for ever."""
+    least = plans.commands.new_full((len(plans.commands),), torch.inf)
+    if not constraints:
+        return least
+    moves = obstacles.moves().any(1)
+    known = _known(plans, assumptions, bool(moves.any()))
+    scene = Scene(obstacles, plans.times_s(constraints[0].rows), known.at_rest)
+    for constraint in constraints:
+        margin = constraint.margin(plans.rows(constraint.rows), scene)
+        if constraint.rows.order < 2:
+            margin = margin - (known.velocity_tube if constraint.rows.order else known.position_tube)
+        least = torch.minimum(least, margin.amin(1))
+    if known.at_rest is None:
+        return least
+    return torch.where(known.at_rest[:, -1] | ~moves, least, -torch.inf)
+
+
+def of_the_present(
+    constraints: Sequence[Constraint], start: Start, obstacles: Obstacles, assumptions: Assumptions
+) -> Tensor:
+    """[B], of where the robots are, from which nothing is excused: one that stands in an obstacle is in it."""
+    here = start.state.position[:, None, None].expand(-1, 1, 2, -1)
+    least = here.new_full((len(here),), torch.inf)
+    scene = Scene(obstacles, here.new_zeros(1))
+    for constraint in constraints:
+        if constraint.rows.segments:
+            least = torch.minimum(least, constraint.margin(here, scene)[:, 0])
+    return least - (assumptions.position_error + assumptions.tracking_error)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How sure the motion is in every sub-step, [Q, R] each; at_rest is None where nobody asks."""
+
+    at_rest: Tensor | None
+    position_tube: Tensor
+    velocity_tube: Tensor
+
+
+def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Known:
+    plant = needed(plans.plant)
+    tube, velocity_tube = assumptions.tubes(plant, plans.commands, plans.start)
+    # Whatever is left of the way to the held target at the end may still come.
+    position, velocity = plans.motion
+    speed = _speed(position, velocity, plant.substep_s) if has_moving else None
+    last = _speed(position[:, -2:], velocity[:, -2:], plant.substep_s)[:, 0]
+    offset = length(position[:, -1] - plans.commands[:, -1])
+    to_come = plans.commands.new_tensor(plant.largest_free_response) @ torch.stack([offset, last])  # [2, Q]
+    tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
+    # Of a segment both ends count; the first begins with the errors of the present.
+    present = tube.new_full((len(tube), 1), assumptions.position_error + assumptions.tracking_error)
+    tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1))
+    if speed is None:
+        return _Known(None, tube, velocity_tube)
+    speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
+    return _Known(speed + velocity_tube <= assumptions.rest_speed, tube, velocity_tube)
+
+
+def _speed(position: Tensor, velocity: Tensor, substep_s: float) -> Tensor:
+    """Of each sub-step [Q, R], from states [Q, 1 + R, A]: the largest of its ends' and its mean."""
+    at_ends = length(velocity)
+    mean = length(position.diff(dim=1)) / substep_s
+    return torch.maximum(mean, torch.maximum(at_ends[:, 1:], at_ends[:, :-1]))
