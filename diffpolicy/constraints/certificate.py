@@ -104,7 +104,9 @@ class Certifier:
         commands, start = commands.double(), start.to(commands.double())
         obstacles = obstacles.double().without_empty_slots()
         batch, n, _ = commands.shape
-        cases = _Cases(torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch), start, obstacles)
+        cases = _Cases(
+            torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch), start, obstacles
+        )
         plans = self._plans(commands, start, 0)
         # Held for ever, nothing more is sent: limits on commands do not count.
         margin = self._margin(plans, cases, self._on_motion)

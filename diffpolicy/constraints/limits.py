@@ -72,8 +72,8 @@ class NormLimit:
 class Polytope:
     """normals . y <= offsets, face by face; one face is a half-space.
 
-    The projection is exact for one face, or where the faces meet at right angles; else it is that of the face that
-    is overstepped most, again and again, as the iterations go.
+    `prox` is exact for one face, or where the faces meet at right angles; else it is that of the face that is
+    overstepped most, again and again. The projector takes the `faces` one by one, which is exact for all.
 
     Args:
         normals: [F, A]; offsets: [F].
@@ -97,6 +97,11 @@ class Polytope:
         self.rows = rows
         self.normals, self.offsets = raw / size[:, None], offset / size
         self._inset = inset
+
+    def faces(self) -> "list[Polytope]":
+        """Each as a half-space of its own."""
+        pairs = zip(self.normals.tolist(), self.offsets.tolist(), strict=True)
+        return [Polytope([normal], [offset], self.rows, self._inset) for normal, offset in pairs]
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         normals, offsets = self.normals.to(reference), (self.offsets - self._inset).to(reference)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constraint import Constraint, Prox, Rows, Scene
+from diffpolicy.constraints.limits import Polytope
 from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
@@ -104,7 +105,8 @@ class Projector:
         self._slots, self._like = slots, metric
         self.half_range = float(metric.double().max().rsqrt())  # of the actions in the data, in their units
         basis = _basis(plant, period_s, horizon)
-        self._blocks = [_block(constraint, basis, penalty) for constraint in constraints]
+        simple = [one for c in constraints for one in (c.faces() if isinstance(c, Polytope) else (c,))]
+        self._blocks = [_block(constraint, basis, penalty) for constraint in simple]
         self._sizes = [len(block.matrix) for block in self._blocks]
         empty = torch.zeros(0, horizon + CAUSES, dtype=torch.float64)
         rows = torch.cat([empty, *(torch.cat([b.matrix, b.before], dim=1) for b in self._blocks)])
@@ -198,15 +200,15 @@ class Projector:
         parts: list[Tensor] = []
         for block, part in zip(self._blocks, rows.split(self._sizes, dim=1), strict=True):
             copies = task.share.shape[1]
-            parts.append(
-                part.unflatten(1, (-1, 2))[:, None].expand(-1, copies, -1, -1, -1) if block.segments else part
-            )
+            parts.append(part.unflatten(1, (-1, 2))[:, None].expand(-1, copies, -1, -1, -1) if block.segments else part)
         return parts
 
 
 def _shortfall(near: _Near, commands: Tensor) -> Tensor:
     pairs = zip(near.proxes, near.rows, strict=True)
-    return torch.stack([commands.new_zeros(len(commands)), *((p(y) - y).abs().flatten(1).amax(1) for p, y in pairs)]).amax(0)
+    return torch.stack(
+        [commands.new_zeros(len(commands)), *((p(y) - y).abs().flatten(1).amax(1) for p, y in pairs)]
+    ).amax(0)
 
 
 def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajectory:

@@ -141,6 +141,18 @@ def test_a_moving_obstacle_is_expected_wherever_it_can_be_until_the_robot_stands
     assert bool(fast_found.can_stop)  # it stands already
 
 
+def test_a_robot_that_stands_inside_a_moving_obstacle_is_not_excused_at_the_present() -> None:
+    """Later it is: an obstacle that comes is not the robot's fault."""
+    commands = line((0.0, 0.0), (0.0, 0.0), 3)
+    for x, is_clear in ((0.0, False), (0.55, False), (0.65, True)):
+        found = certify([KeepOut(0.1)], commands, at_rest(0.0, 0.0), disc(x, 0.0, 0.5, speed=1.0))
+        assert int(found.length) == (3 if is_clear else 0)
+        assert bool(found.can_stop) == is_clear
+        assert float(found.margin.amax()) == pytest.approx(x - 0.6) or is_clear
+    uncertain = Assumptions(position_error=0.1, rest_speed=0.05)
+    assert not bool(certify([KeepOut(0.1)], commands, at_rest(0.0, 0.0), disc(0.65, 0.0, 0.5, 1.0), uncertain).can_stop)
+
+
 NAN = float("nan")
 
 

@@ -216,6 +216,16 @@ def test_a_barrier_lets_the_distance_shrink_by_its_rate_only() -> None:
     assert float(barrier.margin(segment((5.5, 0.0), (4.0, 0.0)), seen(obstacle))) == pytest.approx(-0.5 / 1.75)
 
 
+def test_a_barrier_counts_the_distance_at_each_end_of_a_step_by_where_an_obstacle_may_be_then() -> None:
+    barrier, moving = BarrierDecrease(0.25, 0.5), disc(0.0, 0.0, 1.0, speed=2.0)
+    for times, begin, h in (((0.5,), 0.0, 4.0), ((0.5, 1.0), 1.0, 3.0)):  # the obstacle has grown by `begin` already
+        for end, is_allowed in ((begin + 2.5 + 0.75 * h + 0.01, True), (begin + 2.5 + 0.75 * h - 0.01, False)):
+            step = segment(*[(5.5, 0.0), (end, 0.0)] * len(times))
+            assert (float(barrier.margin(step, seen(moving, times))[0, -1]) >= 0) == is_allowed
+            projected = barrier.prox(step, seen(moving, times))(step[:, None])
+            assert float(barrier.margin(projected[:, 0], seen(moving, times))[0, -1]) >= -1e-9
+
+
 def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> None:
     generator = torch.Generator().manual_seed(0)
     past, commands = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64) for n in (3, 5))

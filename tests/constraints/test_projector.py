@@ -128,6 +128,7 @@ SETS: dict[str, list[Constraint]] = {
     "box": [Box([0.0, 0.0], [5.0, 4.0], COMMANDS)],
     "half-spaces": [Polytope([face], [c], COMMANDS) for face, c in zip(SKEWED, OFFSETS, strict=True)],
     "polytope": [Polytope([(1.0, 1.0), (-1.0, 1.0)], [6.0, 0.3], COMMANDS)],
+    "skewed polytope": [Polytope(SKEWED, OFFSETS, COMMANDS)],
     "box on the motion": [Box(0.0, 4.0, MOTION)],
     "keep-out on commands": [KeepOut(0.2, acts_on="commands")],
     "keep-out": [KeepOut(0.2)],

@@ -1,0 +1,116 @@
+"""What safety adds to a tick that plans: python scripts/benchmark_planning.py checkpoint=RUN/checkpoints/last
+
+The controller without safety and with it, in turns, from the same episode starts. Writes benchmark_planning.json, .csv
+and .md.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmark_files import write_rows
+from cli import command
+from safety_scenes import SCENES, register_scene
+from tqdm import tqdm
+
+from diffpolicy.build import lookup
+from diffpolicy.config import SamplerConfig
+from diffpolicy.controller import PolicyController
+from diffpolicy.device import choose_device
+from diffpolicy.files import write_text
+from diffpolicy.policy import DiffusionPolicy
+from diffpolicy.rollout import make_vector_env, observation_by_key
+from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.readings import Readings
+from diffpolicy.safety.settings import Safety
+
+NAME = "benchmark_planning"
+WARM_UP = 2  # starts that are not counted
+
+
+@dataclass
+class BenchmarkPlanningConfig:
+    """Everything that `benchmark_planning.py` reads; see configs/benchmark_planning.yaml."""
+
+    checkpoint: str
+    scene: str = "narrow_gap"
+    modes: list[str] = field(default_factory=lambda: ["last", "last_half", "every_step"])
+    candidates: list[int] = field(default_factory=lambda: [1, 4, 8])
+    batches: list[int] = field(default_factory=lambda: [1, 64])
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    starts: int = 20
+    seed: int = 60_000
+    device: str = "auto"
+
+
+@command(NAME, BenchmarkPlanningConfig)
+def main(config: BenchmarkPlanningConfig, folder: Path) -> None:
+    if config.starts < 1 or min(config.batches, default=0) < 1:
+        raise ValueError(f"starts {config.starts} and batches {config.batches} must be at least 1")
+    demands = lookup(SCENES, "scene", config.scene).demands
+    policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
+    safety = build_safety(demands)
+    assert safety is not None
+    rows = [one for batch in config.batches for one in measure(policy, safety, config, batch)]
+    write_rows(folder, NAME, {"config": asdict(config), "device": str(policy.device), "rows": rows}, rows)
+    write_text(folder / f"{NAME}.md", table := markdown(rows))
+    print(f"{table}\n{folder / NAME}.json")
+
+
+def measure(
+    policy: DiffusionPolicy, safety: Safety, config: BenchmarkPlanningConfig, batch: int
+) -> list[dict[str, Any]]:
+    """A row without safety and one for each mode and K, for `batch` robots that plan in the same tick."""
+    sampler = policy.sampler(config.sampler)
+    controllers = {("none", 1): PolicyController(policy, sampler)}
+    for mode in config.modes:
+        for k in config.candidates:
+            controllers[mode, k] = PolicyController(policy, sampler, safety=replace(safety, mode=mode, candidates=k))
+    times: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in controllers}
+    env_config = register_scene(config.scene, "none", None)
+    env = make_vector_env(env_config, batch)
+    try:
+        for start in tqdm(range(WARM_UP + config.starts), unit="start", desc=f"batch {batch}"):
+            seeds = [config.seed + batch * start + robot for robot in range(batch)]
+            observation, info = env.reset(seed=seeds, options=env_config.reset_options)
+            readings = Readings()
+            readings.update(info, np.ones(batch, dtype=bool))
+            seen = observation_by_key(observation, policy)
+            for key, controller in controllers.items():
+                controller.reset(seeds)
+                times[key].append(tick_ms(controller, seen, readings))
+    finally:
+        env.close()
+    plain = np.median(times["none", 1][WARM_UP:], axis=0)
+    return [row(batch, mode, k, np.array(taken[WARM_UP:]), plain) for (mode, k), taken in times.items()]
+
+
+def tick_ms(controller: PolicyController, observation: Any, readings: Readings) -> tuple[float, float]:
+    """Of the clock and of the processor, all threads together."""
+    known = (readings.plant_state, readings.obstacles) if controller.safety else ()
+    began, began_work = time.perf_counter(), time.process_time()
+    controller.select_action(observation, *known)
+    return 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
+
+
+def row(batch: int, mode: str, k: int, times: Any, plain: Any) -> dict[str, Any]:
+    """Of times [starts, 2], over the median ones without safety [2]."""
+    p50, p95 = (float(found) for found in np.percentile(times[:, 0], (50, 95)))
+    ratio, cpu_ratio = (float(found) for found in np.median(times, axis=0) / plain)
+    return {
+        "batch": batch, "mode": mode, "candidates": k, "p50_ms": p50, "p95_ms": p95, "ratio": ratio,
+        "cpu_ratio": cpu_ratio,
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line for each row."""
+    lines = ["| batch | mode | K | p50, ms | p95, ms | over none | CPU time over none |", "|---" * 7 + "|"]
+    cells = "| {batch} | {mode} | {candidates} | {p50_ms:.1f} | {p95_ms:.1f} | {ratio:.2f} | {cpu_ratio:.2f} |"
+    return "\n".join([*lines, *(cells.format(**one) for one in rows), ""])
+
+
+if __name__ == "__main__":
+    main()
