@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constraint import Prox, Rows, Scene
-from diffpolicy.constraints.obstacles import Obstacles
 from diffpolicy.constraints.separation import separate
 
 

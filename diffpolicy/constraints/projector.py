@@ -54,12 +54,14 @@ class Task:
     """One batch of robots to plan for; carries the multipliers from call to call.
 
     Attributes:
+        obstacles: in use around some of them.
         offset: all rows without commands, [A, B, all R].
         share: of each copy in the penalty of its constraint, [B, C, 1, 1, 1].
         scenes: of each constraint.
         multipliers: of each constraint, as it sees its rows; empty before the first call.
     """
 
+    obstacles: Obstacles
     offset: Tensor
     share: Tensor
     scenes: list[Scene]
@@ -139,7 +141,7 @@ class Projector:
         share = shared / shared.sum(1, keepdim=True)
         offset = torch.bmm(causes.movedim(-1, 0), self._rows_of_causes)
         scenes = [Scene(obstacles, block.time_s.to(like)) for block in self._blocks]
-        return Task(offset, share[..., None, None, None], scenes)
+        return Task(obstacles, offset, share[..., None, None, None], scenes)
 
     def project(self, plan: Tensor, task: Task, iterations: int) -> Tensor:
         """The plan [B, N, A] nearest to `plan`, up to what the iterations leave; nothing waits for the host."""

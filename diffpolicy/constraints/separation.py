@@ -4,8 +4,8 @@ Along any unit vector n, min over the segment of n . p minus max over the polygo
 distance, and the largest over all n is the distance itself. So a missing candidate can only make the answer smaller:
 what is called clear is clear.
 
-Shape legend: ... pairs of a segment and a polygon; V vertices; C directions. Inside, x and y and what a pair has many of
-come first, [2, C, ...]: then all pairs are worked on in one piece of memory.
+Shape legend: ... pairs of a segment and a polygon; V vertices; C directions. Inside, x and y and what a pair has
+many of come first, [2, C, ...]: then all pairs are worked on in one piece of memory.
 """
 
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ class Safety:
     slots: int = 6
     zones: Obstacles | None = None
     period_s: float = 0.1
-    iterations: int = 2
+    iterations: int = 4
     polish_rounds: int = 8
     certify: bool = True
 
