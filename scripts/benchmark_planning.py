@@ -89,9 +89,9 @@ def measure(
 
 def tick_ms(controller: PolicyController, observation: Any, readings: Readings) -> tuple[float, float]:
     """Of the clock and of the processor, all threads together."""
-    known = (readings.plant_state, readings.obstacles) if controller.safety else ()
+    state, obstacles = (readings.plant_state, readings.obstacles) if controller.safety else (None, None)
     began, began_work = time.perf_counter(), time.process_time()
-    controller.select_action(observation, *known)
+    controller.select_action(observation, state, obstacles)
     return 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
 
 

@@ -89,10 +89,11 @@ def _candidates(ends: Tensor, others: Polygons) -> Tensor:
     start, along = ends[:, :1], ends[:, 1:] - ends[:, :1]
     off = others.vertices - start
     fraction = (off * along).sum(0) / along.square().sum(0).clamp(min=1e-30)
-    to_segment = _unit(fraction.clamp(0.0, 1.0) * along - off)
-    across = _unit(torch.stack([along[1], -along[0]]))
-    parts = (others.normals, to_segment, across, -across)
-    return torch.cat([part.expand(2, part.shape[1], *to_segment.shape[2:]) for part in parts], dim=1)
+    to_segment = fraction.clamp(0.0, 1.0) * along - off
+    shape = to_segment.shape[2:]
+    across = torch.stack([along[1], -along[0]]).expand(2, 1, *shape)
+    free = _unit(torch.cat([to_segment, across], dim=1))
+    return torch.cat([others.normals.expand(-1, -1, *shape), free, -free[:, -1:]], dim=1)
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -96,6 +96,22 @@ def test_pusht_keeps_out_of_a_zone_that_its_observation_does_not_show(
     assert [row["violations"] for row in rows_of(tmp_path)] == [0, 0]
 
 
+def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(
+    repository: Path, reach_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = ["modes=[last,every_step]", "candidates=[1,2]", "batches=[1,3]", "starts=1", "sampler.steps=2"]
+    script = str(repository / "scripts" / "benchmark_planning.py")
+    command = [sys.executable, script, f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "benchmark_planning.json").read_text())["rows"]
+    found = [(row["batch"], row["mode"], row["candidates"]) for row in rows]
+    ours = [(mode, k) for mode in ("last", "every_step") for k in (1, 2)]
+    assert found == [(batch, *one) for batch in (1, 3) for one in (("none", 1), *ours)]
+    assert all(0 < row["p50_ms"] <= row["p95_ms"] and row["ratio"] > 0 and row["cpu_ratio"] > 0 for row in rows)
+    assert (tmp_path / "benchmark_planning.md").read_text() in result.stdout
+
+
 @pytest.mark.parametrize("choice", ["scenes=[nowhere]", "methods=[hope]", "faults=[gremlins]"])
 def test_what_does_not_exist_is_named_before_any_work(repository: Path, tiny_checkpoint: Path, choice: str) -> None:
     result = run(repository, f"checkpoint={tiny_checkpoint}", choice)
