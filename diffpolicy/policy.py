@@ -20,6 +20,7 @@ from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
 from diffpolicy.diffusion.ode import Flow, check_fraction, great_circle
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.networks.inference import at_condition
 from diffpolicy.networks.obs_encoder import LowDimEncoder
 from diffpolicy.observations import checked_observation
 from diffpolicy.plan_projection import Constrain, PlanProjection
@@ -143,7 +144,8 @@ class DiffusionPolicy(nn.Module):
         observation = self._checked(observation, len(generators))
         sampler = sampler or self.sampler(SamplerConfig())
         with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
-            return self._sample(self._denoiser(observation, guide), generators, sampler, constrain)
+            denoise = self._denoiser(observation, guide, [row.time for row in sampler.rows])
+            return self._sample(denoise, generators, sampler, constrain)
 
     def _sample(
         self,
@@ -256,14 +258,18 @@ class DiffusionPolicy(nn.Module):
         pairs = zip(self.encoder.keys, self.normalizers, strict=True)
         return {key: module for key, module in pairs if isinstance(module, Normalizer)}
 
-    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None = None) -> Denoise:
-        condition = self._encode(observation)
-        denoise = self.objective.denoiser(self.network, condition)
+    def _denoiser(
+        self, observation: Mapping[str, Tensor], guide: Guide | None = None, times: Sequence[float] = ()
+    ) -> Denoise:
+        """The denoiser of these observations, guided; `times` at which it will be asked make it faster."""
+        condition, horizon = self._encode(observation), self.config.window.horizon
+        denoise = self.objective.denoiser(at_condition(self.network, condition, times, horizon))
         if guide is None:
             return denoise
         without = None
         if self.has_null_condition:
-            without = self.objective.denoiser(self.network, self.null_condition.expand_as(condition))
+            null = self.null_condition.expand_as(condition)
+            without = self.objective.denoiser(at_condition(self.network, null, times, horizon))
         return guide(denoise, without)
 
     def _flow(self, observation: Mapping[str, Tensor], plan: Tensor, copies: int = 1) -> tuple[Flow, Tensor]:

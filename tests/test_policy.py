@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
 from diffpolicy.build import SAMPLERS
 from diffpolicy.config import ModelConfig, WindowConfig
+from diffpolicy.networks import inference
 
 NAN = float("nan")
 ON_COSINE = sorted(set(SAMPLERS) - {"flow_heun"})
@@ -63,6 +65,21 @@ def test_a_constraint_acts_in_physical_units_at_every_step_and_on_the_result(
     assert chunk.plan[:, 1:].min() >= 4.0
     assert chunk.plan[:, 1:].max() <= 4.5
     assert ((chunk.plan[:, 0] < 4.0) | (chunk.plan[:, 0] > 4.5)).any(), "the past must pass unchanged"
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+@pytest.mark.parametrize("name", ON_COSINE)
+def test_a_chunk_is_that_of_the_plain_network(
+    small_policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch, name: str, batch: int
+) -> None:
+    table = small_policy.sampler(SamplerConfig(name=name, steps=7))
+    found = small_policy.predict_action_chunk(observation(batch), generators(batch), table).plan
+    monkeypatch.setattr(inference, "UNet1d", nn.Identity)  # no network is one that could be unrolled
+    expected = small_policy.predict_action_chunk(observation(batch), generators(batch), table).plan
+    assert not torch.equal(found, expected), "both are the plain network's"
+    assert expected.std() > 1.0
+    # Actions of up to 10: float32 rounding of each row, which the next ones carry on and high noise levels enlarge.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

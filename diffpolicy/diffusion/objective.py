@@ -1,5 +1,6 @@
 """The training objective: a schedule, what the network predicts at its levels, and how much each level counts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,10 @@ class Network(Protocol):
     """x [batch, horizon, action], time [batch], condition [batch, features] -> output, shaped like x."""
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor: ...
+
+
+Conditioned = Callable[[Tensor, float], Tensor]
+"""A network at one condition: x [batch, horizon, action], time of the whole batch -> output, shaped like x."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,12 @@ class Objective:
         output = network(input_scale * noisy, time.flatten(), condition)
         return (weight * (output - (on_clean * clean + on_noise * noise)).square()).mean()
 
-    def denoiser(self, network: Network, condition: Tensor) -> Denoise:
+    def denoiser(self, network: Conditioned) -> Denoise:
         """The clean estimate [batch, horizon, action] of a noisy x at a row's level."""
 
         def denoise(x: Tensor, row: Row) -> Tensor:
             skip, out = self.parameterization.clean_from_output(row.alpha, row.sigma)
-            time = x.new_full((len(x),), row.time, dtype=torch.float32)
-            output = network(x if row.input_scale == 1.0 else row.input_scale * x, time, condition)
+            output = network(x if row.input_scale == 1.0 else row.input_scale * x, row.time)
             scaled = output if out == 1.0 else out * output
             return scaled if skip == 0.0 else torch.add(scaled, x, alpha=skip)
 

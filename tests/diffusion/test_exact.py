@@ -77,12 +77,12 @@ def test_each_condition_gets_its_own_mixture(name: str) -> None:
     weights = torch.stack([truth.weights, truth.weights.flip(0)])
     condition = torch.eye(2, dtype=torch.float64).repeat_interleave(count, dim=0)
 
-    def network(x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        row = levels[int(time[0])]
+    def network(x: torch.Tensor, time: float) -> torch.Tensor:
+        row = levels[int(time)]
         clean = replace(truth, weights=(condition @ weights)[:, None]).denoise(x, row)
         return objective.parameterization.output_from_clean(clean, x, row.alpha, row.sigma)
 
-    found = samples(objective.denoiser(network, condition), make("unipc", objective.schedule, 50), 2 * count, 2)
+    found = samples(objective.denoiser(network), make("unipc", objective.schedule, 50), 2 * count, 2)
     for mine, own, other in zip(found.split(count), weights, weights.flip(0), strict=True):
         assert replace(truth, weights=own).wasserstein(mine, mixture.DIRECTIONS[2]) < BOUNDS["unipc"][1]
         assert replace(truth, weights=other).wasserstein(mine, mixture.DIRECTIONS[2]) > 0.1
