@@ -6,15 +6,14 @@ actions, and are timed in CPU seconds, so that other load on the machine hardly 
 """
 
 import importlib.util
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmark_files import write_rows
+from child import Child
 from cli import command
 
 WORKER = Path(__file__).with_name("env_worker.py")
@@ -32,44 +31,12 @@ class BenchmarkEnvsConfig:
     peer_python: str | None = None
 
 
-class Contestant:
-    """A child process that steps one env on request."""
+class Contestant(NamedTuple):
+    """A child process that steps one env on request, as `env_worker.run_block` says."""
 
-    def __init__(self, python: str, name: str, wrapping: str) -> None:
-        self.name, self.wrapping = name, wrapping
-        command_line = [python, str(WORKER), name, wrapping]
-        # A pipe that nobody empties would block the child. Open until `close`.
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-
-    def run(self, seeds: list[int], steps: int) -> dict[str, float]:
-        """One block, as `env_worker.run_block` says.
-
-        Raises:
-            OSError: the child process ended.
-        """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("pipes were asked for")
-        try:
-            stdin.write(json.dumps({"seeds": seeds, "steps": steps}) + "\n")
-            stdin.flush()
-            answer = next((line for line in stdout if line.startswith("{")), None)  # some packages greet on import
-        except BrokenPipeError:
-            answer = None
-        if answer is None:
-            self._process.wait()
-            self._errors.seek(0)
-            reason = (self._errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
-            raise OSError(f"benchmark_envs: {self.name} in {self._process.args} gave no result: {reason}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+    name: str
+    wrapping: str
+    child: Child
 
 
 @command("benchmark_envs", BenchmarkEnvsConfig)
@@ -97,14 +64,14 @@ def measure(config: BenchmarkEnvsConfig) -> list[dict]:
             first = config.seed + block * config.episodes_per_block
             seeds = list(range(first, first + config.episodes_per_block))
             for contestant in contestants if block % 2 == 0 else reversed(contestants):
-                result = contestant.run(seeds, config.steps_per_episode)
+                result = contestant.child.ask({"seeds": seeds, "steps": config.steps_per_episode})
                 if block > 0:
                     rate = result["steps"] / result["seconds"]
                     where = {"block": block, "name": contestant.name, "wrapping": contestant.wrapping}
                     rows.append({**where, "steps_per_second": rate, **result})
     finally:
         for contestant in contestants:
-            contestant.close()
+            contestant.child.close()
     return rows
 
 
@@ -114,11 +81,12 @@ def start_contestants(peer_python: str | None) -> list[Contestant]:
         peer_python = sys.executable
     if peer_python is not None and not Path(peer_python).exists():
         raise ValueError(f"peer_python: {peer_python} does not exist; expected an interpreter that has gym_pusht")
-    started = []
-    for wrapping in WRAPPINGS:
-        started.append(Contestant(sys.executable, "diffpolicy", wrapping))
-        if peer_python is not None:
-            started.append(Contestant(peer_python, "gym-pusht", wrapping))
+    pythons = {"diffpolicy": sys.executable} | ({} if peer_python is None else {"gym-pusht": peer_python})
+    started = [
+        Contestant(name, wrapping, Child(python, WORKER, [name, wrapping]))
+        for wrapping in WRAPPINGS
+        for name, python in pythons.items()
+    ]
     if peer_python is None:
         print("gym_pusht is not installed here; name an interpreter that has it: peer_python=PYTHON")
     return started
