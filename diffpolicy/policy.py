@@ -144,8 +144,7 @@ class DiffusionPolicy(nn.Module):
         observation = self._checked(observation, len(generators))
         sampler = sampler or self.sampler(SamplerConfig())
         with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
-            denoise = self._denoiser(observation, guide, [row.time for row in sampler.rows])
-            return self._sample(denoise, generators, sampler, constrain)
+            return self._sample(self._denoiser(observation, guide, sampler), generators, sampler, constrain)
 
     def _sample(
         self,
@@ -155,8 +154,7 @@ class DiffusionPolicy(nn.Module):
         constrain: Constrain | None,
     ) -> ActionChunk:
         shape = (len(sampler) + 1, self.config.window.horizon, self.config.action_dim)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators], dim=1)
-        noise = noise.to(self.device)
+        noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1).to(self.device)
         present = self.config.window.n_obs_steps - 1
         projection = PlanProjection(self.action_normalizer, self.config.normalizer == "limits", present, constrain)
         if isinstance(sampler, StepTable):
@@ -258,19 +256,15 @@ class DiffusionPolicy(nn.Module):
         pairs = zip(self.encoder.keys, self.normalizers, strict=True)
         return {key: module for key, module in pairs if isinstance(module, Normalizer)}
 
-    def _denoiser(
-        self, observation: Mapping[str, Tensor], guide: Guide | None = None, times: Sequence[float] = ()
-    ) -> Denoise:
-        """The denoiser of these observations, guided; `times` at which it will be asked make it faster."""
-        condition, horizon = self._encode(observation), self.config.window.horizon
-        denoise = self.objective.denoiser(at_condition(self.network, condition, times, horizon))
-        if guide is None:
-            return denoise
-        without = None
-        if self.has_null_condition:
-            null = self.null_condition.expand_as(condition)
-            without = self.objective.denoiser(at_condition(self.network, null, times, horizon))
-        return guide(denoise, without)
+    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None, sampler: Sampler | None) -> Denoise:
+        times = [row.time for row in sampler.rows] if sampler else []  # known beforehand, they make it faster
+
+        def at(condition: Tensor) -> Denoise:
+            return self.objective.denoiser(at_condition(self.network, condition, times, self.config.window.horizon))
+
+        condition = self._encode(observation)
+        without = at(self.null_condition.expand_as(condition)) if guide and self.has_null_condition else None
+        return guide(at(condition), without) if guide else at(condition)
 
     def _flow(self, observation: Mapping[str, Tensor], plan: Tensor, copies: int = 1) -> tuple[Flow, Tensor]:
         """The probability-flow ODE of these observations, `copies` times over, and the normalised plan [B, H, A]."""
@@ -280,7 +274,7 @@ class DiffusionPolicy(nn.Module):
         if list(plan.shape) != shape or not bool(plan.isfinite().all()):
             raise ValueError(f"plan: shape {list(plan.shape)}, expected {shape} (batch, horizon, action), all finite")
         observation = {key: value.repeat(copies, 1, 1) for key, value in self._checked(observation, len(plan)).items()}
-        return Flow(self._denoiser(observation), self.objective.schedule), self.action_normalizer(plan)
+        return Flow(self._denoiser(observation, None, None), self.objective.schedule), self.action_normalizer(plan)
 
     def _log_density(self, normalized: Tensor) -> LogDensity:
         per_step = self.action_normalizer.scale.abs().log().sum()

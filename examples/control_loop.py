@@ -9,6 +9,9 @@ never made up for in a burst.
 The robot's side: while the policy computes, or after this process has died, nothing is sent. A position-controlled
 robot then holds its last target, which its driver must do by itself; one that is commanded in velocity or torque needs
 a watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks the loop stops the robot and gives up.
+
+Processors: by default torch takes all of them, and its threads wait for each other in a spin. Where other processes run
+beside the policy that can cost far more than a second processor gives, so the policy has one; --threads gives more.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from diffpolicy import DiffusionPolicy, PolicyController
 
@@ -132,9 +136,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="data/checkpoints/pusht_small", help="folder with config.json")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate-hz", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, default=1, help="processors that the policy may use")
     arguments = parser.parse_args()
     if not (arguments.seconds > 0 and arguments.rate_hz > 0):
         parser.error(f"--seconds {arguments.seconds} and --rate-hz {arguments.rate_hz} must be above 0")
+    if arguments.threads < 1:
+        parser.error(f"--threads {arguments.threads} must be at least 1")
+    torch.set_num_threads(arguments.threads)
     try:
         policy = DiffusionPolicy.from_pretrained(arguments.checkpoint)
     except (OSError, ValueError) as error:
