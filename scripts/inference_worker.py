@@ -68,7 +68,9 @@ def plain(weights: dict[str, Tensor], model: dict, steps: int) -> Plan:
 
 def lerobot(weights: dict[str, Tensor], model: dict, steps: int) -> Plan:
     """LeRobot's network in LeRobot's loop (DiffusionModel.conditional_sample)."""
-    from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
+    from lerobot.policies.diffusion.modeling_diffusion import (  # pyright: ignore[reportMissingImports]
+        DiffusionConditionalUnet1d,
+    )
 
     config = SimpleNamespace(
         down_dims=model["widths"],
@@ -100,9 +102,9 @@ def make_policy(weights: dict[str, Tensor], model: dict) -> Any:
 
 def scheduler_loop(network: Callable[[Tensor, Tensor, Tensor], Tensor], steps: int) -> Plan:
     """DDIM by diffusers, on the grid and with the clipping that make its plan equal to ours."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         LEVELS, beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing"
     )
     condition = observation().flatten(1)

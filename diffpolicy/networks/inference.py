@@ -13,14 +13,15 @@ K taps of the kernel, R times, F features of all FiLM layers.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffpolicy.networks.blocks import ConditionalResidualBlock, ConvBlock
 from diffpolicy.networks.unet1d import UNet1d
 
+Layer = Any  # a part of the network; what a module consists of is unknown to type checkers
 Make = Callable[[], Tensor]  # computes a tensor [B, O, L, 1], channels last in memory
 
 
@@ -56,25 +57,26 @@ class UnrolledUNet1d:
     """
 
     def __init__(self, network: UNet1d, condition: Tensor, times: Sequence[float], horizon: int) -> None:
-        self.times, self.shape = frozenset(times), (len(condition), horizon, network.head[1].out_channels)
+        parts: Layer = network
+        block, self._head = parts.head
+        self.times, self.shape = frozenset(times), (len(condition), horizon, self._head.out_channels)
         self._film = _Film(network, condition, times)
         self._steps: list[Callable[[], object]] = []
-        margin = max(1, network.head[0][0].kernel_size[0] // 2)
+        margin = max(1, block[0].kernel_size[0] // 2)
         self._rows = functools.partial(_Rows, condition, margin)
         self._between = functools.cache(self._rows)  # within a residual block, so that blocks can share them
         self._scratch = functools.cache(lambda purpose, size: condition.new_empty(size))
         x = self._input = self._rows(*self.shape[1:])
         skips: list[_Rows] = []
-        for level, blocks in enumerate(network.down):
+        for level, blocks in enumerate(parts.down):
             x = self._pair(x, blocks)
             skips.append(x)
-            if level < len(network.shrink):
-                x = self._shrink(x, network.shrink[level])
-        x = self._pair(x, network.middle)
-        for blocks, grow in zip(network.up, network.grow, strict=True):
+            if level < len(parts.shrink):
+                x = self._shrink(x, parts.shrink[level])
+        x = self._pair(x, parts.middle)
+        for blocks, grow in zip(parts.up, parts.grow, strict=True):
             x = self._grow(self._pair(self._concatenate(x, skips.pop()), blocks), grow)
-        self._hidden = self._conv_block(network.head[0], x)
-        self._head = network.head[1]
+        self._hidden = self._conv_block(block, x)
 
     def __call__(self, x: Tensor, time: float) -> Tensor:
         """x [B, H, A] at one of the times -> [B, H, A]."""
@@ -85,10 +87,10 @@ class UnrolledUNet1d:
         hidden = self._hidden().squeeze(3).transpose(1, 2)  # [B, H, C]
         return F.linear(hidden, self._head.weight[..., 0], self._head.bias)
 
-    def _pair(self, x: "_Rows", blocks: nn.Module) -> "_Rows":
+    def _pair(self, x: "_Rows", blocks: Layer) -> "_Rows":
         return self._residual(self._residual(x, blocks.first), blocks.second)
 
-    def _residual(self, x: "_Rows", block: ConditionalResidualBlock) -> "_Rows":
+    def _residual(self, x: "_Rows", block: Layer) -> "_Rows":
         channels = block.first[0].out_channels
         between, out = self._between(x.length, channels), self._rows(x.length, channels)
         first, second = self._conv_block(block.first, x), self._conv_block(block.second, between)
@@ -99,7 +101,7 @@ class UnrolledUNet1d:
         self._steps.append(lambda: torch.add(second(), residual(), out=out.image))
         return out
 
-    def _shrink(self, x: "_Rows", layer: nn.Conv1d) -> "_Rows":
+    def _shrink(self, x: "_Rows", layer: Layer) -> "_Rows":
         convolution, out = self._convolution(layer, x), self._rows(x.length // 2, x.channels)
         self._steps.append(lambda: out.image.copy_(convolution()))
         return out
@@ -109,7 +111,7 @@ class UnrolledUNet1d:
         self._steps.append(lambda: torch.cat([x.inner, skip.inner], dim=2, out=out.inner))
         return out
 
-    def _grow(self, x: "_Rows", layer: nn.ConvTranspose1d) -> "_Rows":
+    def _grow(self, x: "_Rows", layer: Layer) -> "_Rows":
         """Stride 2, padding 1, 4 taps: rows 2 t and 2 t + 1 meet taps 1 and 2 at t, 3 at t - 1 and 0 at t + 1."""
         out = self._rows(2 * x.length, layer.out_channels)
         weight, bias = layer.weight.flatten(1), layer.bias  # [C, O * 4]
@@ -126,12 +128,12 @@ class UnrolledUNet1d:
         self._steps.append(step)
         return out
 
-    def _conv_block(self, block: ConvBlock, x: "_Rows") -> Make:
+    def _conv_block(self, block: Layer, x: "_Rows") -> Make:
         convolution, norm = self._convolution(block[0], x), block[1]
         groups, weight, bias, eps = norm.num_groups, norm.weight, norm.bias, norm.eps
         return lambda: F.mish(torch.group_norm(convolution(), groups, weight, bias, eps), inplace=True)
 
-    def _convolution(self, layer: nn.Conv1d, x: "_Rows") -> Make:
+    def _convolution(self, layer: Layer, x: "_Rows") -> Make:
         """What it makes is good until the next convolution."""
         windows = x.windows(layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
         weight, bias = layer.weight.flatten(1).T, layer.bias  # [C * K, O]
