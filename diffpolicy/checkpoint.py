@@ -48,6 +48,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
         _write_bytes(unfinished / CONFIG, json.dumps(content, indent=2).encode())
         unfinished.chmod(0o755)
         unfinished.rename(folder)
+        _sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -118,6 +119,17 @@ def point(link: Path, target: Path) -> None:
     except OSError:
         temporary.write_text(target.name, encoding="utf-8")
     os.replace(temporary, link)
+    _sync_folder(link.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force new names to disk, so that they survive a power cut; Windows has no such call."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

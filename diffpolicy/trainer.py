@@ -6,7 +6,7 @@ averages and the optimiser's moments.
 
 import contextlib
 import math
-import shutil
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffpolicy import checkpoint
+from diffpolicy import training_state
 from diffpolicy.batches import WindowBatches, mixed_seed
-from diffpolicy.config import PolicyConfig, TrainConfig
+from diffpolicy.config import EnvConfig, PolicyConfig, TrainConfig
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.sources import find_data_set
 from diffpolicy.data.windows import split_episodes
@@ -28,7 +28,9 @@ from diffpolicy.evaluation import check_evaluation, evaluate, summarize
 from diffpolicy.metrics import Metrics, check_logger
 from diffpolicy.policy import DiffusionPolicy
 from diffpolicy.rollout import check_env
-from diffpolicy.trainer_settings import check_same_settings, check_trainer, settings_of_run
+from diffpolicy.run_checkpoints import RunCheckpoints
+from diffpolicy.stopping import StoppedError, StopSignals
+from diffpolicy.trainer_settings import REPORTING, check_same_settings, check_trainer, settings_of_run
 
 VALIDATION_WINDOWS = 1024
 
@@ -37,9 +39,8 @@ class Trainer:
     """Trains a policy as `config` says, in the run folder `folder`.
 
     Raises:
-        ValueError: settings or data that do not fit, a checkpoint of other settings on resume.
-        FileNotFoundError: no data, or nothing to resume.
-        FloatingPointError: a loss or gradient that is not finite.
+        ValueError: settings or data that do not fit, a checkpoint of other settings or a damaged one on resume.
+        FileNotFoundError: no data.
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
@@ -74,41 +75,61 @@ class Trainer:
             weight_decay=config.trainer.weight_decay,
             fused=True,
         )
+        self.checkpoints = RunCheckpoints(folder)
         self.step = 0
         self.best_score = -math.inf
+        self._is_evaluated = True  # false in a checkpoint that was saved on being stopped during an evaluation
+        self._recent: list[Tensor] = []  # [2], loss and gradient norm of every step since the last row that was logged
+        self._stop = StopSignals()
         if config.resume:
             self._resume()
 
-    def run(self) -> None:
-        """Train to the last step."""
+    def run(self) -> signal.Signals | None:
+        """Train to the last step, or until SIGTERM or Ctrl-C, which is then returned; all done so far is saved.
+
+        Raises:
+            OSError: a file cannot be written, an evaluation failed.
+            FloatingPointError: a loss or gradient that is not finite.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stale in (self.folder / "checkpoints").glob(".step_*"):  # writes that were killed
-            shutil.rmtree(stale, ignore_errors=True)
-        trainer = self.config.trainer
-        metrics = Metrics(self.folder, self.config.logger, asdict(self.config), self.step)
-        bar = tqdm(total=trainer.steps, initial=self.step, desc=self.config.task, unit="step", dynamic_ncols=True)
-        losses: list[Tensor] = []
-        grad_norms: list[Tensor] = []
-        reports = (trainer.log_every, trainer.validate_every, trainer.evaluate_every, trainer.checkpoint_every)
-        with contextlib.closing(metrics), bar:
-            while self.step < trainer.steps:
-                loss, grad_norm = self.train_step()
-                losses.append(loss)
-                grad_norms.append(grad_norm)
-                self.step += 1
-                bar.update()
-                if any(map(self._is_due, reports)):
-                    _check_finite(self.step, losses, grad_norms)
-                if self._is_due(trainer.log_every):
-                    values = {"loss": _mean(losses), "learning_rate": self._learning_rate(self.step - 1)}
-                    metrics.write(self.step, {**values, "grad_norm": _mean(grad_norms)})
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-                    losses.clear()
-                    grad_norms.clear()
-                self._validate_and_evaluate(metrics, bar)
-                if self._is_due(trainer.checkpoint_every):
+        self.checkpoints.clean()
+        steps = self.config.trainer.steps
+        bar = tqdm(total=steps, initial=self.step, desc=self.config.task, unit="step", dynamic_ncols=True)
+        try:
+            metrics = Metrics(self.folder, self.config.logger, asdict(self.config), self.step)
+            with self._stop, contextlib.closing(metrics), bar:
+                try:
+                    self._train(metrics, bar)
+                except StoppedError:
                     self._save()
-            metrics.plot()
+        except (OSError, FloatingPointError) as error:
+            raise type(error)(f"training, step {self.step}: {error}; {self.checkpoints.left()}") from error
+        return self._stop.received if self.step < steps or not self._is_evaluated else None
+
+    def _train(self, metrics: Metrics, bar: Any) -> None:
+        trainer = self.config.trainer
+        if not self._is_evaluated:
+            self._validate_and_evaluate(metrics, bar)
+        while self.step < trainer.steps:
+            self._stop.check()
+            self._recent.append(torch.stack(self.train_step()))
+            self.step += 1
+            bar.update()
+            self._report(metrics, bar)
+            if self._is_due(trainer.checkpoint_every):
+                self._save()
+        metrics.plot()
+
+    def _report(self, metrics: Metrics, bar: Any) -> None:
+        trainer = self.config.trainer
+        if any(self._is_due(getattr(trainer, name)) for name in REPORTING):
+            loss, grad_norm = self._checked_recent().mean(dim=0).tolist()
+            if self._is_due(trainer.log_every):
+                rate = self._learning_rate(self.step - 1)
+                metrics.write(self.step, {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm})
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                self._recent.clear()
+        self._validate_and_evaluate(metrics, bar)
 
     def _windows(self, split: str, data: Demonstrations, episodes: np.ndarray) -> WindowBatches:
         config = self.config
@@ -137,17 +158,33 @@ class Trainer:
         if self.validation is not None and self._is_due(self.config.trainer.validate_every):
             values["validation_loss"] = self._validation_loss()
         if self.config.env is not None and self._is_due(self.config.trainer.evaluate_every):
-            seeds = range(self.config.evaluation.seed, self.config.evaluation.seed + self.config.evaluation.episodes)
-            batch = self.config.evaluation.inference_batch
-            summary = summarize(evaluate(self.ema.policy, self.config.env, self.config.sampler, seeds, batch))
-            values |= {key: summary[key] for key in ("mean_score", "success_rate")}
-            if summary["mean_score"] > self.best_score:
-                self.best_score = summary["mean_score"]
-                self._save(is_best=True)
+            values |= self._evaluation(self.config.env)
         if values:
             metrics.write(self.step, values)
             metrics.plot()
             bar.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        if values.get("mean_score", -math.inf) > self.best_score:
+            self.best_score = values["mean_score"]
+            self._save(is_best=True)
+
+    def _evaluation(self, env: EnvConfig) -> dict[str, float]:
+        """Score and success of the averaged weights; saves the step where the evaluation does not come to its end."""
+        config = self.config.evaluation
+        seeds = range(config.seed, config.seed + config.episodes)
+        self._is_evaluated = False
+        try:
+            episodes = evaluate(
+                self.ema.policy, env, self.config.sampler, seeds, config.inference_batch, on_tick=self._stop.check
+            )
+        except Exception as error:
+            self._stop.check()  # a signal to all processes ends the env's too
+            self._save()
+            if isinstance(error, OSError | EOFError):  # what a pipe to a dead process raises
+                raise ChildProcessError(f"the evaluation broke off, an env died ({error!r})") from error
+            raise
+        self._is_evaluated = True
+        summary = summarize(episodes)
+        return {key: summary[key] for key in ("mean_score", "success_rate")}
 
     def _validation_loss(self) -> float:
         """The averaged weights' loss on the validation windows, with the same levels and noise every time."""
@@ -172,40 +209,38 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.trainer.steps
 
     def _save(self, is_best: bool = False) -> None:
-        """Write checkpoints/step_N unless it is there, then let `last`, and `best` if it is, name it."""
-        folder = self.folder / "checkpoints" / f"step_{self.step}"
-        if not folder.exists():
-            self.ema.policy.metadata = {**self.policy.metadata, "step": self.step}
-            tensors = {"model": self.ema.policy.state_dict(), "training_state": self._training_state()}
-            checkpoint.write(folder, self.ema.policy.checkpoint_config(), tensors)
-        if is_best:  # before `last`: a run that is resumed from there must not have to choose it again
-            checkpoint.point(folder.parent / "best", folder)
-        checkpoint.point(folder.parent / "last", folder)
-
-    def _training_state(self) -> dict[str, Tensor]:
-        state = {f"model.{name}": value for name, value in self.policy.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        return state | {"best_score": torch.tensor(self.best_score, dtype=torch.float64)}
+        numbers = {
+            "best_score": torch.tensor(self.best_score, dtype=torch.float64),
+            "is_evaluated": torch.tensor(self._is_evaluated),
+            "recent": self._checked_recent(),
+        }
+        state = training_state.pack(self.policy, self.optimizer, numbers)
+        self.ema.policy.metadata = {**self.policy.metadata, "step": self.step}
+        model = self.ema.policy.state_dict()
+        self.checkpoints.write(self.step, self.ema.policy.checkpoint_config(), model, state, is_best)
 
     def _resume(self) -> None:
         """Go on from checkpoints/last as if there had been no interruption."""
-        folder = checkpoint.resolve(self.folder / "checkpoints" / "last")
-        content = checkpoint.read_config(folder)
+        content, model, state = self.checkpoints.read_last()
         check_same_settings(content["training"], self.settings)
-        self.ema.policy.load_state_dict(checkpoint.read_tensors(folder, "model"))
-        state = checkpoint.read_tensors(folder, "training_state")
-        weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-        checkpoint.check_tensors(f"checkpoint: {folder}", weights, self.policy.state_dict())
-        self.policy.load_state_dict(weights)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.ema.policy.load_state_dict(model)
+        numbers = training_state.unpack(state, self.policy, self.optimizer)
         self.step = int(content["step"])
-        self.best_score = float(state["best_score"])
+        self.best_score = float(numbers["best_score"])
+        self._is_evaluated = bool(numbers["is_evaluated"])
+        self._recent = list(numbers["recent"].to(self.device))
+
+    def _checked_recent(self) -> Tensor:
+        """[steps, 2] loss and gradient norm; weights are finite as long as these are, so this comes before saving."""
+        if not self._recent:
+            return torch.empty(0, 2)
+        recent = torch.stack(self._recent)
+        loss, grad_norm = recent.mean(dim=0).tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise FloatingPointError(
+                f"loss {loss}, gradient norm {grad_norm}: lower trainer.learning_rate or look for outliers in the data"
+            )
+        return recent
 
 
 def _load(config: TrainConfig) -> Demonstrations:
@@ -226,17 +261,3 @@ def _policy_config(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
         model=config.model,
         diffusion=config.diffusion,
     )
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack(values).mean())
-
-
-def _check_finite(step: int, losses: list[Tensor], grad_norms: list[Tensor]) -> None:
-    """Before anything is evaluated or saved: weights are finite as long as these are."""
-    loss, grad_norm = _mean(losses or [torch.zeros(())]), _mean(grad_norms or [torch.zeros(())])
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
-            f"training: loss {loss}, gradient norm {grad_norm} at step {step}; the last checkpoint is intact. "
-            "Lower trainer.learning_rate or look for outliers in the data"
-        )

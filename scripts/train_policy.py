@@ -1,6 +1,10 @@
-"""Train a policy: python scripts/train_policy.py task=pusht"""
+"""Train a policy: python scripts/train_policy.py task=pusht
+
+SIGTERM and Ctrl-C save a checkpoint and end with exit status 128 + the signal's number.
+"""
 
 import os
+import sys
 from pathlib import Path
 
 from cli import command
@@ -20,7 +24,14 @@ def main(config: TrainConfig, folder: Path) -> None:
         raise ValueError(f"resume=true: no checkpoint in {folder}; name the run's folder with hydra.run.dir=DIR")
     trainer = Trainer(config, folder)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-    trainer.run()
+    stopped = trainer.run()
+    if stopped is not None:
+        print(
+            f"{stopped.name}: step {trainer.step} of {config.trainer.steps} is saved; to go on, run the same command "
+            f"with resume=true hydra.run.dir={folder}",
+            file=sys.stderr,
+        )
+        sys.exit(128 + stopped)
     print(f"checkpoint: {folder / 'checkpoints' / 'last'}")
 
 

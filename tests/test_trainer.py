@@ -1,26 +1,16 @@
 """Training: it learns, it resumes as if nothing had happened, and it stops rather than spoil anything."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from walk import record, settings, tensors
 
 from diffpolicy import DiffusionPolicy, checkpoint
 from diffpolicy.batches import WindowBatches
-from diffpolicy.config import (
-    DataConfig,
-    EnvConfig,
-    EvaluationConfig,
-    LoggerConfig,
-    ModelConfig,
-    SamplerConfig,
-    TrainConfig,
-    TrainerConfig,
-    WindowConfig,
-)
+from diffpolicy.config import EnvConfig, EvaluationConfig, LoggerConfig, SamplerConfig, WindowConfig
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.device import choose_device
@@ -30,39 +20,7 @@ from diffpolicy.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten episodes of a point that walks to its goal; the action is where to be next."""
-    path = tmp_path_factory.mktemp("data") / "walk.zarr"
-    buffer = ReplayBuffer.create(path, {"action": ((1,), "float32"), "state": ((2,), "float32")})
-    generator = np.random.default_rng(0)
-    for _ in range(10):
-        start, goal = generator.uniform(-1, 1, size=2)
-        position = np.linspace(start, goal, 21)
-        state = np.stack([position[:-1], np.full(20, goal)], axis=1)
-        buffer.append_episode({"action": position[1:, None].astype("float32"), "state": state.astype("float32")})
-    return path
-
-
-def settings(data_set: Path, **changes) -> TrainConfig:
-    short = {
-        "steps": 24,
-        "batch_size": 32,
-        "warmup_steps": 4,
-        "log_every": 4,
-        "validate_every": 8,
-        "checkpoint_every": 8,
-    }
-    config = TrainConfig(
-        task="walk",
-        data=DataConfig(str(data_set), observations={"state": ["state"]}, validation_fraction=0.2),
-        model=ModelConfig(widths=[8, 16], time_embedding_dim=8),
-        trainer=TrainerConfig(**{**short, **changes.pop("trainer", {})}),
-        device="cpu",
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {**checkpoint.read_tensors(folder, "model"), **checkpoint.read_tensors(folder, "training_state")}
+    return record(tmp_path_factory.mktemp("data") / "walk.zarr")
 
 
 def test_training_lowers_the_loss_and_leaves_the_files_of_a_run(data_set: Path, tmp_path: Path) -> None:
@@ -126,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
             loss, norm = super().train_step()
             return (loss * float("nan") if self.step >= 10 else loss), norm
 
-    with pytest.raises(FloatingPointError, match=r"loss nan, .* at step 12; the last checkpoint is intact"):
+    with pytest.raises(FloatingPointError, match=r"step 12: loss nan, .*step_8 is intact: .* resume=true"):
         Diverging(settings(data_set), tmp_path).run()
     assert DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last").metadata["step"] == 8
 
@@ -139,7 +97,7 @@ def test_evaluation_during_training_picks_the_best(data_set: Path, tmp_path: Pat
     scores = iter([0.2, 0.7, 0.4])
     seen = []
 
-    def evaluate(policy, env, sampler, seeds, inference_batch):
+    def evaluate(policy, env, sampler, seeds, inference_batch, on_tick):
         seen.append(list(seeds))
         score = next(scores)
         return [Episode(seed, score, False, 1) for seed in seeds]
@@ -244,7 +202,7 @@ def test_a_nan_between_two_reports_is_never_saved(data_set: Path, tmp_path: Path
             loss, norm = super().train_step()
             return loss, (norm * float("inf") if self.step == 9 else norm)
 
-    with pytest.raises(FloatingPointError, match=r"gradient norm inf at step 16"):
+    with pytest.raises(FloatingPointError, match=r"step 16: loss .*, gradient norm inf"):
         Diverging(settings(data_set, trainer={"log_every": 24}), tmp_path).run()
     assert DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last").metadata["step"] == 8
 

@@ -20,7 +20,7 @@ from diffpolicy.config import (
     TrainerConfig,
 )
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.rollout import Episode
+from diffpolicy.rollout import Episode, OnTick
 from diffpolicy.trainer import Trainer
 
 
@@ -128,7 +128,7 @@ def test_evaluation_during_training_gets_the_averaged_policy(
     seen: list[dict[str, Tensor]] = []
 
     def evaluate(
-        policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: range, _: int
+        policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: range, _: int, on_tick: OnTick
     ) -> list[Episode]:
         assert not policy.training
         assert (env.id, sampler.steps) == ("CartPole-v1", 3)

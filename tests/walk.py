@@ -1,0 +1,85 @@
+"""A task that trains in a second, a point that walks to its goal; in this process or in one that can be killed."""
+
+import dataclasses
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffpolicy import checkpoint
+from diffpolicy.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.trainer import Trainer
+
+CONTEXT = multiprocessing.get_context("forkserver")  # its server has torch loaded: a process starts at once
+CONTEXT.set_forkserver_preload(["diffpolicy.trainer"])
+PATIENCE_S = 120.0
+
+
+def record(path: Path) -> Path:
+    """Ten episodes; the action is where to be next."""
+    buffer = ReplayBuffer.create(path, {"action": ((1,), "float32"), "state": ((2,), "float32")})
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        start, goal = generator.uniform(-1, 1, size=2)
+        position = np.linspace(start, goal, 21)
+        state = np.stack([position[:-1], np.full(20, goal)], axis=1)
+        buffer.append_episode({"action": position[1:, None].astype("float32"), "state": state.astype("float32")})
+    return path
+
+
+def settings(data_set: Path, **changes) -> TrainConfig:
+    short = {
+        "steps": 24,
+        "batch_size": 32,
+        "warmup_steps": 4,
+        "log_every": 4,
+        "validate_every": 8,
+        "checkpoint_every": 8,
+    }
+    config = TrainConfig(
+        task="walk",
+        data=DataConfig(str(data_set), observations={"state": ["state"]}, validation_fraction=0.2),
+        model=ModelConfig(widths=[8, 16], time_embedding_dim=8),
+        trainer=TrainerConfig(**{**short, **changes.pop("trainer", {})}),
+        device="cpu",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the checkpoint in `folder`."""
+    return {**checkpoint.read_tensors(folder, "model"), **checkpoint.read_tensors(folder, "training_state")}
+
+
+def start(config: TrainConfig, folder: Path, file_bytes: int | None = None) -> ForkServerProcess:
+    """Train in another process, whose files cannot exceed `file_bytes`; what it raises goes to FOLDER/../error."""
+    process = CONTEXT.Process(target=_train, args=(config, folder, file_bytes))
+    process.start()
+    return process
+
+
+def wait_for(condition: Callable[[], bool], process: ForkServerProcess) -> None:
+    """Until `condition` holds or the process has ended."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition() and process.is_alive():
+        assert time.monotonic() < end, "nothing happens"
+        time.sleep(0.001)
+
+
+def _train(config: TrainConfig, folder: Path, file_bytes: int | None) -> None:
+    torch.set_num_threads(1)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    try:
+        stopped = Trainer(config, folder).run()
+    except Exception as error:
+        (folder.parent / "error").write_text(f"{type(error).__name__}: {error}")
+        sys.exit(1)
+    sys.exit(128 + stopped if stopped else 0)
