@@ -121,9 +121,13 @@ def _open_url(url: str) -> zarr.Group:
     try:
         return zarr.open_group(url, mode="r")
     except ImportError as error:
-        raise ImportError(f"{url}: this kind of URL needs another package: {error}") from error
+        raise ImportError(
+            f"{url}: this kind of URL needs another package ({error}); for http: pip install 'diffpolicy[remote]'"
+        ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url}: no zarr group at this URL") from error
+    except OSError as error:  # a refused connection, a host that is not found, a time-out
+        raise ConnectionError(f"{url}: cannot be reached ({error}); try again, or copy the data set here") from error
     except Exception as error:
         raise ValueError(f"{url}: cannot be opened as a zarr group: {error}") from error
 

@@ -1,8 +1,13 @@
 """The same episodes are read from every kind of store, and nothing is read that was not asked for."""
 
+import functools
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -10,7 +15,9 @@ import numpy as np
 import pytest
 import zarr
 
+from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.sources import find_data_set
 
 
 def as_directory(source: Path, folder: Path) -> str:
@@ -96,3 +103,53 @@ def test_a_relative_path_stays_good_in_another_working_folder(recorded, tmp_path
 def test_importing_the_library_does_not_import_zarr():
     code = "import sys, diffpolicy, diffpolicy.data, diffpolicy.data.windows; assert 'zarr' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(recorded: Path) -> Iterator[str]:
+    """Serves the folder in which `recorded` is."""
+    handler = functools.partial(QuietHandler, directory=str(recorded.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+def test_a_server_gives_the_demonstrations_of_its_directory(recorded: Path, server: str):
+    observations = {"pose": ["state[:2]", "count"]}
+    here = load_demonstrations(recorded, observations)
+    there = load_demonstrations(find_data_set(f"{server}/{recorded.name}"), observations)
+    np.testing.assert_array_equal(there.actions, here.actions)
+    np.testing.assert_array_equal(there.observations["pose"], here.observations["pose"])
+    assert there.episode_ends.tolist() == here.episode_ends.tolist()
+
+
+def test_a_data_set_that_a_server_does_not_have_is_named(server: str):
+    with pytest.raises(FileNotFoundError, match=rf"{server}/nothing.zarr: no zarr group at this URL"):
+        ReplayBuffer.open(f"{server}/nothing.zarr")
+
+
+def test_a_chunk_that_a_server_lost_is_named(recorded: Path, server: str):
+    (recorded / "data" / "state" / "c" / "0" / "0").unlink()
+    with pytest.raises(ValueError, match=r"recorded.zarr: .*state.*c/0/0"):
+        ReplayBuffer.open(f"{server}/recorded.zarr")
+
+
+def test_a_host_that_does_not_answer_is_named():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # not listening: connections are refused
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/data.zarr"
+        with pytest.raises(ConnectionError, match=rf"{url}: cannot be reached .*try again"):
+            ReplayBuffer.open(url)
+
+
+def test_a_kind_of_url_without_its_package_says_what_to_install():
+    with pytest.raises(ImportError, match=r"s3://bucket/data.zarr: .*s3fs"):
+        ReplayBuffer.open("s3://bucket/data.zarr")
+    with pytest.raises(ValueError, match=r"carrier-pigeon://data.zarr: .*[Pp]rotocol"):
+        ReplayBuffer.open("carrier-pigeon://data.zarr")
