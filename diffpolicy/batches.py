@@ -46,6 +46,11 @@ class WindowBatches:
         self._epoch = -1
 
     @property
+    def batch_size(self) -> int:
+        """At most the number of windows."""
+        return self._batch_size
+
+    @property
     def n_windows(self) -> int:
         return len(self._index)
 
@@ -54,15 +59,15 @@ class WindowBatches:
         """Whole batches; a remainder waits for another epoch's order."""
         return self.n_windows // self._batch_size
 
-    def batch(self, step: int) -> Batch:
-        """The batch of optimiser step `step`."""
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of optimiser step `step`, or some of its rows."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
             self._order = torch.randperm(self.n_windows, generator=generator).to(self._index.device)
             self._epoch = epoch
         start = position * self._batch_size
-        return self._cut(self._order[start : start + self._batch_size])
+        return self._cut(self._order[start : start + self._batch_size][rows])
 
     def first(self, n_windows: int) -> Batch:
         """The same windows at every call, evenly spread over the episodes."""

@@ -68,6 +68,19 @@ class Metrics:
             self._wandb.finish()
 
 
+class NoMetrics:
+    """What processes besides the first have in place of `Metrics`."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def plot(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The whole rows; a line that a killed process left unfinished is dropped."""
     rows: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ from diffpolicy.config import GuidanceConfig, PolicyConfig, SamplerConfig, polic
 from diffpolicy.data.normalizer import Normalizer
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
+from diffpolicy.diffusion.objective import WHOLE, Part
 from diffpolicy.diffusion.ode import Flow, check_fraction, great_circle
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.table import StepTable
@@ -95,27 +96,27 @@ class DiffusionPolicy(nn.Module):
 
     def fit_normalizers(self, observations: Mapping[str, Tensor], actions: Tensor) -> None:
         """Take the statistics of all demonstrations: {key: [rows, dim]} and [rows, A]."""
-        kind = self.config.normalizer
         for key, normalizer in self._observation_normalizers().items():
-            normalizer.fit(observations[key], kind)
-        self.action_normalizer.fit(actions, kind)
+            normalizer.fit(observations[key], self.config.normalizer)
+        self.action_normalizer.fit(actions, self.config.normalizer)
 
-    def loss(self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(
+        self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator, part: Part = WHOLE
+    ) -> Tensor:
         """The training loss of a batch, a scalar.
 
         Args:
             observations: {key: [B, n_obs_steps, dim]}, physical units.
             actions: [B, H, A], physical units; the first is simultaneous with the first observation.
-            generator: of levels and noise, on the policy's device.
+            generator: of levels and noise, on the policy's device; those of a part are cut from those of the whole.
         """
         self._check_fitted()
         clean = self.action_normalizer(actions)
-        level = self.objective.draw_levels(self.levels, len(clean), generator)
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        level, noise, chance = self.objective.draw(self.levels, clean, generator, part)
         condition = self._encode(observations)
         if self.has_null_condition:
-            chance = torch.rand(len(clean), 1, generator=generator, device=clean.device)
-            condition = torch.where(chance < self.config.diffusion.condition_dropout, self.null_condition, condition)
+            drop = chance[:, None] < self.config.diffusion.condition_dropout
+            condition = torch.where(drop, self.null_condition, condition)
         return self.objective.loss(self.network, self.levels, clean, noise, level, condition)
 
     def predict_action_chunk(
@@ -214,9 +215,8 @@ class DiffusionPolicy(nn.Module):
     def decode(self, observation: Mapping[str, Tensor], noise: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
         """The inverse of `encode`: a plan [B, H, A] in physical units. No constraint acts on it."""
         flow, _ = self._flow(observation, noise)
-        return self.action_normalizer.inverse(
-            flow.to_clean(torch.as_tensor(noise, dtype=torch.float32, device=self.device), steps, method)
-        )
+        noise = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+        return self.action_normalizer.inverse(flow.to_clean(noise, steps, method))
 
     def interpolate(
         self, observation: Mapping[str, Tensor], first: Tensor, second: Tensor, fraction: float, steps: int = 50

@@ -7,6 +7,7 @@ averages and the optimiser's moments.
 import contextlib
 import math
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,44 +19,55 @@ from tqdm import tqdm
 
 from diffpolicy import training_state
 from diffpolicy.batches import WindowBatches, mixed_seed
-from diffpolicy.config import EnvConfig, PolicyConfig, TrainConfig
-from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
-from diffpolicy.data.sources import find_data_set
+from diffpolicy.config import EnvConfig, TrainConfig
+from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.windows import split_episodes
-from diffpolicy.device import choose_device
+from diffpolicy.distributed import ALONE, Ranks
 from diffpolicy.ema import Ema
 from diffpolicy.evaluation import check_evaluation, evaluate, summarize
-from diffpolicy.metrics import Metrics, check_logger
+from diffpolicy.metrics import Metrics, NoMetrics, check_logger
 from diffpolicy.policy import DiffusionPolicy
-from diffpolicy.rollout import check_env
+from diffpolicy.rollout import Episode, check_env
 from diffpolicy.run_checkpoints import RunCheckpoints
+from diffpolicy.sharding import ShardedLoss, sharded
 from diffpolicy.stopping import StoppedError, StopSignals
-from diffpolicy.trainer_settings import REPORTING, check_same_settings, check_trainer, settings_of_run
+from diffpolicy.trainer_settings import (
+    REPORTING,
+    check_same_settings,
+    check_trainer,
+    learning_rate,
+    load_data,
+    policy_settings,
+    settings_of_run,
+)
 
 VALIDATION_WINDOWS = 1024
+AGREE_EVERY = 10  # steps, between the moments when several processes ask each other whether to stop
 
 
 class Trainer:
-    """Trains a policy as `config` says, in the run folder `folder`.
+    """Trains a policy as `config` says, in the run folder `folder`; of several processes only the first writes there.
 
     Raises:
         ValueError: settings or data that do not fit, a checkpoint of other settings or a damaged one on resume.
         FileNotFoundError: no data.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
         check_trainer(config.trainer)
         check_logger(config.logger)
         check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch)
         if config.env is not None:
+            ranks.shard(range(config.evaluation.episodes))
             check_env(config.env)
         self.config = config
         self.folder = folder
-        self.device = choose_device(config.device)
-        data = _load(config)
+        self.ranks = ranks
+        self.device = ranks.device(config.device)
+        data = load_data(config.data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.policy = DiffusionPolicy(_policy_config(config, data))
+            self.policy = DiffusionPolicy(policy_settings(config, data))
         self.policy.sampler(config.sampler)  # refuse what cannot be sampled before any work
         self.policy.guide(config.sampler.guidance)
         self.policy.fit_normalizers(data.observations, data.actions)
@@ -64,6 +76,7 @@ class Trainer:
         self.policy.to(self.device)
         train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
         self.batches = self._windows("training", data, train)
+        self._rows = ranks.rows(self.batches.batch_size)
         self.validation = None
         if len(validation):
             self.validation = self._windows("validation", data, validation).first(VALIDATION_WINDOWS)
@@ -83,6 +96,7 @@ class Trainer:
         self._stop = StopSignals()
         if config.resume:
             self._resume()
+        self._loss = ranks.parallel(ShardedLoss(self.policy, ranks))
 
     def run(self) -> signal.Signals | None:
         """Train to the last step, or until SIGTERM or Ctrl-C, which is then returned; all done so far is saved.
@@ -91,12 +105,17 @@ class Trainer:
             OSError: a file cannot be written, an evaluation failed.
             FloatingPointError: a loss or gradient that is not finite.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.clean()
         steps = self.config.trainer.steps
-        bar = tqdm(total=steps, initial=self.step, desc=self.config.task, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=steps,
+            initial=self.step,
+            desc=self.config.task,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.ranks.is_first,
+        )
         try:
-            metrics = Metrics(self.folder, self.config.logger, asdict(self.config), self.step)
+            metrics = self._open()
             with self._stop, contextlib.closing(metrics), bar:
                 try:
                     self._train(metrics, bar)
@@ -104,14 +123,29 @@ class Trainer:
                     self._save()
         except (OSError, FloatingPointError) as error:
             raise type(error)(f"training, step {self.step}: {error}; {self.checkpoints.left()}") from error
+        self.ranks.largest(0)  # the end of a process would end the first, which may still write
         return self._stop.received if self.step < steps or not self._is_evaluated else None
 
-    def _train(self, metrics: Metrics, bar: Any) -> None:
+    def _open(self) -> Metrics | NoMetrics:
+        if not self.ranks.is_first:
+            return NoMetrics()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clean()
+        return Metrics(self.folder, self.config.logger, asdict(self.config), self.step)
+
+    def _stop_if_asked(self) -> None:
+        """All processes stop at the same step, whichever got the signal."""
+        if number := self.ranks.largest(self._stop.received or 0):
+            self._stop.received = signal.Signals(number)
+        self._stop.check()
+
+    def _train(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         trainer = self.config.trainer
         if not self._is_evaluated:
             self._validate_and_evaluate(metrics, bar)
         while self.step < trainer.steps:
-            self._stop.check()
+            if self.ranks.count == 1 or self.step % AGREE_EVERY == 0:
+                self._stop_if_asked()
             self._recent.append(torch.stack(self.train_step()))
             self.step += 1
             bar.update()
@@ -120,12 +154,12 @@ class Trainer:
                 self._save()
         metrics.plot()
 
-    def _report(self, metrics: Metrics, bar: Any) -> None:
+    def _report(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         trainer = self.config.trainer
         if any(self._is_due(getattr(trainer, name)) for name in REPORTING):
             loss, grad_norm = self._checked_recent().mean(dim=0).tolist()
             if self._is_due(trainer.log_every):
-                rate = self._learning_rate(self.step - 1)
+                rate = learning_rate(trainer, self.step - 1)
                 metrics.write(self.step, {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm})
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 self._recent.clear()
@@ -141,11 +175,11 @@ class Trainer:
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss and the gradient norm stay on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.step)
-        batch = self.batches.batch(self.step)
+            group["lr"] = learning_rate(self.config.trainer, self.step)
+        batch = self.batches.batch(self.step, self._rows)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 1, self.step))
         with self._autocast():
-            loss = self.policy.loss(batch.observations, batch.actions, generator)
+            loss = self._loss(batch.observations, batch.actions, generator)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.trainer.max_grad_norm)
         self.optimizer.step()
@@ -153,7 +187,7 @@ class Trainer:
         self.ema.update(self.policy, self.step)
         return loss.detach(), grad_norm
 
-    def _validate_and_evaluate(self, metrics: Metrics, bar: Any) -> None:
+    def _validate_and_evaluate(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         values: dict[str, float] = {}
         if self.validation is not None and self._is_due(self.config.trainer.validate_every):
             values["validation_loss"] = self._validation_loss()
@@ -162,7 +196,8 @@ class Trainer:
         if values:
             metrics.write(self.step, values)
             metrics.plot()
-            bar.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+            if not bar.disable:
+                bar.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
         if values.get("mean_score", -math.inf) > self.best_score:
             self.best_score = values["mean_score"]
             self._save(is_best=True)
@@ -170,14 +205,16 @@ class Trainer:
     def _evaluation(self, env: EnvConfig) -> dict[str, float]:
         """Score and success of the averaged weights; saves the step where the evaluation does not come to its end."""
         config = self.config.evaluation
-        seeds = range(config.seed, config.seed + config.episodes)
         self._is_evaluated = False
+
+        def run(seeds: Sequence[int]) -> list[Episode]:
+            policy, sampler = self.ema.policy, self.config.sampler
+            return evaluate(policy, env, sampler, seeds, config.inference_batch, on_tick=self._stop.check)
+
         try:
-            episodes = evaluate(
-                self.ema.policy, env, self.config.sampler, seeds, config.inference_batch, on_tick=self._stop.check
-            )
+            episodes = sharded(self.ranks, range(config.seed, config.seed + config.episodes), run)
         except Exception as error:
-            self._stop.check()  # a signal to all processes ends the env's too
+            self._stop_if_asked()  # a signal to all processes ends the env's too
             self._save()
             if isinstance(error, OSError | EOFError):  # what a pipe to a dead process raises
                 raise ChildProcessError(f"the evaluation broke off, an env died ({error!r})") from error
@@ -193,13 +230,6 @@ class Trainer:
         with torch.inference_mode(), self._autocast():
             return float(self.ema.policy.loss(self.validation.observations, self.validation.actions, generator))
 
-    def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a half cosine to 0 at the last step."""
-        trainer = self.config.trainer
-        warmup = min(1.0, (step + 1) / max(1, trainer.warmup_steps))
-        progress = max(0.0, (step - trainer.warmup_steps) / max(1, trainer.steps - trainer.warmup_steps))
-        return trainer.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
-
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.trainer.precision == "float32":
             return contextlib.nullcontext()
@@ -214,6 +244,8 @@ class Trainer:
             "is_evaluated": torch.tensor(self._is_evaluated),
             "recent": self._checked_recent(),
         }
+        if not self.ranks.is_first:
+            return
         state = training_state.pack(self.policy, self.optimizer, numbers)
         self.ema.policy.metadata = {**self.policy.metadata, "step": self.step}
         model = self.ema.policy.state_dict()
@@ -231,33 +263,13 @@ class Trainer:
         self._recent = list(numbers["recent"].to(self.device))
 
     def _checked_recent(self) -> Tensor:
-        """[steps, 2] loss and gradient norm; weights are finite as long as these are, so this comes before saving."""
+        """[steps, 2] loss and gradient norm of the whole batch; finite, so the weights are too and may be saved."""
         if not self._recent:
             return torch.empty(0, 2)
-        recent = torch.stack(self._recent)
+        recent = self.ranks.mean(torch.stack(self._recent))
         loss, grad_norm = recent.mean(dim=0).tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
                 f"loss {loss}, gradient norm {grad_norm}: lower trainer.learning_rate or look for outliers in the data"
             )
         return recent
-
-
-def _load(config: TrainConfig) -> Demonstrations:
-    data = config.data
-    if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
-        raise ValueError(
-            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
-        )
-    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
-
-
-def _policy_config(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
-    return PolicyConfig(
-        observations={key: value.shape[1] for key, value in data.observations.items()},
-        action_dim=data.actions.shape[1],
-        normalizer=config.data.normalizer,
-        window=config.window,
-        model=config.model,
-        diffusion=config.diffusion,
-    )

@@ -1,12 +1,13 @@
-"""What a run depends on: checks before any work, and the settings that a resumed run must share."""
+"""What follows from the settings of a run: checks, data, learning rate, and what a resumed run must share."""
 
 import hashlib
 import math
 from dataclasses import asdict
 from typing import Any
 
-from diffpolicy.config import TrainConfig, TrainerConfig
-from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.config import DataConfig, PolicyConfig, TrainConfig, TrainerConfig
+from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.sources import find_data_set
 
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # free to differ on resume
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
@@ -27,6 +28,34 @@ def check_trainer(trainer: TrainerConfig) -> None:
         raise ValueError(f"trainer: precision {trainer.precision!r} must be float32 or bfloat16")
     if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):
         raise ValueError(f"trainer: betas {list(trainer.betas)} must be two numbers in [0, 1)")
+
+
+def load_data(data: DataConfig) -> Demonstrations:
+    """The demonstrations, found or downloaded, as `load_demonstrations` gives them."""
+    if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
+        raise ValueError(
+            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
+        )
+    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
+
+
+def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
+    """Those of the policy that is trained."""
+    return PolicyConfig(
+        observations={key: value.shape[1] for key, value in data.observations.items()},
+        action_dim=data.actions.shape[1],
+        normalizer=config.data.normalizer,
+        window=config.window,
+        model=config.model,
+        diffusion=config.diffusion,
+    )
+
+
+def learning_rate(trainer: TrainerConfig, step: int) -> float:
+    """Linear warm-up, then a half cosine to 0 at the last step."""
+    warmup = min(1.0, (step + 1) / max(1, trainer.warmup_steps))
+    progress = max(0.0, (step - trainer.warmup_steps) / max(1, trainer.steps - trainer.warmup_steps))
+    return trainer.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]:

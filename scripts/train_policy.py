@@ -1,5 +1,6 @@
 """Train a policy: python scripts/train_policy.py task=pusht
 
+With several processes: torchrun --nproc-per-node 2 scripts/train_policy.py task=pusht hydra.run.dir=DIR
 SIGTERM and Ctrl-C save a checkpoint and end with exit status 128 + the signal's number.
 """
 
@@ -11,6 +12,7 @@ from cli import command
 from omegaconf import OmegaConf
 
 from diffpolicy.config import TrainConfig
+from diffpolicy.distributed import joined
 from diffpolicy.files import write_text
 from diffpolicy.trainer import Trainer
 
@@ -22,9 +24,13 @@ def main(config: TrainConfig, folder: Path) -> None:
         raise ValueError(f"{folder} holds a run; add resume=true to go on with it, or choose another hydra.run.dir")
     if config.resume and not has_checkpoint:
         raise ValueError(f"resume=true: no checkpoint in {folder}; name the run's folder with hydra.run.dir=DIR")
-    trainer = Trainer(config, folder)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-    stopped = trainer.run()
+    with joined() as ranks:
+        trainer = Trainer(config, folder, ranks)
+        if ranks.is_first:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        stopped = trainer.run()
+    if not ranks.is_first:
+        return
     if stopped is not None:
         print(
             f"{stopped.name}: step {trainer.step} of {config.trainer.steps} is saved; to go on, run the same command "

@@ -36,6 +36,7 @@ FLOORS = (
     {
         "batches",
         "build",
+        "distributed",
         "metrics",
         "plan_projection",
         "run_checkpoints",
@@ -46,7 +47,7 @@ FLOORS = (
     {"policy"},
     {"controller", "ema"},
     {"rollout"},
-    {"evaluation"},
+    {"evaluation", "sharding"},
     {"trainer"},
 )
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -18,7 +18,7 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.trainer import Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")  # its server has torch loaded: a process starts at once
-CONTEXT.set_forkserver_preload(["diffpolicy.trainer"])
+CONTEXT.set_forkserver_preload(["diffpolicy.trainer", "matplotlib.backends.backend_agg", "matplotlib.figure"])
 PATIENCE_S = 120.0
 
 
@@ -65,12 +65,18 @@ def start(config: TrainConfig, folder: Path, file_bytes: int | None = None) -> F
     return process
 
 
-def wait_for(condition: Callable[[], bool], process: ForkServerProcess) -> None:
+def wait_for(condition: Callable[[], bool], is_alive: Callable[[], bool]) -> None:
     """Until `condition` holds or the process has ended."""
     end = time.monotonic() + PATIENCE_S
-    while not condition() and process.is_alive():
+    while not condition() and is_alive():
         assert time.monotonic() < end, "nothing happens"
         time.sleep(0.001)
+
+
+def logged_steps(folder: Path) -> int:
+    """Rows with a loss in the metrics of a run that logs every step."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b'"loss"') if path.exists() else 0
 
 
 def _train(config: TrainConfig, folder: Path, file_bytes: int | None) -> None:

@@ -14,6 +14,11 @@ from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.weighting import LevelDistribution, Weighting, elbo, simple, uniform
 
+Part = tuple[int, int]
+"""(index, count): a batch is one of `count` equal parts of a larger one, for all of which randomness is drawn."""
+
+WHOLE: Part = (0, 1)
+
 
 class Network(Protocol):
     """x [batch, horizon, action], time [batch], condition [batch, features] -> output, shaped like x."""
@@ -74,6 +79,18 @@ class Objective:
         """Indices of levels [count], int64."""
         chance = torch.rand(count, generator=generator, device=table.device)
         return torch.searchsorted(table[:-1, -1].contiguous(), chance, right=True)
+
+    @staticmethod
+    def draw(
+        table: Tensor, clean: Tensor, generator: torch.Generator, part: Part = WHOLE
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Levels [batch], noise shaped like clean, and chances in [0, 1) that decide on dropout [batch]."""
+        index, count = part
+        rows, total = slice(index * len(clean), (index + 1) * len(clean)), count * len(clean)
+        level = Objective.draw_levels(table, total, generator)
+        noise = torch.randn(total, *clean.shape[1:], generator=generator, device=clean.device)
+        chance = torch.rand(total, generator=generator, device=clean.device)
+        return level[rows], noise[rows], chance[rows]
 
     @staticmethod
     def loss(network: Network, table: Tensor, clean: Tensor, noise: Tensor, level: Tensor, condition: Tensor) -> Tensor:
