@@ -13,11 +13,13 @@ import torch
 from diffpolicy._version import __version__
 from diffpolicy.config import EnvConfig, SamplerConfig
 from diffpolicy.controller import PolicyController
+from diffpolicy.distributed import ALONE, Ranks
 from diffpolicy.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.policy import DiffusionPolicy
 from diffpolicy.rollout import Episode, OnTick, make_vector_env, rollout
 from diffpolicy.safety.monitor import Monitor
 from diffpolicy.safety.settings import Safety
+from diffpolicy.sharding import sharded
 from diffpolicy.video import VideoRecorder
 
 WARM_UP = 3  # calls that are not timed
@@ -109,16 +111,19 @@ def _controller(
     )
 
 
-def summarize_safety(monitor: Monitor) -> dict[str, float]:
+def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]:
     """Shares of ticks that were certified and that fell back, and of episodes that broke a constraint."""
+    names = ("ticks", "certified", "fallback", "unchecked", "alarm")
     records = list(monitor.records.values())
-    ticks = sum(record.ticks for record in records)
+    broken = sum(record.violations + record.over_limits > 0 for record in records)
+    sums = [broken, len(records), *(sum(getattr(record, name) for record in records) for name in names)]
+    broken, episodes, ticks, certified, fallback, unchecked, alarm = ranks.total(torch.tensor(sums)).tolist()
     return {
-        "certified_rate": sum(record.certified for record in records) / ticks,
-        "fallback_rate": sum(record.fallback for record in records) / ticks,
-        "violation_rate": sum(record.violations + record.over_limits > 0 for record in records) / len(records),
-        "unchecked_ticks": sum(record.unchecked for record in records),
-        "alarm_ticks": sum(record.alarm for record in records),
+        "certified_rate": certified / ticks,
+        "fallback_rate": fallback / ticks,
+        "violation_rate": broken / episodes,
+        "unchecked_ticks": unchecked,
+        "alarm_ticks": alarm,
     }
 
 
@@ -152,10 +157,15 @@ def report(
     seeds: Sequence[int],
     inference_batch: int,
     safety: Safety | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """What results.json holds besides the checkpoint's path and the latency."""
+    """What results.json holds besides the checkpoint's path and the latency; several processes share the episodes."""
     monitor = Monitor(safety) if safety else None
-    episodes = evaluate(policy, env, sampler, seeds, inference_batch, safety, monitor)
+
+    def run(shard: Sequence[int]) -> list[Episode]:
+        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor)
+
+    episodes = sharded(ranks, seeds, run)
     return {
         "version": __version__,
         "commit": _commit(),
@@ -168,7 +178,7 @@ def report(
         "device": str(policy.device),
         "start_rule": env.reset_options.get("start_rule", "env"),
         **summarize(episodes),
-        **(summarize_safety(monitor) if monitor else {}),
+        **(summarize_safety(monitor, ranks) if monitor else {}),
         "episodes": [asdict(episode) for episode in episodes],
     }
 

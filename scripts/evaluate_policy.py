@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last episodes=50"""
+"""Evaluate a checkpoint: python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last episodes=50
+
+With several processes: torchrun --nproc-per-node 2 scripts/evaluate_policy.py checkpoint=... hydra.run.dir=DIR
+"""
 
 import json
 from dataclasses import asdict
@@ -7,7 +10,7 @@ from pathlib import Path
 from cli import command
 
 from diffpolicy.config import EvaluateConfig
-from diffpolicy.device import choose_device
+from diffpolicy.distributed import joined
 from diffpolicy.evaluation import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.files import write_text
 from diffpolicy.safety.build import build_safety
@@ -18,13 +21,18 @@ LATENCY_CALLS = 100
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
-    policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, choose_device(config.device))
-    seeds = range(config.seed, config.seed + config.episodes)
-    safety = build_safety(config.safety)
+    with joined() as ranks:
+        device = ranks.device(config.device)
+        policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device)
+        seeds = range(config.seed, config.seed + config.episodes)
+        safety = build_safety(config.safety)
+        found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks)
+    if not ranks.is_first:
+        return
     results = {
         "checkpoint": config.checkpoint,
         "safety": asdict(config.safety),
-        **report(policy, env, config.sampler, seeds, config.inference_batch, safety),
+        **found,
         "latency_ms": latency_ms([(policy, config.sampler)], LATENCY_CALLS)[0],
     }
     path = folder / "results.json"

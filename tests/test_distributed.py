@@ -1,5 +1,6 @@
 """Several processes train the policy that one process trains, stop together, and share out episodes."""
 
+import json
 import os
 import re
 import signal
@@ -13,9 +14,20 @@ import torch
 from walk import CONTEXT, PATIENCE_S, logged_steps, record, settings, tensors, wait_for
 
 from diffpolicy import DiffusionPolicy
-from diffpolicy.config import DiffusionConfig, EnvConfig, EvaluationConfig, ModelConfig, TrainConfig
+from diffpolicy.config import (
+    DiffusionConfig,
+    EnvConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SafetyConfig,
+    SamplerConfig,
+    TrainConfig,
+)
 from diffpolicy.distributed import ALONE, Ranks, joined
+from diffpolicy.evaluation import report
 from diffpolicy.rollout import Episode
+from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.settings import Safety
 from diffpolicy.sharding import sharded
 from diffpolicy.trainer import Trainer
 
@@ -182,3 +194,19 @@ def test_a_batch_that_does_not_divide_is_one_clear_message(repository: Path, dat
     assert done.returncode == 1
     assert "error: torchrun: a batch of 33 does not divide among 2 processes" in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def report_safely(ranks: Ranks, checkpoint: Path, safety: Safety, folder: Path) -> None:
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
+    env = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints", "max_episode_steps": 24})
+    found = report(policy, env, SamplerConfig(steps=1), range(3), 4, safety, ranks)
+    (folder / f"{ranks.count}_{ranks.rank}").write_text(json.dumps(found))
+
+
+def test_a_report_with_safety_is_the_same_from_two_processes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    safety = build_safety(SafetyConfig(mode="clip", max_speed=100.0))
+    report_safely(ALONE, tiny_checkpoint, safety, tmp_path)
+    assert together(report_safely, tiny_checkpoint, safety, tmp_path) == [0, 0]
+    one, first, second = ((tmp_path / name).read_text() for name in ("1_0", "2_0", "2_1"))
+    assert first == second == one
+    assert json.loads(one)["n_episodes"] == 3

@@ -47,7 +47,8 @@ FLOORS = (
     {"policy"},
     {"controller", "ema"},
     {"rollout"},
-    {"evaluation", "sharding"},
+    {"sharding"},
+    {"evaluation"},
     {"trainer"},
 )
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
