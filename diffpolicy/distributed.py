@@ -105,7 +105,7 @@ def joined() -> Iterator[Ranks]:
     GPUs exchange gradients by NCCL; all else goes over the CPU by gloo.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if count == 1 or "LOCAL_RANK" not in os.environ:  # a scheduler's WORLD_SIZE alone says nothing
         yield ALONE
         return
     ranks = Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))

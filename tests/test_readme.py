@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/data_format.md", "docs/diffusion.md", "docs/safety.md")
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES += [f"docs/{name}.md" for name in ("data_format", "diffusion", "safety", "scaling")]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^python (scripts/\S+ .*?) *(?:#.*)?$", README, flags=re.MULTILINE)))
 
