@@ -2,11 +2,10 @@
 
 import dataclasses
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,11 @@ from diffpolicy.config import DataConfig, ModelConfig, TrainConfig, TrainerConfi
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.trainer import Trainer
 
-CONTEXT = multiprocessing.get_context("forkserver")  # its server has torch loaded: a process starts at once
+METHODS = multiprocessing.get_all_start_methods()  # no forkserver on Windows
+# The server has torch loaded, so that a process starts at once.
+CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
 CONTEXT.set_forkserver_preload(["diffpolicy.trainer", "matplotlib.backends.backend_agg", "matplotlib.figure"])
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0  # the machine may be busy; only a hang takes this long
 
 
 def record(path: Path) -> Path:
@@ -58,7 +59,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {**checkpoint.read_tensors(folder, "model"), **checkpoint.read_tensors(folder, "training_state")}
 
 
-def start(config: TrainConfig, folder: Path, file_bytes: int | None = None) -> ForkServerProcess:
+def start(config: TrainConfig, folder: Path, file_bytes: int | None = None) -> BaseProcess:
     """Train in another process, whose files cannot exceed `file_bytes`; what it raises goes to FOLDER/../error."""
     process = CONTEXT.Process(target=_train, args=(config, folder, file_bytes))
     process.start()
@@ -82,6 +83,8 @@ def logged_steps(folder: Path) -> int:
 def _train(config: TrainConfig, folder: Path, file_bytes: int | None) -> None:
     torch.set_num_threads(1)
     if file_bytes is not None:
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     try:
         stopped = Trainer(config, folder).run()
