@@ -74,7 +74,7 @@ def measure(
     try:
         for start in tqdm(range(WARM_UP + config.starts), unit="start", desc=f"batch {batch}"):
             seeds = [config.seed + batch * start + robot for robot in range(batch)]
-            observation, info = env.reset(seed=seeds, options=env_config.reset_options)
+            observation, info = env.reset(seed=seeds, options=env_config.reset_options)  # pyright: ignore[reportArgumentType]
             readings = Readings()
             readings.update(info, np.ones(batch, dtype=bool))
             seen = observation_by_key(observation, policy)
