@@ -166,14 +166,14 @@ TUNING: Mapping[str, Make] = {
     **{f"guidance_{scale:g}": _guidance(scale) for scale in GUIDANCE_SCALES},
     **{f"barrier_{rate:g}": _barrier(rate) for rate in BARRIER_RATES},
 }
-"""Run only when named: what guidance and barrier are chosen from."""
+"""Run only when named: what guidance and barrier are chosen from, by safe success on seeds from 60000."""
 
 METHODS: Mapping[str, Make] = {
     "none": _ours(mode="none", certify=False),
     "clip": _ours(mode="clip", certify=False),
     "guidance": TUNING["guidance_3"],
     "noisy_steps": _noisy,
-    "barrier": TUNING["barrier_0.5"],
+    "barrier": TUNING["barrier_0.9"],
     "last": _ours(mode="last", certify=False),
     "last_half": _ours(mode="last_half", certify=False),
     "every_step": _ours(mode="every_step", certify=False),
