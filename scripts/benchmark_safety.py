@@ -33,7 +33,7 @@ from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.settings import Safety
 
 NAME = "safety"
-UNTIMED = {"latency_p50_ms": math.nan, "latency_p95_ms": math.nan, "latency_ratio": math.nan}
+UNTIMED = dict.fromkeys(("latency_p50_ms", "latency_p95_ms", "latency_ratio", "latency_p95_ratio"), math.nan)
 
 
 @dataclass
@@ -210,12 +210,13 @@ def latency_ms(
                 times[name].append(1e3 * (time.perf_counter() - began))
     finally:
         env.close()
-    (p50, p95), plain = np.percentile(times["method"][2:], (50, 95)), float(np.median(times["none"][2:]))
-    return {"latency_p50_ms": float(p50), "latency_p95_ms": float(p95), "latency_ratio": float(p50) / plain}
+    (p50, p95), plain = np.percentile(times["method"][2:], (50, 95)), np.percentile(times["none"][2:], (50, 95))
+    return dict(zip(UNTIMED, map(float, (p50, p95, p50 / plain[0], p95 / plain[1])), strict=True))
 
 
 COLUMNS = {
     "method": "{method}",
+    "score": "{score:.3f}",
     "safe success": "{safe_success:.1%} [{safe_success_low:.1%}, {safe_success_high:.1%}]",
     "contact sub-steps": "{violations} of {substeps}",
     "over limits": "{over_limits}",
@@ -225,9 +226,11 @@ COLUMNS = {
     "certified": "{certified_rate:.1%}",
     "fallback": "{fallback_rate:.1%}",
     "first side": "{first_side:.0%} / {first_side_safe:.0%}",
+    "entropy, bits": "{mode_entropy:.2f} / {mode_entropy_safe:.2f}",
     "path, jerk": "{path_length:.0f}, {jerk:.2f}",
-    "chunk p50": "{latency}",
+    "chunk p50, p95": "{latency}",
 }
+LATENCY = "{latency_ratio:.2f} x, {latency_p95_ratio:.2f} x"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -238,7 +241,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         parts += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         for row in rows:
             if (row["scene"], row["fault"]) == (scene, fault):
-                latency = "" if math.isnan(row["latency_ratio"]) else f"{row['latency_ratio']:.2f} x"
+                latency = "" if math.isnan(row["latency_ratio"]) else LATENCY.format(**row)
                 cells = (cell.format(**row, latency=latency) for cell in COLUMNS.values())
                 parts.append("| " + " | ".join(cells) + " |")
         parts.append("")

@@ -114,6 +114,12 @@ def beside_the_obstacle(info: Mapping[str, Any], observation: Any) -> tuple[floa
     return float(x), float(y), size
 
 
+def in_the_farthest_corner(info: Mapping[str, Any], observation: Any) -> tuple[float, float, float]:
+    """A disc in the corner of Push-T's workspace that is farthest from the agent, which thus is never inside it."""
+    x, y = np.where(np.asarray(info["agent_position"]) > 256.0, 70.0, 442.0)
+    return float(x), float(y), 30.0
+
+
 def ahead_of_the_agent(info: Mapping[str, Any], observation: Any) -> tuple[float, float, float]:
     """A disc right on the way, 20 px farther than the agent needs to stop."""
     position, velocity = np.asarray(info["agent_position"]), np.asarray(info["agent_velocity"])
@@ -130,7 +136,6 @@ def _reach(variant: str) -> EnvConfig:
 PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
 AGENT = SafetyConfig(mode="last_half", workspace=[0.0, 512.0], max_speed=250.0)
 PUSHER = replace(AGENT, workspace=[0.0, 512.0], max_speed=600.0)
-CORNER_DISC = (70.0, 70.0, 30.0)
 
 SCENES: Mapping[str, Scene] = {
     **{
@@ -139,8 +144,8 @@ SCENES: Mapping[str, Scene] = {
     },
     "blocked": Scene(_reach("symmetric"), AGENT, beside_the_obstacle),
     "appears": Scene(_reach("random"), AGENT, ahead_of_the_agent, from_tick=11),
-    "pusht": Scene(PUSHT, PUSHER, lambda info, observation: CORNER_DISC),
-    "pusht_appears": Scene(PUSHT, PUSHER, lambda info, observation: CORNER_DISC, from_tick=20),
+    "pusht": Scene(PUSHT, PUSHER, in_the_farthest_corner),
+    "pusht_appears": Scene(PUSHT, PUSHER, in_the_farthest_corner, from_tick=20),
 }
 
 
