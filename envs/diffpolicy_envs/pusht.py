@@ -12,6 +12,7 @@ from diffpolicy_envs.actions import checked_target
 from diffpolicy_envs.coverage import coverage
 from diffpolicy_envs.pusht_physics import PushTPhysics
 from diffpolicy_envs.pusht_start import start_episode
+from diffpolicy_envs.window import Viewer
 
 OBSERVATION_TYPES = ("state", "keypoints", "pixels", "pixels_agent_pos")
 PIXELS_SIZE_PX = 96
@@ -74,7 +75,7 @@ class PushTEnv(gymnasium.Env):
         self._state = (0.0,) * 5
         self._latest_action: tuple[float, float] | None = None
         self._renderers: dict[int, Any] = {}  # frame size in px -> PushTRenderer
-        self._window: Any = None
+        self._viewer = Viewer(render_mode, "Push-T", render_size, world.CONTROL_RATE_HZ)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for `options`. Returns (observation, info)."""
@@ -104,24 +105,11 @@ class PushTEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray | None:
         """rgb_array: the frame [size, size, 3] uint8. human: draw to the window. None without a render mode."""
-        if self.render_mode is None:
-            gymnasium.logger.warn("render() without a render_mode; make the env with render_mode='rgb_array'")
-            return None
-        frame = self._frame(self.render_size, with_action=True)
-        if self.render_mode == "rgb_array":
-            return frame
-        if self._window is None:
-            from diffpolicy_envs.window import Window
-
-            self._window = Window("Push-T", self.render_size, world.CONTROL_RATE_HZ)
-        self._window.show(frame)
-        return None
+        return self._viewer.show(lambda: self._frame(self.render_size, with_action=True))
 
     def close(self) -> None:
         """Close the window, if there is one."""
-        if self._window is not None:
-            self._window.close()
-            self._window = None
+        self._viewer.close()
 
     def _coverage(self) -> float:
         return coverage(self._state[2], self._state[3], self._state[4])

@@ -13,6 +13,7 @@ from diffpolicy_envs.reach_geometry import free_distances, signed_distance, tang
 from diffpolicy_envs.reach_layout import Layout, layout_from
 from diffpolicy_envs.reach_physics import advance, offsets, velocities
 from diffpolicy_envs.reach_variants import draw_layout
+from diffpolicy_envs.window import Viewer
 
 # Obstacles placed by hand may reach out of the world by this much.
 _OBSTACLE_MARGIN_PX = 512.0
@@ -101,7 +102,7 @@ class ObstacleReachEnv(gymnasium.Env):
         self.action_space = spaces.Box(0.0, world.WORLD_SIZE_PX, (2,), np.float32)
         self._layout: Layout | None = None
         self._renderer: Any = None
-        self._window: Any = None
+        self._viewer = Viewer(render_mode, "ObstacleReach", render_size, world.CONTROL_RATE_HZ)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -142,24 +143,11 @@ class ObstacleReachEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray | None:
         """rgb_array: the frame [size, size, 3] uint8. human: draw to the window. None without a render mode."""
-        if self.render_mode is None:
-            gymnasium.logger.warn("render() without a render_mode; make the env with render_mode='rgb_array'")
-            return None
-        frame = self._frame()
-        if self.render_mode == "rgb_array":
-            return frame
-        if self._window is None:
-            from diffpolicy_envs.window import Window
-
-            self._window = Window("ObstacleReach", self.render_size, world.CONTROL_RATE_HZ)
-        self._window.show(frame)
-        return None
+        return self._viewer.show(self._frame)
 
     def close(self) -> None:
         """Close the window, if there is one."""
-        if self._window is not None:
-            self._window.close()
-            self._window = None
+        self._viewer.close()
 
     def _advance(self, layout: Layout, target: tuple[float, float]) -> tuple[int, int]:
         """Move agent and obstacles; the number of sub-steps in contact, and of those at rest."""

@@ -1,8 +1,38 @@
 """A window for people to watch an env in; the only place that imports pygame."""
 
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
+
+
+class Viewer:
+    """Where an env's frames go: to its caller (rgb_array), or to a window that opens with the first of them (human)."""
+
+    def __init__(self, render_mode: str | None, title: str, size_px: int, rate_hz: int) -> None:
+        self._render_mode = render_mode
+        self._window_settings = title, size_px, rate_hz
+        self._window: Window | None = None
+
+    def show(self, draw: Callable[[], np.ndarray]) -> np.ndarray | None:
+        """rgb_array: the frame [size, size, 3] uint8. human: draw to the window. None without a render mode."""
+        if self._render_mode is None:
+            gymnasium.logger.warn("render() without a render_mode; make the env with render_mode='rgb_array'")
+            return None
+        frame = draw()
+        if self._render_mode == "rgb_array":
+            return frame
+        if self._window is None:
+            self._window = Window(*self._window_settings)
+        self._window.show(frame)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
 
 
 class Window:
