@@ -6,6 +6,7 @@
 safetensors loads a flipped bit in silence, so every file is hashed and verified on reading.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -127,7 +128,8 @@ def _sync_folder(folder: Path) -> None:
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with contextlib.suppress(OSError):  # some network file systems refuse it for folders
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -25,12 +25,18 @@ def check_logger(logger: LoggerConfig) -> None:
 
 
 class Metrics:
-    """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl; on resume, rows past `step` are dropped."""
+    """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl.
 
-    def __init__(self, folder: Path, logger: LoggerConfig, config: Mapping[str, Any], step: int = 0) -> None:
+    On resume, rows past `step` are dropped, and unless it `is_evaluated` that step's scores, which will come again.
+    """
+
+    def __init__(
+        self, folder: Path, logger: LoggerConfig, config: Mapping[str, Any], step: int = 0, is_evaluated: bool = True
+    ) -> None:
         self._folder = folder
         self._path = folder / "metrics.jsonl"
-        self.rows = [row for row in _read(self._path) if row["step"] <= step]
+        rows = [row for row in _read(self._path) if row["step"] <= step]
+        self.rows = [row for row in rows if row["step"] < step or is_evaluated or "mean_score" not in row]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_text(self._path, text)
         self._wandb = _start_wandb(folder, logger, config)

@@ -72,13 +72,14 @@ class RunCheckpoints:
         self._written.add(int(content["step"]))  # never to be replaced: there may be no other
         return content, model, state
 
-    def left(self) -> str:
-        """What an error says of them: what is there to go on from."""
+    def left(self, can_go_on: bool) -> str:
+        """What an error says of them: which is the last, and how to go on from it."""
         try:
             name = checkpoint.resolve(self._folder / "last").resolve(strict=True).name
         except (OSError, ValueError):
             return "no checkpoint had been written yet"
-        return f"{self._folder / name} is intact: go on from it with resume=true hydra.run.dir={self._folder.parent}"
+        how = f": go on from it with resume=true hydra.run.dir={self._folder.parent}" if can_go_on else ""
+        return f"{self._folder / name}, the last one written, is as it was{how}"
 
     def _advice(self, last: Path) -> str:
         for step in sorted(self._steps(), reverse=True):

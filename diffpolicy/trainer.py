@@ -121,8 +121,13 @@ class Trainer:
                     self._train(metrics, bar)
                 except StoppedError:
                     self._save()
-        except (OSError, FloatingPointError) as error:
-            raise type(error)(f"training, step {self.step}: {error}; {self.checkpoints.left()}") from error
+        except FloatingPointError as error:  # the same settings would give it again
+            left = self.checkpoints.left(can_go_on=False)
+            raise FloatingPointError(f"training, step {self.step}: {error}; {left}") from error
+        except OSError as error:
+            kind = ChildProcessError if isinstance(error, ChildProcessError) else OSError
+            left = self.checkpoints.left(can_go_on=True)
+            raise kind(f"training, step {self.step}: {error}; {left}") from error
         self.ranks.largest(0)  # the end of a process would end the first, which may still write
         return self._stop.received if self.step < steps or not self._is_evaluated else None
 
@@ -131,7 +136,7 @@ class Trainer:
             return NoMetrics()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clean()
-        return Metrics(self.folder, self.config.logger, asdict(self.config), self.step)
+        return Metrics(self.folder, self.config.logger, asdict(self.config), self.step, self._is_evaluated)
 
     def _stop_if_asked(self) -> None:
         """All processes stop at the same step, whichever got the signal."""
@@ -270,6 +275,7 @@ class Trainer:
         loss, grad_norm = recent.mean(dim=0).tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"loss {loss}, gradient norm {grad_norm}: lower trainer.learning_rate or look for outliers in the data"
+                f"loss {loss}, gradient norm {grad_norm}: begin anew with a lower trainer.learning_rate, or look for "
+                "outliers in the data"
             )
         return recent

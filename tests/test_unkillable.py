@@ -16,7 +16,7 @@ import pytest
 import torch
 from walk import logged_steps, record, settings, start, tensors, wait_for
 
-from diffpolicy import DiffusionPolicy
+from diffpolicy import DiffusionPolicy, checkpoint
 from diffpolicy.config import EnvConfig, EvaluationConfig, TrainConfig
 from diffpolicy.trainer import Trainer
 
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(data_set: Path, tmp_path: Path
     said = (tmp_path / "error").read_text()
     assert said.startswith("OSError: training, step "), said
     assert "File too large" in said
-    assert f"{name} is intact: go on from it with resume=true hydra.run.dir={folder}" in said
+    assert f"{name}, the last one written, is as it was: go on from it with resume=true hydra.run.dir={folder}" in said
     assert last(folder).readlink() == name
     assert not list(folder.glob("checkpoints/.step_*"))
     process = begin_or_resume(config, folder)
@@ -227,14 +227,18 @@ def test_an_evaluation_that_breaks_off_is_saved_before_and_made_again(
     (tmp_path / "event").write_text(event)
     trainer = Trainer(with_evaluation(data_set, tmp_path), tmp_path / "cut")
     if event == "death":
-        message = r"training, step 9: the evaluation broke off, an env died .*step_9 is intact: go on from it"
+        message = r"training, step 9: the evaluation broke off, an env died .*step_9, .* is as it was: go on from it"
         with pytest.raises(ChildProcessError, match=message):
             trainer.run()
     else:
         assert trainer.run() == signal.SIGTERM
     assert last(tmp_path / "cut").readlink() == Path("step_9")
     (tmp_path / "event").unlink()
-    assert Trainer(with_evaluation(data_set, tmp_path, resume=True), tmp_path / "cut").run() is None
+    again = with_evaluation(data_set, tmp_path, resume=True)
+    Trainer(again, tmp_path / "cut").run()
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_16")  # as if killed after the evaluation, before step 16
+    checkpoint.point(last(tmp_path / "cut"), last(tmp_path / "cut").with_name("step_9"))
+    assert Trainer(again, tmp_path / "cut").run() is None
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     best = [(tmp_path / name / "checkpoints" / "best").readlink() for name in ("whole", "cut")]
     assert best[0] == best[1]

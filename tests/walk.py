@@ -19,7 +19,9 @@ from diffpolicy.trainer import Trainer
 METHODS = multiprocessing.get_all_start_methods()  # no forkserver on Windows
 # The server has torch loaded, so that a process starts at once.
 CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
-CONTEXT.set_forkserver_preload(["diffpolicy.trainer", "matplotlib.backends.backend_agg", "matplotlib.figure"])
+CONTEXT.set_forkserver_preload(
+    ["diffpolicy.trainer", "diffpolicy_envs", "hydra", "matplotlib.backends.backend_agg", "matplotlib.figure"]
+)
 PATIENCE_S = 300.0  # the machine may be busy; only a hang takes this long
 
 

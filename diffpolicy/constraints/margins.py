@@ -72,8 +72,8 @@ def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Kn
     tube, velocity_tube = assumptions.tubes(plant, plans.commands, plans.start)
     # Whatever is left of the way to the held target at the end may still come.
     position, velocity = plans.motion
-    speed = _speed(position, velocity, plant.substep_s) if has_moving else None
-    last = _speed(position[:, -2:], velocity[:, -2:], plant.substep_s)[:, 0]
+    speed = substep_speed(position, velocity, plant.substep_s) if has_moving else None
+    last = substep_speed(position[:, -2:], velocity[:, -2:], plant.substep_s)[:, 0]
     offset = length(position[:, -1] - plans.commands[:, -1])
     to_come = plans.commands.new_tensor(plant.largest_free_response) @ torch.stack([offset, last])  # [2, Q]
     tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
@@ -83,10 +83,12 @@ def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Kn
     if speed is None:
         return _Known(None, tube, velocity_tube)
     speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
-    return _Known(speed + velocity_tube <= assumptions.rest_speed, tube, velocity_tube)
+    present = present.new_full(present.shape, assumptions.velocity_error + assumptions.tracking_velocity_error)
+    either_end = torch.maximum(velocity_tube, torch.cat([present, velocity_tube[:, :-1]], dim=1))
+    return _Known(speed + either_end <= assumptions.rest_speed, tube, velocity_tube)
 
 
-def _speed(position: Tensor, velocity: Tensor, substep_s: float) -> Tensor:
+def substep_speed(position: Tensor, velocity: Tensor, substep_s: float) -> Tensor:
     """Of each sub-step [Q, R], from states [Q, 1 + R, A]: the largest of its ends' and its mean."""
     at_ends = length(velocity)
     mean = length(position.diff(dim=1)) / substep_s

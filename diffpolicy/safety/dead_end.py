@@ -5,6 +5,8 @@ A policy that was not told of an obstacle goes on wanting the way that it bars. 
 Shape legend: B robots, Q of them that a call is about, n rows of a chunk, A action.
 """
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ PATIENCE = 3  # plans in a row that were not what the policy wanted
 NOWHERE = 0.1  # of half the range of the actions: the robot has moved less than this meanwhile
 SPACING = 0.03  # of half the range, between the positions that are remembered
 CHUNKS_BACK = 3
+TRAIL_LENGTH = 100  # positions
 
 
 class DeadEnd:
@@ -19,7 +22,9 @@ class DeadEnd:
 
     def __init__(self, batch: int, half_range: float) -> None:
         self._half_range = half_range
-        self._trail: list[list[Tensor]] = [[] for _ in range(batch)]
+        self._trail = [deque[Tensor](maxlen=TRAIL_LENGTH) for _ in range(batch)]
+        self._latest: list[Tensor | None] = [None] * batch
+        self._fastest = [0.0] * batch  # the farthest that each has come in a tick
         self._troubled_since: list[Tensor | None] = [None] * batch
         self._troubled = [0] * batch
         self._chunks_back = [0] * batch
@@ -27,14 +32,20 @@ class DeadEnd:
     def forget(self, mask: Tensor) -> None:
         """New episodes for the robots of `mask` [B]."""
         for robot in mask.nonzero().squeeze(1).tolist():
-            self._trail[robot] = []
+            self._trail[robot].clear()
+            self._latest[robot], self._fastest[robot] = None, 0.0
             self._troubled[robot] = self._chunks_back[robot] = 0
 
     def visit(self, positions: Tensor) -> None:
-        """The robots are at `positions` [B, A]."""
-        for trail, back, position in zip(self._trail, self._chunks_back, positions, strict=True):
-            if back == 0 and (not trail or float((position - trail[-1]).norm()) > SPACING * self._half_range):
-                trail.append(position.clone())
+        """The robots are at `positions` [B, A] at this tick."""
+        for robot, position in enumerate(positions.clone()):
+            trail, latest = self._trail[robot], self._latest[robot]
+            if latest is not None:
+                self._fastest[robot] = max(self._fastest[robot], float((position - latest).norm()))
+            self._latest[robot] = position
+            is_new = not trail or float((position - trail[-1]).norm()) > SPACING * self._half_range
+            if is_new and self._chunks_back[robot] == 0:
+                trail.append(position)
 
     def is_stuck(self, robots: Tensor, positions: Tensor, is_troubled: Tensor) -> Tensor:
         """[Q], which robots should go back now; once for every new plan.
@@ -53,14 +64,24 @@ class DeadEnd:
             stuck[i] = self._chunks_back[robot] > 0
         return stuck
 
-    def way_back(self, robots: Tensor, positions: Tensor, n: int) -> Tensor:
-        """The next rows [Q, n, A] back along the trails of `robots` [Q], which are at `positions` [Q, A]."""
-        chunks = positions[:, None].repeat(1, n, 1)
-        for chunk, robot in zip(chunks, robots.tolist(), strict=True):
+    def way_back(self, robots: Tensor, commands: Tensor, n: int) -> Tensor:
+        """The next rows [Q, n, A] back along the trails of `robots` [Q], from their last commands [Q, A]."""
+        chunks = commands[:, None].repeat(1, n, 1)
+        for chunk, robot, at in zip(chunks, robots.tolist(), commands, strict=True):
             for row in range(n):
-                if self._trail[robot]:
-                    chunk[row:] = self._trail[robot].pop()
+                at = chunk[row] = self._step_back(robot, at)
         return chunks
+
+    def _step_back(self, robot: int, at: Tensor) -> Tensor:
+        """One row on from `at` along the trail, no farther than the robot has come in a tick."""
+        trail, left = self._trail[robot], self._fastest[robot]
+        while trail:
+            way = trail[-1] - at
+            distance = float(way.norm())
+            if distance > left:
+                return at + way * (left / distance)
+            at, left = trail.pop(), left - distance
+        return at
 
     def _count(self, robot: int, position: Tensor, is_troubled: bool) -> None:
         since = self._troubled_since[robot]

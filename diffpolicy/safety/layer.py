@@ -125,7 +125,8 @@ class SafetyLayer:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
         self._obstacles = self.safety.with_zones(obstacles.padded(self.safety.slots))
         self._memory.observe(plant_state, self._obstacles, time_s, self.safety.period_s, self.safety.acts_on_motion)
-        self._dead_end.visit(self._memory.start.state.position)
+        if self.safety.certify:
+            self._dead_end.visit(self._memory.start.state.position)
         self._cost_s = 0.0
 
     def plan(self, due: Tensor, propose: Propose) -> Actions:
@@ -152,7 +153,8 @@ class SafetyLayer:
         position = self._memory.start.state.position[due]
         stuck = self._dead_end.is_stuck(due, position, self._is_troubled(drawn, found)).nonzero().squeeze(1)
         if len(stuck):
-            drawn.chunks[stuck] = self._dead_end.way_back(due[stuck], position[stuck], self._n).float()
+            commands = self._memory.start.commands[due[stuck], -1]
+            drawn.chunks[stuck] = self._dead_end.way_back(due[stuck], commands, self._n).float()
             rung[stuck], found = RETREAT, found.replaced(stuck, self._certify(drawn.chunks[stuck], due[stuck]))
         return self._decided(due, drawn.chunks, found, rung, is_fresh=True)
 
@@ -190,8 +192,8 @@ class SafetyLayer:
 
         chunks = propose(robots, sample, None if self.safety.mode == "none" else projection)
         self._cost_s += sum(one.cost_s for one in made)
-        shift = made[0].shift[: len(robots)] if made else torch.zeros(len(robots))
-        is_open = made[0].is_open[: len(robots)] if made else torch.ones(len(robots), dtype=torch.bool)
+        shift = made[0].shift[: len(robots)].cpu() if made else torch.zeros(len(robots))
+        is_open = made[0].is_open[: len(robots)].cpu() if made else torch.ones(len(robots), dtype=torch.bool)
         return _Samples(torch.from_numpy(chunks), shift.clone(), is_open.clone())
 
     def _is_troubled(self, drawn: "_Samples", found: Certificate) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constraint import Constraint, Scene
+from diffpolicy.constraints.margins import substep_speed
 from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.separation import length
@@ -129,8 +130,8 @@ class Monitor:
     def _executed(self, start: Start, sent: Tensor, obstacles: list[Obstacles]) -> "_Executed":
         plant = self._plant
         trajectory = Trajectory(sent[:, None], start, plant, plant.period_s)
-        position, velocity = (part[:, 1:] for part in trajectory.motion)
-        at_rest = length(velocity) <= self._safety.assumptions.rest_speed
+        at_rest = substep_speed(*trajectory.motion, plant.substep_s) <= self._safety.assumptions.rest_speed
+        position = trajectory.motion[0][:, 1:]
         nothing = torch.full(position.shape[:2], torch.inf, dtype=torch.float64)
         near, moving, others = [nothing], [nothing], [nothing]
         for constraint in self._safety.constraints:

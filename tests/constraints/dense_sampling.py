@@ -130,10 +130,13 @@ def violation(
     if demands.speed is not None or demands.distance is not None:
         path, velocities = servo.motion(inputs, position, velocity)
         speeds = np.linalg.norm(velocities, axis=-1)
+        mean = np.linalg.norm(np.diff(path, axis=1), axis=-1) / servo.substep_s
+        # of a sub-step: at both of its ends and in the mean
+        over_all = np.concatenate([speeds[:, :1], np.maximum(np.maximum(speeds[:, 1:], speeds[:, :-1]), mean)], axis=1)
         if demands.speed is not None:
             worst = np.maximum(worst, speeds[:, 1:].max(1) - demands.speed)
         if demands.distance is not None:
-            near = _closeness(path, speeds, servo.substep_s, solids, demands.distance, demands.rest_speed)
+            near = _closeness(path, over_all, servo.substep_s, solids, demands.distance, demands.rest_speed)
             worst = np.maximum(worst, near)
     return worst
 

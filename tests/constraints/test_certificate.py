@@ -54,6 +54,20 @@ def certify(constraints, commands, start, obstacles: Obstacles, assumptions: Ass
     )
 
 
+def test_a_robot_counts_as_at_rest_only_where_its_whole_sub_step_is_slow() -> None:
+    """Its measured velocity of 0 may be 15 off; rest begins where what may be left of that is below rest_speed."""
+    servo = SERVO
+    assumed = Assumptions(velocity_error=15.0, rest_speed=5.0)
+    start, hold = at_rest(0.0, 0.0), torch.zeros(1, 1, 2)
+    position_tube, velocity_tube = assumed.tubes(PLANT, hold.double(), start)
+    slow = int((velocity_tube[0] > 5.0).sum())  # sub-steps that end faster; the one after them begins faster
+    assert 0 < slow < servo.substeps - 1
+    reach = 100.0 * servo.substep_s * (slow + 1) + float(position_tube[0, : slow + 1].max())
+    for gap, is_safe in ((reach - 0.01, False), (reach + 0.01, True)):
+        found = certify([KeepOut(0.0)], hold, start, disc(gap + 1.0, 0.0, 1.0, speed=100.0), assumed)
+        assert bool(found.can_stop) == is_safe
+
+
 @settings(BATCHES, max_examples=2000 // ROBOTS)
 @given(seed=SEEDS)
 @example(seed=265740459)  # within a segment, the larger error of its two ends counts

@@ -142,3 +142,9 @@ def test_batches_are_one_by_one() -> None:
     torch.testing.assert_close(
         found, torch.tensor(one_by_one, dtype=torch.float64), rtol=0.0, atol=1e-14
     )  # order of sums
+
+
+def test_numbers_whose_squares_overflow_are_not_called_clear() -> None:
+    corners = torch.tensor([[-1e160, -1e160], [1e160, -1e160], [1e160, 1e160], [-1e160, 1e160]], dtype=torch.float64)
+    distance, _ = separation(torch.zeros(1, 2, 2, dtype=torch.float64), corners[None])
+    assert float(distance) < 0.0

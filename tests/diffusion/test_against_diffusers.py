@@ -183,7 +183,7 @@ def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, s
 @pytest.mark.parametrize("schedule", [vp(1000), karras(1000, 0.002, 80.0, 0.5)], ids=["vp", "karras"])
 def test_heun(schedule, steps: int) -> None:
     """Theirs walks in x / alpha, and has no churn."""
-    table = build_sampler(schedule, SamplerConfig(name="heun", steps=steps))
+    table = build_sampler(schedule, SamplerConfig(name="heun", steps=steps, spacing="trailing"))
     scheduler = HeunDiscreteScheduler(prediction_type="sample")
     scheduler.set_timesteps(steps)
     scheduler.sigmas = twice_between(with_zero(table.now.sigma / table.now.alpha)[[*range(0, 2 * steps - 1, 2), -1]])

@@ -49,19 +49,26 @@ def test_trouble_that_ends_is_forgotten() -> None:
         assert not dead_end.is_stuck(ROBOTS, at(50.0), is_troubled).any()
 
 
-def test_the_way_back_is_the_way_there_reversed_and_ends_where_it_began() -> None:
+def test_the_way_back_is_the_way_there_reversed_as_fast_as_it_was_walked_and_ends_where_it_began() -> None:
     dead_end = walked(30)
-    x = [dead_end.way_back(ROBOTS[:1], at(30.0)[:1], 3)[0, :, 0].tolist() for _ in range(2)]
-    assert x == [[30.0, 20.0, 10.0], [0.0, 0.0, 0.0]]
-    (rows,) = dead_end.way_back(ROBOTS[:1], at(0.0)[:1], 3)
-    assert rows[:, 0].tolist() == [0.0, 0.0, 0.0]
+    x = [dead_end.way_back(ROBOTS[:1], at(start)[:1], 2)[0, :, 0].tolist() for start in (30.0, 10.0, 0.0)]
+    assert x == [[20.0, 10.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_robot_that_walked_slowly_goes_back_slowly() -> None:
+    dead_end = DeadEnd(2, HALF_RANGE)
+    for x in range(31):
+        dead_end.visit(at(float(x)))
+    (rows,) = dead_end.way_back(ROBOTS[:1], at(30.0)[:1], 8)
+    assert rows[:, 0].diff().abs().max() <= 1.0
+    assert rows[-1, 0] == 22.0
 
 
 def test_a_new_episode_has_no_trail() -> None:
     dead_end = walked(30)
     dead_end.forget(torch.tensor([True, False]))
-    rows = dead_end.way_back(ROBOTS, at(7.0), 2)
-    assert rows[..., 0].tolist() == [[7.0, 7.0], [30.0, 20.0]]
+    rows = dead_end.way_back(ROBOTS, at(30.0), 2)
+    assert rows[..., 0].tolist() == [[30.0, 30.0], [20.0, 10.0]]
 
 
 def test_a_controller_sends_only_what_is_clear_on_the_way_back_too(small_policy) -> None:

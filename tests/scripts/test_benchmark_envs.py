@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PEER_PYTHON = os.environ.get("DIFFPOLICY_PEER_PYTHON")
 
 
 def benchmark(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "benchmark_envs.py"), f"hydra.run.dir={folder}", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run("benchmark_envs.py", f"hydra.run.dir={folder}", *overrides)
 
 
 def work(python: str, name: str, seeds: list[int], steps: int) -> list[dict]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 LEROBOT_PYTHON = os.environ.get("DIFFPOLICY_LEROBOT_PYTHON")
@@ -27,22 +28,19 @@ SMALL = [
 
 
 def benchmark(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "benchmark_inference.py"), f"hydra.run.dir={folder}", *SMALL, *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return run("benchmark_inference.py", f"hydra.run.dir={folder}", *SMALL, *overrides)
 
 
 def test_writes_json_csv_and_figure(tmp_path: Path) -> None:
-    result = benchmark(tmp_path, "threads=[1,2]")
+    result = benchmark(tmp_path)
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "benchmark_inference.json").read_text(encoding="utf-8"))
     names = ["diffpolicy", "plain"]
-    assert sorted((line["threads"], line["name"]) for line in written["summary"]) == [
-        (threads, name) for threads in (1, 2) for name in names
-    ]
+    assert sorted((line["threads"], line["name"]) for line in written["summary"]) == [(1, name) for name in names]
     ours = [line for line in written["summary"] if line["name"] == "diffpolicy"]
     assert all(line["ratio"] == line["cpu_ratio"] == 1.0 for line in ours)
     with (tmp_path / "benchmark_inference.csv").open(encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == len(written["blocks"]) == 4
+        assert len(list(csv.DictReader(file))) == len(written["blocks"]) == 2
     assert (tmp_path / "benchmark_inference.png").stat().st_size > 1000
 
 

@@ -3,8 +3,6 @@
 import csv
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from commands import run
 
 from diffpolicy.config import ModelConfig, PolicyConfig
 from diffpolicy.policy import DiffusionPolicy
@@ -35,11 +34,6 @@ def reach_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repository / "scripts" / "benchmark_safety.py"), *arguments]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
-
-
 def rows_of(folder: Path) -> list[dict]:
     rows = json.loads((folder / "safety.json").read_text())["rows"]
     with (folder / "safety.csv").open() as file:
@@ -54,10 +48,14 @@ def tables(repository: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleTyp
     return importlib.import_module("safety_scenes"), importlib.import_module("safety_methods")
 
 
-def test_every_method_gives_a_row(repository: Path, reach_checkpoint: Path, tmp_path: Path, tables) -> None:
+def test_every_method_gives_a_row(reach_checkpoint: Path, tmp_path: Path, tables) -> None:
     _, methods = tables
     result = run(
-        repository, f"checkpoint={reach_checkpoint}", "scenes=[symmetric]", *COMMON, f"hydra.run.dir={tmp_path}"
+        "benchmark_safety.py",
+        f"checkpoint={reach_checkpoint}",
+        "scenes=[symmetric]",
+        *COMMON,
+        f"hydra.run.dir={tmp_path}",
     )
     assert result.returncode == 0, result.stderr
     rows = {row["method"]: row for row in rows_of(tmp_path)}
@@ -72,13 +70,11 @@ def test_every_method_gives_a_row(repository: Path, reach_checkpoint: Path, tmp_
             assert row["certified_rate"] == 0.0
 
 
-def test_what_is_promised_holds_with_every_fault(
-    repository: Path, reach_checkpoint: Path, tmp_path: Path, tables
-) -> None:
+def test_what_is_promised_holds_with_every_fault(reach_checkpoint: Path, tmp_path: Path, tables) -> None:
     scenes, _ = tables
     faults = ",".join(scenes.FAULTS)
     settings = ["methods=[ours_1]", f"faults=[{faults}]", "scenes=[random,moving,appears]", *COMMON]
-    result = run(repository, f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
+    result = run("benchmark_safety.py", f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     rows = rows_of(tmp_path)
     assert len(rows) == 3 * len(scenes.FAULTS)
@@ -87,22 +83,16 @@ def test_what_is_promised_holds_with_every_fault(
         assert row["unchecked_ticks"] == 0 or row["fault"] == "late", row  # two ticks in one
 
 
-def test_pusht_keeps_out_of_a_zone_that_its_observation_does_not_show(
-    repository: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_pusht_keeps_out_of_a_zone_that_its_observation_does_not_show(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = ["scenes=[pusht,pusht_appears]", "methods=[ours_1]", *COMMON]
-    result = run(repository, f"checkpoint={tiny_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
+    result = run("benchmark_safety.py", f"checkpoint={tiny_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert [row["violations"] for row in rows_of(tmp_path)] == [0, 0]
 
 
-def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(
-    repository: Path, reach_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(reach_checkpoint: Path, tmp_path: Path) -> None:
     settings = ["modes=[last,every_step]", "candidates=[1,2]", "batches=[1,3]", "starts=1", "sampler.steps=2"]
-    script = str(repository / "scripts" / "benchmark_planning.py")
-    command = [sys.executable, script, f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}"]
-    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    result = run("benchmark_planning.py", f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "benchmark_planning.json").read_text())["rows"]
     found = [(row["batch"], row["mode"], row["candidates"]) for row in rows]
@@ -113,8 +103,8 @@ def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(
 
 
 @pytest.mark.parametrize("choice", ["scenes=[nowhere]", "methods=[hope]", "faults=[gremlins]"])
-def test_what_does_not_exist_is_named_before_any_work(repository: Path, tiny_checkpoint: Path, choice: str) -> None:
-    result = run(repository, f"checkpoint={tiny_checkpoint}", choice)
+def test_what_does_not_exist_is_named_before_any_work(tiny_checkpoint: Path, choice: str) -> None:
+    result = run("benchmark_safety.py", f"checkpoint={tiny_checkpoint}", choice)
     assert result.returncode == 1
     assert "is unknown, expected one of" in result.stderr
 

@@ -1,23 +1,22 @@
-"""The training benchmark: its files, what it refuses, and that the contestants learn the same thing."""
+"""The training benchmark: its files, what it refuses, and that the contestants begin from the same kind of loss."""
 
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
 
-def benchmark(repository: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repository / "scripts" / "benchmark_training.py"), f"hydra.run.dir={folder}"]
-    return subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300)
-
-
-def test_contestants_start_from_the_same_loss_and_files_are_written(repository: Path, tmp_path: Path) -> None:
+def test_contestants_start_from_the_same_loss_and_files_are_written(tmp_path: Path) -> None:
     settings = ["models=[unet_small]", "threads=[1]", "workers=1", "blocks=2", "steps_per_block=2"]
-    result = benchmark(repository, tmp_path, *settings, "settings=['task=pusht','trainer.batch_size=64']")
+    result = run(
+        "benchmark_training.py",
+        f"hydra.run.dir={tmp_path}",
+        *settings,
+        "settings=['task=pusht','trainer.batch_size=64']",
+    )
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "benchmark_training.json").read_text(encoding="utf-8"))
     assert {line["name"] for line in written["summary"]} == {"diffpolicy", "plain"}
@@ -35,8 +34,8 @@ def test_contestants_start_from_the_same_loss_and_files_are_written(repository: 
         ("blocks=1", "blocks 1 must be at least 2"),
     ],
 )
-def test_errors_name_the_cause(repository: Path, tmp_path: Path, override: str, message: str) -> None:
-    result = benchmark(repository, tmp_path, override)
+def test_errors_name_the_cause(tmp_path: Path, override: str, message: str) -> None:
+    result = run("benchmark_training.py", f"hydra.run.dir={tmp_path}", override)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr)

@@ -1,4 +1,4 @@
-"""Hydra's sweeps: one run folder per setting, one after the other or side by side."""
+"""Hydra's sweeps: one run folder per setting, side by side."""
 
 import subprocess
 import sys
@@ -10,7 +10,6 @@ from walk import record
 from diffpolicy import DiffusionPolicy
 
 LAUNCHERS = {
-    "basic": [],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit": ["hydra/launcher=submitit_local"],  # its own queue, on this machine; submitit_slurm has the same part
 }

@@ -2,25 +2,19 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from commands import run
 
 from diffpolicy import DiffusionPolicy, SamplerConfig
 from diffpolicy.config import GuidanceConfig
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "device=cpu"]
-
-
-def run(repository: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repository / "scripts" / script), *arguments]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -36,38 +30,38 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pusht_run(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pusht_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps on the shipped demonstrations, evaluated on the way."""
     folder = tmp_path_factory.mktemp("run") / "pusht"
     steps = ["trainer.steps=2", "evaluation.episodes=1", "sampler.steps=1", f"hydra.run.dir={folder}"]
-    result = run(repository, "train_policy.py", "task=pusht", *TINY, *steps)
+    result = run("train_policy.py", "task=pusht", *TINY, *steps)
     assert result.returncode == 0, result.stderr
     return folder
 
 
-def test_own_data_trains_without_an_env_and_resumes(repository: Path, toy_data: Path, tmp_path: Path) -> None:
+def test_own_data_trains_without_an_env_and_resumes(toy_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["task=custom", f"data.path={toy_data}", "data.observations={pose: ['pose[:2]']}", *TINY]
     arguments += ["trainer.steps=6", "trainer.checkpoint_every=3", f"hydra.run.dir={folder}"]
-    result = run(repository, "train_policy.py", *arguments)
+    result = run("train_policy.py", *arguments)
     assert result.returncode == 0, result.stderr
     policy = DiffusionPolicy.from_pretrained(folder / "checkpoints" / "last")
     assert policy.config.observations == {"pose": 2}
     assert policy.metadata["step"] == 6
 
-    again = run(repository, "train_policy.py", *arguments)
+    again = run("train_policy.py", *arguments)
     assert again.returncode == 1
     assert "holds a run; add resume=true" in again.stderr
     (folder / "checkpoints" / "last").unlink()
     (folder / "checkpoints" / "last").symlink_to("step_3")
-    assert run(repository, "train_policy.py", *arguments, "resume=true").returncode == 0
+    assert run("train_policy.py", *arguments, "resume=true").returncode == 0
     assert (folder / "checkpoints" / "last").readlink() == Path("step_6")
 
 
-def test_wandb_offline_records_the_metrics(repository: Path, toy_data: Path, tmp_path: Path) -> None:
+def test_wandb_offline_records_the_metrics(toy_data: Path, tmp_path: Path) -> None:
     arguments = ["task=custom", f"data.path={toy_data}", "data.observations={pose: [pose]}", *TINY]
     arguments += ["trainer.steps=4", "trainer.log_every=2", f"hydra.run.dir={tmp_path}"]
-    result = run(repository, "train_policy.py", *arguments, "logger=wandb", "logger.mode=offline")
+    result = run("train_policy.py", *arguments, "logger=wandb", "logger.mode=offline")
     assert result.returncode == 0, result.stderr
     (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = record.read_bytes()
@@ -86,10 +80,10 @@ def test_a_run_folder_holds_what_it_promises(pusht_run: Path) -> None:
     assert "path: data/pusht_expert.zarr.zip" in config
 
 
-def test_evaluation_writes_results_and_videos_that_play(repository: Path, pusht_run: Path, tmp_path: Path) -> None:
+def test_evaluation_writes_results_and_videos_that_play(pusht_run: Path, tmp_path: Path) -> None:
     checkpoint = pusht_run / "checkpoints" / "last"
     arguments = [f"checkpoint={checkpoint}", "task=pusht", "episodes=2", "videos=1", "sampler.steps=1"]
-    result = run(repository, "evaluate_policy.py", *arguments, "inference_batch=8", f"hydra.run.dir={tmp_path}")
+    result = run("evaluate_policy.py", *arguments, "inference_batch=8", f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     expected = {"version", "commit", "task", "checkpoint", "sampler", "steps", "device", "start_rule", "n_episodes"}
@@ -103,10 +97,10 @@ def test_evaluation_writes_results_and_videos_that_play(repository: Path, pusht_
     assert imageio.imread(video).shape == (results["episodes"][0]["length"] + 1, 512, 512, 3)
 
 
-def test_the_benchmark_writes_table_csv_json_and_plot(repository: Path, pusht_run: Path, tmp_path: Path) -> None:
+def test_the_benchmark_writes_table_csv_json_and_plot(pusht_run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={pusht_run / 'checkpoints' / 'last'}", "samplers={ddpm: [2], ddim: [2, 1]}"]
-    arguments += ["episodes=1", "inference_batch=8", f"hydra.run.dir={tmp_path}"]
-    result = run(repository, "benchmark_samplers.py", *arguments)
+    arguments += ["episodes=1", "inference_batch=8", "latency_calls=1", f"hydra.run.dir={tmp_path}"]
+    result = run("benchmark_samplers.py", *arguments)
     assert result.returncode == 0, result.stderr
     with (tmp_path / "benchmark_samplers.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -122,8 +116,14 @@ def test_every_sampler_works_from_the_command_line(repository: Path, shipped_che
     """All on the shipped checkpoint but flow_heun, which needs the straight path."""
     names = sorted({path.stem for path in (repository / "configs" / "sampler").glob("*.yaml")} - {"flow_heun"})
     samplers = "{" + ", ".join(f"{name}: [2]" for name in names) + "}"
-    arguments = [f"checkpoint={shipped_checkpoint}", f"samplers={samplers}", "episodes=1", "inference_batch=8"]
-    result = run(repository, "benchmark_samplers.py", *arguments, f"hydra.run.dir={tmp_path}")
+    arguments = [
+        f"checkpoint={shipped_checkpoint}",
+        f"samplers={samplers}",
+        "episodes=1",
+        "inference_batch=8",
+        "latency_calls=1",
+    ]
+    result = run("benchmark_samplers.py", *arguments, f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     reports = json.loads((tmp_path / "benchmark_samplers.json").read_text())["reports"]
     assert [one["sampler"]["name"] for one in reports] == names
@@ -131,13 +131,11 @@ def test_every_sampler_works_from_the_command_line(repository: Path, shipped_che
 
 
 @pytest.mark.parametrize("diffusion", ["v", "flow", "edm", "score"])
-def test_every_objective_trains_and_is_sampled(
-    repository: Path, toy_data: Path, tmp_path: Path, diffusion: str
-) -> None:
+def test_every_objective_trains_and_is_sampled(toy_data: Path, tmp_path: Path, diffusion: str) -> None:
     arguments = ["task=custom", f"data.path={toy_data}", "data.observations={pose: [pose]}", *TINY]
     arguments += [f"diffusion={diffusion}", "diffusion.condition_dropout=0.1", "trainer.steps=3"]
     arguments += [f"hydra.run.dir={tmp_path}"]
-    result = run(repository, "train_policy.py", *arguments)
+    result = run("train_policy.py", *arguments)
     assert result.returncode == 0, result.stderr
     policy = DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last")
     name = "flow_heun" if diffusion == "flow" else "heun"
@@ -163,8 +161,8 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS)
-def test_a_training_error_is_one_clear_message(repository: Path, tmp_path: Path, arguments, message: str) -> None:
-    result = run(repository, "train_policy.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_training_error_is_one_clear_message(tmp_path: Path, arguments, message: str) -> None:
+    result = run("train_policy.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
@@ -184,11 +182,9 @@ EVALUATION_ERRORS = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), EVALUATION_ERRORS.values(), ids=EVALUATION_ERRORS)
-def test_an_evaluation_error_is_one_clear_message(
-    repository: Path, pusht_run: Path, tmp_path: Path, arguments, message: str
-) -> None:
+def test_an_evaluation_error_is_one_clear_message(pusht_run: Path, tmp_path: Path, arguments, message: str) -> None:
     filled = [argument.format(run=pusht_run / "checkpoints" / "last") for argument in arguments]
-    result = run(repository, "evaluate_policy.py", *filled, f"hydra.run.dir={tmp_path / 'evaluation'}")
+    result = run("evaluate_policy.py", *filled, f"hydra.run.dir={tmp_path / 'evaluation'}")
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr + result.stdout

@@ -1,0 +1,51 @@
+"""Which of several certified samples is taken."""
+
+import pytest
+import torch
+from world import PERIOD_S, PLANT, both, safety
+
+from diffpolicy.constraints.certificate import Certificate
+from diffpolicy.constraints.keep_out import KeepOut
+from diffpolicy.constraints.obstacles import Obstacles, disc, no_obstacles
+from diffpolicy.constraints.plant import State
+from diffpolicy.constraints.projector import Projector
+from diffpolicy.constraints.trajectory import Start
+from diffpolicy.safety.layer import _Samples
+from diffpolicy.safety.step_projection import StepProjection
+
+
+def certified(rows: list[int]) -> Certificate:
+    length = torch.tensor(rows)
+    nothing = torch.zeros(len(rows), 1, 1, 1)
+    return Certificate(length, nothing[:, :, 0, 0], nothing)
+
+
+def test_certified_rows_count_most_then_whether_they_lead_on_then_how_little_they_were_moved() -> None:
+    rising = [(1, True, 0.0), (2, False, 9.0), (2, False, 0.1), (2, True, 0.5), (2, True, 0.0), (3, False, 5.0)]
+    rows, leads_on, shift = zip(*rising, strict=True)
+    samples = _Samples(torch.zeros(len(rows), 1, 1), torch.tensor(shift), torch.tensor(leads_on))
+    worth = samples.worth(certified(list(rows)))
+    assert (worth.diff() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("obstacles", "is_open", "is_moved"),
+    [(no_obstacles(2), True, False), (disc(9.0, 2.0, 0.5), False, False), (disc(4.0, 2.0, 0.5), None, True)],
+    ids=["free", "barred beyond its end", "barred on the way"],
+)
+def test_a_plan_knows_whether_it_leads_on_and_how_far_it_was_moved(
+    obstacles: Obstacles, is_open: bool | None, is_moved: bool
+) -> None:
+    """Ten rows along x, from 2 to 6; straight on, they would come to 10."""
+    demanded = safety([KeepOut(0.2, acts_on="commands")], mode="last")
+    metric = torch.full((2,), 0.04)
+    projector = Projector(demanded.constraints, PLANT, PERIOD_S, 10, metric, demanded.all_slots)
+    at = torch.full((2, 2), 2.0, dtype=torch.float64)
+    start = Start(State(at, torch.zeros_like(at)), at[:, None].repeat(1, 3, 1))
+    there = both(obstacles) if len(obstacles.radius) == 1 else obstacles
+    projection = StepProjection(demanded, projector, projector.task(start, there.padded(6)), present=0, steps=0)
+    x = torch.linspace(2.4, 6.0, 10).expand(2, -1)
+    projection(torch.stack([x, torch.full_like(x, 2.0)], dim=-1), None)
+    assert (projection.shift > 0.02).tolist() == [is_moved] * 2
+    if is_open is not None:
+        assert projection.is_open.tolist() == [is_open] * 2
