@@ -33,7 +33,9 @@ from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.settings import Safety
 
 NAME = "safety"
-UNTIMED = dict.fromkeys(("latency_p50_ms", "latency_p95_ms", "latency_ratio", "latency_p95_ratio"), math.nan)
+UNTIMED: dict[str, float] = dict.fromkeys(
+    ("latency_p50_ms", "latency_p95_ms", "latency_ratio", "latency_p95_ratio"), math.nan
+)
 
 
 @dataclass
