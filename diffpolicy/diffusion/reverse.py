@@ -6,7 +6,6 @@ is what `project` returned. There is no look-up, branch on data or host synchron
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.samplers.table import Row, StepTable
@@ -29,14 +28,16 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     """
     if len(noise) != len(table) + 1:
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
-    x = table.rows[0].sigma * noise[0]
+    draws = noise.unbind(0)
+    x = table.rows[0].sigma * draws[0]
     past: list[Tensor] = []
     for i, row in enumerate(table.rows):
         clean = project(denoise(x, row), row)
-        x = row.b * clean if row.a == 0.0 else torch.add(row.b * clean, x, alpha=row.a)
-        for coefficient, earlier in zip(row.c, reversed(past), strict=False):
-            x = torch.add(x, earlier, alpha=coefficient)
+        x = clean * row.b if row.a == 0.0 else (clean * row.b).add_(x, alpha=row.a)
+        for coefficient, earlier in zip(row.c, past, strict=False):
+            x.add_(earlier, alpha=coefficient)
         if row.s != 0.0:
-            x = torch.add(x, noise[i + 1], alpha=row.s)
-        past = [*past, clean][-len(row.c) :] if row.c else []
+            x.add_(draws[i + 1], alpha=row.s)
+        if row.c:
+            past = [clean, *past[: len(row.c) - 1]]
     return x
