@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmark_files import write_rows
+from benchmark_files import with_range, write_rows
 from child import Child
 from cli import command
 
@@ -104,8 +104,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         reference = "gym-pusht" if has_peer else name
         ratios = [rates[block, name, wrapping] / rates[block, reference, wrapping] for block in blocks]
         line = {"name": name, "wrapping": wrapping, "median": statistics.median(speeds)}
-        line |= {"lowest": min(speeds), "highest": max(speeds), "ratio": statistics.median(ratios)}
-        line |= {"ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
+        line |= {"lowest": min(speeds), "highest": max(speeds), **with_range("ratio", ratios)}
         line |= {key: statistics.mean(row[key] for row in own) for key in ("contact", "reward")}
         summary.append(line)
     return sorted(summary, key=lambda line: (line["wrapping"], line["name"]))

@@ -1,7 +1,11 @@
-"""What every benchmark leaves behind: NAME.json with everything, NAME.csv with a line per row; the .png is its own."""
+"""What every benchmark leaves behind: NAME.json with everything, NAME.csv with a line per row; the .png is its own.
+
+And how what was measured in turns is told: as a median with its range.
+"""
 
 import csv
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,3 +20,8 @@ def write_rows(folder: Path, name: str, document: Mapping[str, Any], rows: Seque
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def with_range(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Their median as `name`, with NAME_lowest and NAME_highest."""
+    return {name: statistics.median(values), f"{name}_lowest": min(values), f"{name}_highest": max(values)}

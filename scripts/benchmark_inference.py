@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from benchmark_files import write_rows
+from benchmark_files import with_range, write_rows
 from child import Child
 from cli import command
 from inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
@@ -153,8 +153,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         line = {"model": model, "threads": threads, "name": name}
         for kind, prefix in (("wall_ms", "ratio"), ("cpu_ms", "cpu_ratio")):
             ratios = [found[model, threads, OURS, row["block"]][kind] / row[kind] for row in own]
-            line |= {kind: statistics.median(row[kind] for row in own), prefix: statistics.median(ratios)}
-            line |= {f"{prefix}_lowest": min(ratios), f"{prefix}_highest": max(ratios)}
+            line |= {kind: statistics.median(row[kind] for row in own), **with_range(prefix, ratios)}
         summary.append(line)
     return sorted(summary, key=lambda line: (line["model"], line["threads"], line["cpu_ms"]))
 

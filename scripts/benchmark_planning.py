@@ -4,7 +4,6 @@ The controller without safety and with it, in turns, from the same episode start
 and .md.
 """
 
-import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from benchmark_files import write_rows
 from cli import command
+from planning_time import WARM_UP, planning_times_ms
 from safety_scenes import SCENES, register_scene
 from tqdm import tqdm
 
@@ -21,13 +21,10 @@ from diffpolicy.controller import PolicyController
 from diffpolicy.device import choose_device
 from diffpolicy.files import write_text
 from diffpolicy.policy import DiffusionPolicy
-from diffpolicy.rollout import make_vector_env, observation_by_key
 from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.settings import Safety
 
 NAME = "benchmark_planning"
-WARM_UP = 2  # starts that are not counted
 
 
 @dataclass
@@ -68,31 +65,11 @@ def measure(
     for mode in config.modes:
         for k in config.candidates:
             controllers[mode, k] = PolicyController(policy, sampler, safety=replace(safety, mode=mode, candidates=k))
-    times: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in controllers}
     env_config = register_scene(config.scene, "none", None)
-    env = make_vector_env(env_config, batch)
-    try:
-        for start in tqdm(range(WARM_UP + config.starts), unit="start", desc=f"batch {batch}"):
-            seeds = [config.seed + batch * start + robot for robot in range(batch)]
-            observation, info = env.reset(seed=seeds, options=env_config.reset_options)  # pyright: ignore[reportArgumentType]
-            readings = Readings()
-            readings.update(info, np.ones(batch, dtype=bool))
-            seen = observation_by_key(observation, policy)
-            for key, controller in controllers.items():
-                controller.reset(seeds)
-                times[key].append(tick_ms(controller, seen, readings))
-    finally:
-        env.close()
-    plain = np.median(times["none", 1][WARM_UP:], axis=0)
-    return [row(batch, mode, k, np.array(taken[WARM_UP:]), plain) for (mode, k), taken in times.items()]
-
-
-def tick_ms(controller: PolicyController, observation: Any, readings: Readings) -> tuple[float, float]:
-    """Of the clock and of the processor, all threads together."""
-    state, obstacles = (readings.plant_state, readings.obstacles) if controller.safety else (None, None)
-    began, began_work = time.perf_counter(), time.process_time()
-    controller.select_action(observation, state, obstacles)
-    return 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
+    starts = tqdm(range(WARM_UP + config.starts), unit="start", desc=f"batch {batch}")
+    times = planning_times_ms(policy, controllers, env_config, batch, config.seed, starts)
+    plain = np.median(times["none", 1], axis=0)
+    return [row(batch, mode, k, taken, plain) for (mode, k), taken in times.items()]
 
 
 def row(batch: int, mode: str, k: int, times: Any, plain: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ One set of weights and seeds for all methods. Writes safety.json (`rows`), safet
 """
 
 import math
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from benchmark_files import write_rows
 from cli import command
 from matplotlib.figure import Figure
+from planning_time import WARM_UP, planning_times_ms
 from safety_methods import COMPARED, METHODS
 from safety_scenes import FAULTS, SCENES, Faulty, register_scene
 from tqdm import tqdm
@@ -26,10 +26,9 @@ from diffpolicy.evaluation import check_evaluation
 from diffpolicy.files import write_text
 from diffpolicy.intervals import wilson_interval
 from diffpolicy.policy import DiffusionPolicy
-from diffpolicy.rollout import Episode, make_vector_env, observation_by_key, rollout
+from diffpolicy.rollout import Episode, make_vector_env, rollout
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.monitor import EpisodeRecord, Monitor
-from diffpolicy.safety.readings import Readings
 from diffpolicy.safety.settings import Safety
 
 NAME = "safety"
@@ -195,24 +194,11 @@ def latency_ms(
     policy: DiffusionPolicy, config: BenchmarkSafetyConfig, env_config: EnvConfig, safety: Safety, method: str
 ) -> dict[str, float]:
     """Milliseconds of a tick that plans, for one robot, and over no safety; interleaved, over the episodes' starts."""
-    times: dict[str, list[float]] = {"none": [], "method": []}
     make = {"none": METHODS["none"], "method": METHODS[method]}
-    controllers = {name: make[name](policy, config.sampler, safety, 1) for name in times}
-    env = make_vector_env(env_config, 1)
-    try:
-        for seed in range(config.seed, config.seed + config.latency_chunks + 2):
-            observation, info = env.reset(seed=seed, options=env_config.reset_options)
-            readings = Readings()
-            readings.update(info, np.ones(1, dtype=bool))
-            for name, controller in controllers.items():
-                controller.reset([seed])
-                seen = observation_by_key(observation, policy)
-                began = time.perf_counter()
-                controller.select_action(seen, readings.plant_state, readings.obstacles)
-                times[name].append(1e3 * (time.perf_counter() - began))
-    finally:
-        env.close()
-    (p50, p95), plain = np.percentile(times["method"][2:], (50, 95)), np.percentile(times["none"][2:], (50, 95))
+    controllers = {name: make[name](policy, config.sampler, safety, 1) for name in make}
+    starts = range(config.latency_chunks + WARM_UP)
+    times = planning_times_ms(policy, controllers, env_config, 1, config.seed, starts)
+    (p50, p95), plain = (np.percentile(times[name][:, 0], (50, 95)) for name in ("method", "none"))
     return dict(zip(UNTIMED, map(float, (p50, p95, p50 / plain[0], p95 / plain[1])), strict=True))
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from benchmark_files import write_rows
+from benchmark_files import with_range, write_rows
 from child import Child
 from cli import command
 from matplotlib.figure import Figure
@@ -85,8 +85,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         ratios = [value / seconds[model, threads, OURS, block] for block, value in own.items()]
         rate = 1.0 / statistics.median(own.values())
         line = {"model": model, "threads": threads, "name": name, "steps_per_second": rate}
-        line |= {"ratio": statistics.median(ratios), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
-        lines.append(line)
+        lines.append(line | with_range("ratio", ratios))
     return lines
 
 

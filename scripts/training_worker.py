@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffpolicy.config import TrainConfig
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.sources import find_data_set
-from diffpolicy.data.windows import window_indices
+from diffpolicy.data.windows import split_episodes, window_indices
 from diffpolicy.networks import conv
 from diffpolicy.trainer import Trainer
 
@@ -114,7 +114,7 @@ class Windows(Dataset[dict[str, Tensor]]):
     def __init__(self, config: TrainConfig, data: Demonstrations) -> None:
         window = config.window
         pad = window.n_obs_steps - 1, window.n_action_steps - 1
-        episodes = np.arange(data.n_episodes)
+        episodes, _ = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
         self._index = window_indices(data.episode_ends, window.horizon, *pad, episodes)
         self._actions = normalised(data.actions.numpy())
         self._observations = normalised(np.concatenate([v.numpy() for v in data.observations.values()], axis=1))

@@ -41,9 +41,9 @@ class PlanReport:
         certified: [B], whether a certificate holds for the action and for a way to stop after it.
         margin: [B], the least margin of what is to be sent, in units of the tightest constraint; NaN where the
             certificate is an earlier one's, or none.
-        rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample),
-            retreat (back out of a dead end), prefix (certified
-            rows, then a way to stop), stored (the way to stop of an earlier certificate), hold.
+        rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample), retreat
+            (back out of a dead end), prefix (certified rows, then a way to stop), stored (the way to stop of an earlier
+            certificate), hold.
         alarm: [B], where nothing certified is left and the robot is told to hold: call somebody.
         cost_ms: of projection and certificate, all robots together.
     """
