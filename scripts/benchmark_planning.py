@@ -1,6 +1,6 @@
 """What safety adds to a tick that plans: python scripts/benchmark_planning.py checkpoint=RUN/checkpoints/last
 
-The controller without safety and with it, in turns, from the same episode starts. Writes benchmark_planning.json, .csv
+The controller without safety and with it drive the same episodes, in turns. Writes benchmark_planning.json, .csv
 and .md.
 """
 
@@ -37,15 +37,16 @@ class BenchmarkPlanningConfig:
     candidates: list[int] = field(default_factory=lambda: [1, 4, 8])
     batches: list[int] = field(default_factory=lambda: [1, 64])
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    starts: int = 20
+    episodes: int = 6
+    max_ticks: int | None = None
     seed: int = 60_000
     device: str = "auto"
 
 
 @command(NAME, BenchmarkPlanningConfig)
 def main(config: BenchmarkPlanningConfig, folder: Path) -> None:
-    if config.starts < 1 or min(config.batches, default=0) < 1:
-        raise ValueError(f"starts {config.starts} and batches {config.batches} must be at least 1")
+    if config.episodes < 1 or min(config.batches, default=0) < 1:
+        raise ValueError(f"episodes {config.episodes} and batches {config.batches} must be at least 1")
     demands = lookup(SCENES, "scene", config.scene).demands
     policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     safety = build_safety(demands)
@@ -65,15 +66,15 @@ def measure(
     for mode in config.modes:
         for k in config.candidates:
             controllers[mode, k] = PolicyController(policy, sampler, safety=replace(safety, mode=mode, candidates=k))
-    env_config = register_scene(config.scene, "none", None)
-    starts = tqdm(range(WARM_UP + config.starts), unit="start", desc=f"batch {batch}")
-    times = planning_times_ms(policy, controllers, env_config, batch, config.seed, starts)
+    env_config = register_scene(config.scene, "none", config.max_ticks)
+    rounds = tqdm(range(WARM_UP + config.episodes), unit="episode", desc=f"batch {batch}")
+    times = planning_times_ms(controllers, env_config, batch, config.seed, rounds)
     plain = np.median(times["none", 1], axis=0)
     return [row(batch, mode, k, taken, plain) for (mode, k), taken in times.items()]
 
 
 def row(batch: int, mode: str, k: int, times: Any, plain: Any) -> dict[str, Any]:
-    """Of times [starts, 2], over the median ones without safety [2]."""
+    """Of times [ticks, 2], over the median ones without safety [2]."""
     p50, p95 = (float(found) for found in np.percentile(times[:, 0], (50, 95)))
     ratio, cpu_ratio = (float(found) for found in np.median(times, axis=0) / plain)
     return {

@@ -49,7 +49,7 @@ class BenchmarkSafetyConfig:
     episodes: int = 200
     seed: int = 100_000
     inference_batch: int = 64
-    latency_chunks: int = 20
+    latency_episodes: int = 2
     max_ticks: int | None = None
     device: str = "auto"
 
@@ -123,7 +123,7 @@ def measure(
         episodes = rollout(controller, env, seeds, env_config.reset_options, on_tick=watch)
     finally:
         env.close()
-    is_timed = fault == "none" and config.latency_chunks > 0
+    is_timed = fault == "none" and config.latency_episodes > 0
     latency = latency_ms(policy, config, env_config, safety, method) if is_timed else UNTIMED
     return {"scene": scene, "fault": fault, "method": method, **summary(episodes, watch), **latency}
 
@@ -193,11 +193,11 @@ def jerk(record: EpisodeRecord) -> float:
 def latency_ms(
     policy: DiffusionPolicy, config: BenchmarkSafetyConfig, env_config: EnvConfig, safety: Safety, method: str
 ) -> dict[str, float]:
-    """Milliseconds of a tick that plans, for one robot, and over no safety; interleaved, over the episodes' starts."""
+    """Milliseconds of a tick that plans, for one robot, and over no safety; in turns, over whole episodes."""
     make = {"none": METHODS["none"], "method": METHODS[method]}
     controllers = {name: make[name](policy, config.sampler, safety, 1) for name in make}
-    starts = range(config.latency_chunks + WARM_UP)
-    times = planning_times_ms(policy, controllers, env_config, 1, config.seed, starts)
+    rounds = range(config.latency_episodes + WARM_UP)
+    times = planning_times_ms(controllers, env_config, 1, config.seed, rounds)
     (p50, p95), plain = (np.percentile(times[name][:, 0], (50, 95)) for name in ("method", "none"))
     return dict(zip(UNTIMED, map(float, (p50, p95, p50 / plain[0], p95 / plain[1])), strict=True))
 

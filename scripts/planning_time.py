@@ -1,55 +1,89 @@
-"""How long a tick that plans takes, for several controllers in turns."""
+"""How long the ticks that plan take, for several controllers in turns."""
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from diffpolicy.config import EnvConfig
+from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.plant import State
 from diffpolicy.policy import DiffusionPolicy
-from diffpolicy.rollout import Controller, make_vector_env, observation_by_key
-from diffpolicy.safety.readings import Readings
+from diffpolicy.rollout import Controller, make_vector_env, rollout
+from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.settings import Safety
 
-WARM_UP = 2  # starts that are not counted
+WARM_UP = 1  # rounds that are not counted
 Key = TypeVar("Key")
 
 
 def planning_times_ms(
-    policy: DiffusionPolicy,
-    controllers: Mapping[Key, Controller],
-    env_config: EnvConfig,
-    batch: int,
-    seed: int,
-    starts: Iterable[int],
+    controllers: Mapping[Key, Controller], env_config: EnvConfig, batch: int, seed: int, rounds: Iterable[int]
 ) -> dict[Key, npt.NDArray[np.float64]]:
-    """Of the first tick of episodes of `batch` robots, by the clock and of the processor: [starts - WARM_UP, 2].
+    """Of all ticks that plan in whole episodes, by the clock and of the processor: [ticks, 2] each.
+
+    In a round every controller drives `batch` robots through an episode each, the same for all controllers; who
+    begins changes from round to round.
 
     Args:
-        seed: of the first robot; all robots of all starts have their own.
-        starts: 0, 1, ... to their number, WARM_UP included.
+        seed: of the first robot; all robots of all rounds have their own.
+        rounds: 0, 1, ... to their number, WARM_UP included.
     """
-    times: dict[Key, list[tuple[float, float]]] = {key: [] for key in controllers}
+    timed = {key: _Timed(controller) for key, controller in controllers.items()}
+    keys = list(timed)
     env = make_vector_env(env_config, batch)
     try:
-        for start in starts:
-            seeds = [seed + batch * start + robot for robot in range(batch)]
-            observation, info = env.reset(seed=seeds, options=env_config.reset_options)  # pyright: ignore[reportArgumentType]
-            readings = Readings()
-            readings.update(info, np.ones(batch, dtype=bool))
-            seen = observation_by_key(observation, policy)
-            for key, controller in controllers.items():
-                controller.reset(seeds)
-                times[key].append(_tick_ms(controller, seen, readings))
+        for number in rounds:
+            seeds = range(seed + batch * number, seed + batch * (number + 1))
+            first = number % len(keys)
+            for key in keys[first:] + keys[:first]:
+                timed[key].begin(is_counted=number >= WARM_UP)
+                rollout(timed[key], env, seeds, env_config.reset_options)
     finally:
         env.close()
-    return {key: np.array(taken[WARM_UP:]) for key, taken in times.items()}
+    return {key: np.array(one.times_ms) for key, one in timed.items()}
 
 
-def _tick_ms(controller: Controller, observation: Any, readings: Readings) -> tuple[float, float]:
-    """By the clock, and of the processor, all threads together."""
-    state, obstacles = (readings.plant_state, readings.obstacles) if controller.safety else (None, None)
-    began, began_work = time.perf_counter(), time.process_time()
-    controller.select_action(observation, state, obstacles)
-    return 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
+class _Timed:
+    """A controller, and how long its ticks that plan took."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._tick, self._is_counted = 0, False
+        self.times_ms: list[tuple[float, float]] = []  # by the clock, and of the processor, all threads together
+
+    def begin(self, is_counted: bool) -> None:
+        """The next tick is the first of an episode."""
+        self._tick, self._is_counted = 0, is_counted
+
+    @property
+    def policy(self) -> DiffusionPolicy:
+        return self._controller.policy
+
+    @property
+    def safety(self) -> Safety | None:
+        return self._controller.safety
+
+    @property
+    def last_plan(self) -> PlanReport | None:
+        return self._controller.last_plan
+
+    def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
+        self._controller.reset(seeds, mask)
+
+    def select_action(
+        self,
+        observation: Mapping[str, npt.ArrayLike],
+        plant_state: State | None = None,
+        obstacles: Obstacles | None = None,
+        time_s: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float32]:
+        began, began_work = time.perf_counter(), time.process_time()
+        action = self._controller.select_action(observation, plant_state, obstacles, time_s)
+        taken = 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
+        if self._is_counted and self._tick % self.policy.config.window.n_action_steps == 0:
+            self.times_ms.append(taken)
+        self._tick += 1
+        return action

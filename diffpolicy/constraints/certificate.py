@@ -30,8 +30,8 @@ class Certificate:
 
     Attributes:
         length: [B], how many rows, from the first on, may be sent: each has a certified way to stop.
-        margin: [B, P], the least margin of each prefix with its way to stop, at least 0 where certified; prefix 0 is
-            stopping now.
+        margin: [B, P], of each prefix with its way to stop, at least 0 where certified; prefix 0 is stopping now. A
+            lower bound of the least margin, exact where it is below 0.
         stops: [B, P, S, A], the commands of that way to stop.
     """
 
@@ -102,7 +102,7 @@ class Certifier:
     def certify(self, commands: Tensor, start: Start, obstacles: Obstacles) -> Certificate:
         """What may be sent of `commands` [B, n, A], physical units, taken as they are."""
         commands, start = commands.double(), start.to(commands.double())
-        obstacles = obstacles.double().without_empty_slots()
+        is_valid, obstacles = obstacles.is_valid, obstacles.double().without_empty_slots
         batch, n, _ = commands.shape
         cases = _Cases(
             torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch), start, obstacles
@@ -123,7 +123,7 @@ class Certifier:
         if bool(obstacles.moves().any()):  # elsewhere the first segment begins at the present, with nothing excused
             now = of_the_present(self._on_motion, start, obstacles, self._assumptions)
             margin = torch.minimum(margin, now[:, None])
-        margin = torch.where(_is_finite(commands, start) & obstacles.is_valid()[:, None], margin, -torch.inf)
+        margin = torch.where(_is_finite(commands, start) & is_valid[:, None], margin, -torch.inf)
         length = (margin[:, 1:] >= 0).long().cumprod(dim=1).sum(dim=1)
         stops = plans[torch.arange(len(plans))[:, None], cases.sent[:, None] + torch.arange(self.stop_ticks)]
         return Certificate(length, margin, stops.unflatten(0, (batch, n + 1)))
@@ -178,6 +178,6 @@ class _Cases:
 
 def _is_finite(commands: Tensor, start: Start) -> Tensor:
     """[B, P], whether a prefix and what came before it are numbers; without obstacles, no constraint might ask."""
-    path = torch.cat([start.commands, commands], dim=1).isfinite().all(-1)
-    state = (start.state.position + start.state.velocity).isfinite().all(-1)
-    return path.long().cumprod(dim=1).bool()[:, PAST_COMMANDS - 1 :] & state[:, None]
+    path = torch.cat([start.commands, commands], dim=1).sum(-1).cumsum(dim=1)[:, PAST_COMMANDS - 1 :]
+    state = (start.state.position + start.state.velocity).sum(-1)
+    return (path + state[:, None]).isfinite()

@@ -3,6 +3,7 @@
 Shape legend: B batch, T ticks, R rows, A action, M obstacle slots.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from diffpolicy.constraints.obstacles import Obstacles
-from diffpolicy.constraints.separation import Polygons, polygons
+from diffpolicy.constraints.separation import Polygons
 
 Prox = Callable[[Tensor], Tensor]
 """Rows -> the nearest rows of a convex set, same shape."""
@@ -50,16 +51,18 @@ class Scene:
         time_s: [R], when each row is reached; the way to each takes as long as that to the first, from time 0.
         at_rest: [B, R], where the robot stands: a moving obstacle that comes then is not the plan's fault. None
             where nothing is excused.
+        error: by which rows may be off; a margin above it need not be exact, a lower bound above it does.
     """
 
     obstacles: Obstacles
     time_s: Tensor
     at_rest: Tensor | None = None
+    error: float = math.inf
 
-    @cached_property
+    @property
     def polygons(self) -> Polygons:
         """Of the obstacles, [B, M]."""
-        return polygons(self.obstacles.vertices)
+        return self.obstacles.polygons
 
     @cached_property
     def radius(self) -> Tensor:

@@ -61,13 +61,16 @@ def decide(chunks: Tensor, found: Certificate, situation: Situation, rung: Tenso
     n = chunks.shape[1]
     may_go_on = situation.is_known & situation.is_as_expected & situation.is_timely
     length = torch.where(may_go_on, found.length, 0)
+    if n > 0 and bool((length == n).all()):  # most often; what follows would come to the same
+        return Decision(chunks, rung, found.stops[:, 1], found.margin[:, n])
     is_certified = situation.is_known & ((length > 0) | found.can_stop)
     has_stored = situation.is_as_expected & situation.stored[:, 0].isfinite().all(-1)
     step = torch.where(is_certified, torch.where(length == n, rung, PREFIX), torch.where(has_stored, STORED, HOLD))
     robots = torch.arange(len(chunks))
     hold = situation.last[:, None].expand_as(situation.stored)
     rest = torch.where(has_stored[:, None, None], _held_at_the_end(situation.stored), hold)
-    rows = torch.where(is_certified[:, None, None], _with_stop(chunks, found)[robots, length], _filled(rest, n))
+    sent = _with_stop(chunks, length, found.stops[robots, length])
+    rows = torch.where(is_certified[:, None, None], sent, _filled(rest, n))
     next_stop = torch.where((length > 0)[:, None, None], found.stops[:, 1], _shifted(found.stops[:, 0]))
     nothing = torch.full_like(situation.stored, torch.nan)
     left = torch.where(has_stored[:, None, None], _shifted(situation.stored), nothing)
@@ -76,11 +79,11 @@ def decide(chunks: Tensor, found: Certificate, situation: Situation, rung: Tenso
     return Decision(rows, step, torch.where(is_certified[:, None, None], next_stop, left), margin)
 
 
-def _with_stop(chunks: Tensor, found: Certificate) -> Tensor:
-    """Each prefix of the chunk, then its way to stop: [Q, n + 1, n, A]."""
-    n = chunks.shape[1]
-    rows = [torch.cat([chunks[:, :i], _filled(found.stops[:, i], n)], dim=1)[:, :n] for i in range(n + 1)]
-    return torch.stack(rows, dim=1)
+def _with_stop(chunks: Tensor, length: Tensor, stops: Tensor) -> Tensor:
+    """The first `length` [Q] rows of each chunk, then its way to stop [Q, S, A]: [Q, n, A]."""
+    since = torch.arange(chunks.shape[1]) - length[:, None]  # [Q, n], rows of the way to stop that come before
+    index = since.clamp(0, stops.shape[1] - 1)[..., None].expand_as(chunks)
+    return torch.where((since < 0)[..., None], chunks, torch.gather(stops, 1, index))
 
 
 def _filled(rows: Tensor, n: int) -> Tensor:

@@ -52,7 +52,7 @@ class KeepOut:
         return project
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
-        return (_clearance(y, scene, scene.radius, exact_below=2.0 * self.distance) - self.distance).amin(1)
+        return (_clearance(y, scene, scene.radius, exact_below=self.distance + scene.error) - self.distance).amin(1)
 
 
 class BarrierDecrease:
@@ -120,30 +120,28 @@ def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tenso
 
 
 def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: float) -> Tensor:
-    """Distance [B, M, R] of segments [B, R, 2, 2] to each obstacle; a lower bound where that is `exact_below`.
+    """Distance [B, M, R] of segments [B, R, 2, 2] to each obstacle; a lower bound where that is above `exact_below`.
 
     The obstacles are rounded by `radius` [B, M, R].
     """
     obstacles = scene.obstacles
     if obstacles.slots == 0:
         return ends.new_full((len(ends), 1, ends.shape[1]), torch.inf)
-    shapes, radius = scene.polygons.to(ends), radius.to(ends)
-    counts = obstacles.is_used[..., None]
+    radius, counts = radius.to(ends), obstacles.is_used[..., None]
     if scene.at_rest is not None:
         counts = counts & ~(scene.at_rest[:, None] & (obstacles.speed[..., None] > 0))
-    distance = torch.where(counts, _bound(ends, shapes.vertices) - radius, torch.inf)
-    near = counts & ~(distance >= exact_below)  # NaN too
+    distance = torch.where(counts, _bound(ends, obstacles.vertices.to(ends)) - radius, torch.inf)
+    near = counts & ~(distance > exact_below)  # NaN too, and boxes that overlap, which tell nothing
     robot, slot, row = near.nonzero(as_tuple=True)
-    exact = separate(ends[robot, row], shapes[robot, slot]).distance
-    distance[robot, slot, row] = exact - radius[robot, slot, row]
+    if len(robot):
+        exact = separate(ends[robot, row], scene.polygons.to(ends)[robot, slot]).distance
+        distance[robot, slot, row] = exact - radius[robot, slot, row]
     return distance
 
 
 def _bound(ends: Tensor, vertices: Tensor) -> Tensor:
-    """A cheap lower bound [B, M, R] of the distance, less a slack: circles round segment and polygon [2, V, B, M]."""
-    start, end = ends.movedim(-1, 0).unbind(-1)  # [2, B, R]
-    half = (end - start).square().sum(0).sqrt() / 2
-    center = vertices.mean(1)
-    reach = (vertices - center[:, None]).square().sum(0).amax(0).sqrt()
-    off = ((start + end) / 2)[:, :, None] - center[..., None]
-    return off.square().sum(0).sqrt() - half[:, None] - reach[..., None]
+    """A cheap lower bound [B, M, R] of the distance: that of the boxes round segment and polygon [B, M, V, 2]."""
+    ends, vertices = ends.movedim(-1, 0), vertices.movedim(-1, 0)  # [2, B, R, 2] and [2, B, M, V]
+    low, high = ends.amin(-1)[:, :, None], ends.amax(-1)[:, :, None]
+    gap = torch.maximum(vertices.amin(-1)[..., None] - high, low - vertices.amax(-1)[..., None])
+    return gap.clamp_(min=0.0).square_().sum(0).sqrt_()

@@ -61,7 +61,7 @@ class NormLimit:
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         def ball(y: Tensor) -> Tensor:
-            return y * (self._radius / length(y).clamp(min=self._radius))[..., None]
+            return y / (length(y) / self._radius).clamp(min=1.0)[..., None]  # what is inside stays as it is, bit by bit
 
         return ball
 

@@ -20,7 +20,7 @@ def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles:
     """[Q], of constraints that act on commands."""
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     for constraint in constraints:
-        scene = Scene(obstacles, plans.times_s(constraint.rows))
+        scene = Scene(obstacles, plans.times_s(constraint.rows), error=0.0)
         least = torch.minimum(least, constraint.margin(plans.rows(constraint.rows), scene).amin(1))
     return least
 
@@ -30,11 +30,12 @@ def of_motion(
 ) -> Tensor:
     """[Q], of constraints that act on the motion; the last command of each plan is held for ever."""
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
-    if not constraints:
+    if not constraints or len(least) == 0:
         return least
     moves = obstacles.moves().any(1)
     known = _known(plans, assumptions, bool(moves.any()))
-    scene = Scene(obstacles, plans.times_s(constraints[0].rows), known.at_rest)
+    error = float(known.position_tube.max())
+    scene = Scene(obstacles, plans.times_s(constraints[0].rows), known.at_rest, error)
     for constraint in constraints:
         margin = constraint.margin(plans.rows(constraint.rows), scene)
         if constraint.rows.order < 2:
@@ -51,11 +52,12 @@ def of_the_present(
     """[B], of where the robots are, from which nothing is excused: one that stands in an obstacle is in it."""
     here = start.state.position[:, None, None].expand(-1, 1, 2, -1)
     least = here.new_full((len(here),), torch.inf)
-    scene = Scene(obstacles, here.new_zeros(1))
+    error = assumptions.position_error + assumptions.tracking_error
+    scene = Scene(obstacles, here.new_zeros(1), error=error)
     for constraint in constraints:
         if constraint.rows.segments:
             least = torch.minimum(least, constraint.margin(here, scene)[:, 0])
-    return least - (assumptions.position_error + assumptions.tracking_error)
+    return least - error
 
 
 @dataclass(frozen=True)

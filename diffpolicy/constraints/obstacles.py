@@ -4,18 +4,19 @@ Shape legend: B batch of robots, M slots for obstacles, V vertices.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.separation import length, separation
+from diffpolicy.constraints.separation import Polygons, length, polygons, separation
 
 
 @dataclass(frozen=True)
 class Obstacles:
-    """What each robot has to keep clear of at one moment.
+    """What each robot has to keep clear of at one moment; its tensors are not changed any more.
 
     Attributes:
         vertices: [B, M, V, 2], corners of a convex polygon in order; a disc is one point repeated.
@@ -44,27 +45,58 @@ class Obstacles:
     def slots(self) -> int:
         return self.radius.shape[1]
 
+    @cached_property
     def is_valid(self) -> Tensor:
         """[B]: every used slot holds finite numbers, and radius and speed of at least 0."""
         numbers = torch.cat([self.vertices.flatten(2), self.radius[..., None], self.speed[..., None]], dim=-1)
         good = numbers.isfinite().all(-1) & (self.radius >= 0) & (self.speed >= 0) & _is_convex(self.vertices)
         return (good | ~self.is_used).all(-1)
 
+    @cached_property
+    def polygons(self) -> Polygons:
+        """The shapes, not rounded, [B, M]."""
+        return polygons(self.vertices)
+
+    def _with_shapes(self, shapes: Polygons) -> "Obstacles":
+        """With `polygons` that are known already."""
+        vars(self)["polygons"] = shapes
+        return self
+
     def moves(self) -> Tensor:
         """[B, M], which of them may move."""
         return self.is_used & (self.speed > 0)
 
     def rows(self, index: Tensor) -> "Obstacles":
-        """Of the robots `index`."""
-        return Obstacles(self.vertices[index], self.radius[index], self.speed[index], self.is_used[index])
+        """Of the robots `index`; the same object for all of them in order."""
+        if len(index) == len(self.radius) and torch.equal(index, torch.arange(len(index), device=index.device)):
+            return self
+        made = Obstacles(self.vertices[index], self.radius[index], self.speed[index], self.is_used[index])
+        return made._with_shapes(self.polygons[index,])
+
+    def to(self, like: Tensor) -> "Obstacles":
+        """On the device and of the type of `like`."""
+        numbers = [part.to(like) for part in (self.vertices, self.radius, self.speed)]
+        return Obstacles(*numbers, self.is_used.to(like.device))._with_shapes(self.polygons.to(like))
+
+    def equals(self, other: "Obstacles") -> bool:
+        """Whether all numbers are the same."""
+        pairs = [(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)]
+        return all(one.shape == another.shape and torch.equal(one, another) for one, another in pairs)
 
     def double(self) -> "Obstacles":
-        """In float64."""
+        """In float64; the same object if it is already."""
+        if all(part.dtype == torch.float64 for part in (self.vertices, self.radius, self.speed)):
+            return self
         return Obstacles(self.vertices.double(), self.radius.double(), self.speed.double(), self.is_used)
 
     def moved_on(self, seconds: Tensor) -> "Obstacles":
         """Where they may be [B] seconds later."""
         return Obstacles(self.vertices, self.radius + self.speed * seconds[:, None], self.speed, self.is_used)
+
+    def check_slots(self, slots: int) -> None:
+        """ValueError where there are more than `slots`."""
+        if self.slots > slots:
+            raise ValueError(f"obstacles: {self.slots} given, expected at most {slots} (slots)")
 
     def is_within(self, others: "Obstacles", tolerance: float) -> Tensor:
         """[B]: each of them lies inside one of the others, up to `tolerance`, and is no faster."""
@@ -80,7 +112,11 @@ class Obstacles:
         return ((is_inside & others.is_used[:, None]).any(-1) | ~self.is_used).all(-1)
 
     def replaced(self, mask: Tensor, other: "Obstacles") -> "Obstacles":
-        """With those of the robots `mask` [B] replaced; both have as many slots."""
+        """With those of the robots `mask` [B] replaced; both have as many slots, unless it is all."""
+        if bool(mask.all()):
+            return other
+        if not bool(mask.any()):
+            return self
         corners = max(self.vertices.shape[2], other.vertices.shape[2])
         mask = mask[:, None]
         return Obstacles(
@@ -92,20 +128,22 @@ class Obstacles:
             torch.where(mask, other.is_used, self.is_used),
         )
 
+    @cached_property
     def without_empty_slots(self) -> "Obstacles":
-        """Only the slots that some robot uses."""
+        """Only the slots that some robot uses; the same object for all of them."""
         used = self.is_used.any(0)
+        if bool(used.all()):
+            return self
         return Obstacles(self.vertices[:, used], self.radius[:, used], self.speed[:, used], self.is_used[:, used])
 
     def padded(self, slots: int) -> "Obstacles":
-        """With empty slots up to `slots`.
+        """A copy with empty slots up to `slots`.
 
         Raises:
             ValueError: there are more.
         """
+        self.check_slots(slots)
         missing = slots - self.slots
-        if missing < 0:
-            raise ValueError(f"obstacles: {self.slots} given, expected at most {slots} (slots)")
 
         def pad(part: Tensor) -> Tensor:
             return torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1)
@@ -140,7 +178,7 @@ def polygon(corners: Sequence[tuple[float, float]], radius: float = 0.0, speed: 
     vertices = torch.tensor(np.asarray(corners, dtype=np.float64).reshape(1, 1, -1, 2))
     numbers = torch.tensor([[radius]], dtype=torch.float64), torch.tensor([[speed]], dtype=torch.float64)
     made = Obstacles(vertices, *numbers, torch.ones(1, 1, dtype=torch.bool))
-    if vertices.numel() == 0 or not bool(made.is_valid().all()):
+    if vertices.numel() == 0 or not bool(made.is_valid.all()):
         raise ValueError(
             f"obstacle: corners {list(corners)}, radius {radius}, speed {speed}; expected a convex polygon with "
             "corners in order, finite, radius and speed at least 0"

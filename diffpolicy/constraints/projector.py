@@ -51,14 +51,15 @@ class _Block:
 
 @dataclass
 class Task:
-    """One batch of robots to plan for; carries the multipliers from call to call.
+    """One batch of robots to plan for; carries multipliers and convex sets from call to call.
 
     Attributes:
         obstacles: in use around some of them.
         offset: all rows without commands, [A, B, all R].
         share: of each copy in the penalty of its constraint, [B, C, 1, 1, 1].
         scenes: of each constraint.
-        multipliers: of each constraint, as it sees its rows; empty before the first call.
+        multipliers: of each constraint, as it sees its rows; empty before they are needed.
+        proxes: of each constraint, of its convex part near the plan of an earlier call; empty before the first.
     """
 
     obstacles: Obstacles
@@ -66,6 +67,14 @@ class Task:
     share: Tensor
     scenes: list[Scene]
     multipliers: list[Tensor] = field(default_factory=list)
+    proxes: list[Prox] = field(default_factory=list)
+
+    def rows(self, index: Tensor) -> "Task":
+        """Of the robots `index`."""
+        obstacles = self.obstacles.rows(index)
+        scenes = [Scene(obstacles, scene.time_s) for scene in self.scenes]
+        multipliers = [one[index] for one in self.multipliers]
+        return Task(obstacles, self.offset[:, index], self.share[index], scenes, multipliers)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class Projector:
         horizon: int,
         metric: Tensor,
         slots: int,
-        penalty: float = 1.0,
+        penalty: float = 3.0,
     ) -> None:
         if not bool((metric > 0).all() and metric.isfinite().all()):
             raise ValueError(f"projector: metric {metric.tolist()} must be finite and above 0")
@@ -130,11 +139,14 @@ class Projector:
         """
         like = self._like
         start = start.to(like)
-        obstacles = obstacles.padded(self._slots).without_empty_slots()
-        obstacles = obstacles.padded(max(1, obstacles.slots))  # rows have a copy even where there is none
-        vertices, radius, speed = (part.to(like) for part in (obstacles.vertices, obstacles.radius, obstacles.speed))
-        is_used = (obstacles.is_used & obstacles.is_valid()[:, None]).to(like.device)  # the certificate refuses others
-        obstacles = Obstacles(vertices, radius, speed, is_used)
+        obstacles.check_slots(self._slots)
+        if not bool((is_valid := obstacles.is_valid).all()):  # the certificate refuses them
+            is_used = obstacles.is_used & is_valid[:, None]
+            obstacles = Obstacles(obstacles.vertices, obstacles.radius, obstacles.speed, is_used)
+        obstacles = obstacles.without_empty_slots
+        obstacles = obstacles if obstacles.slots else obstacles.padded(1)  # rows have a copy even where there is none
+        obstacles = obstacles.to(like)
+        is_used = obstacles.is_used
         causes = torch.cat([start.state.position[:, None], start.state.velocity[:, None], start.commands], dim=1)
         # Without any obstacle the first copy stands for the rows.
         shared = torch.cat([is_used[:, :1] | ~is_used.any(1, keepdim=True), is_used[:, 1:]], dim=1).to(like)
@@ -144,28 +156,64 @@ class Projector:
         return Task(obstacles, offset, share[..., None, None, None], scenes)
 
     def project(self, plan: Tensor, task: Task, iterations: int) -> Tensor:
-        """The plan [B, N, A] nearest to `plan`, up to what the iterations leave; nothing waits for the host."""
-        return self._solve(plan, self._near(plan, task), task, iterations)
+        """The plan [B, N, A] nearest to `plan`, up to what the iterations leave; one that meets all stays as it is.
+
+        On an accelerator nothing waits for the host.
+        """
+        return self._nearer(plan, plan, task, iterations, 0.0)
 
     def polish(self, plan: Tensor, task: Task, iterations: int, rounds: int, tolerance: float) -> Tensor:
         """As `project`, in up to `rounds`; a robot whose rows are all within `tolerance` keeps its plan."""
         commands = plan
         for _ in range(rounds):
-            near = self._near(commands, task)
-            short = _shortfall(near, commands) > tolerance
-            if not bool(short.any()):
+            before, commands = commands, self._nearer(plan, commands, task, iterations, tolerance)
+            if commands is before:
                 break
-            commands = torch.where(short[:, None, None], self._solve(plan, near, task, iterations), commands)
         return commands
 
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
         """[B], the farthest that any row at a knot is from where its constraint wants it."""
-        return _shortfall(self._near(commands, task), commands)
+        return _shortfall(self._near(commands, task)) if self._blocks else commands.new_zeros(len(commands))
+
+    def _nearer(self, plan: Tensor, commands: Tensor, task: Task, iterations: int, tolerance: float) -> Tensor:
+        """The commands, where they fall short replaced by what the iterations give; the same tensor if none does.
+
+        Rows inside the convex sets of an earlier call are allowed: only for the others are sets sought anew.
+        """
+        if not self._blocks:
+            return commands
+        if commands.device.type != "cpu":
+            return self._solved(plan, commands, self._near(commands, task), task, iterations, tolerance)
+        is_first = not task.proxes
+        near = self._near(commands, task) if is_first else _Near(self._seen(commands, task), task.proxes)
+        task.proxes = near.proxes
+        is_met = _shortfall(near) <= tolerance
+        if bool(is_met.all()):
+            return commands
+        doubtful = (~is_met).nonzero().squeeze(1)
+        if len(doubtful) == len(commands):
+            near = near if is_first else self._near(commands, task)
+            return self._solved(plan, commands, near, task, iterations, tolerance)
+        some, now = task.rows(doubtful), commands[doubtful]
+        solved = self._solved(plan[doubtful], now, self._near(now, some), some, iterations, tolerance)
+        if solved is now:
+            return commands
+        task.multipliers = task.multipliers or [torch.zeros_like(rows) for rows in near.rows]
+        for all_of_them, new in zip(task.multipliers, some.multipliers, strict=True):
+            all_of_them[doubtful] = new
+        return commands.index_copy(0, doubtful, solved)
+
+    def _solved(
+        self, plan: Tensor, commands: Tensor, near: _Near, task: Task, iterations: int, tolerance: float
+    ) -> Tensor:
+        task.proxes = near.proxes
+        is_short = ~(_shortfall(near) <= tolerance)
+        if commands.device.type == "cpu" and not bool(is_short.any()):
+            return commands
+        return torch.where(is_short[:, None, None], self._solve(plan, near, task, iterations), commands)
 
     def _solve(self, plan: Tensor, near: _Near, task: Task, iterations: int) -> Tensor:
         """ADMM from the rows of `near` and the multipliers of the last call."""
-        if not self._blocks:
-            return plan
         y = task.multipliers or [torch.zeros_like(one) for one in near.rows]
         z = [prox(one + other) for prox, one, other in zip(near.proxes, near.rows, y, strict=True)]
         plan = torch.bmm(plan.movedim(-1, 0), self._from_plan)
@@ -189,12 +237,16 @@ class Projector:
         return torch.cat(pulls, dim=-1)
 
     def _near(self, commands: Tensor, task: Task) -> _Near:
-        rows = self._rows(commands.movedim(-1, 0), task)
+        rows = self._seen(commands, task)
         proxes = [
             block.constraint.prox(one[:, 0] if block.segments else one, scene)
             for block, one, scene in zip(self._blocks, rows, task.scenes, strict=True)
         ]
         return _Near(rows, proxes)
+
+    def _seen(self, commands: Tensor, task: Task) -> list[Tensor]:
+        """What each constraint sees of commands [B, N, A]."""
+        return self._rows(commands.movedim(-1, 0), task)
 
     def _rows(self, commands: Tensor, task: Task) -> list[Tensor]:
         """What each constraint sees of commands [A, B, N]."""
@@ -206,11 +258,10 @@ class Projector:
         return parts
 
 
-def _shortfall(near: _Near, commands: Tensor) -> Tensor:
+def _shortfall(near: _Near) -> Tensor:
+    """[B], see `Projector.shortfall`."""
     pairs = zip(near.proxes, near.rows, strict=True)
-    return torch.stack(
-        [commands.new_zeros(len(commands)), *((p(y) - y).abs().flatten(1).amax(1) for p, y in pairs)]
-    ).amax(0)
+    return torch.cat([(prox(y) - y).flatten(1) for prox, y in pairs], dim=1).abs().amax(1)
 
 
 def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajectory:

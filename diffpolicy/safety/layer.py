@@ -39,8 +39,8 @@ class PlanReport:
 
     Attributes:
         certified: [B], whether a certificate holds for the action and for a way to stop after it.
-        margin: [B], the least margin of what is to be sent, in units of the tightest constraint; NaN where the
-            certificate is an earlier one's, or none.
+        margin: [B], a lower bound of the margins of what is to be sent, in units of the tightest constraint; NaN where
+            the certificate is an earlier one's, or none.
         rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample), retreat
             (back out of a dead end), prefix (certified rows, then a way to stop), stored (the way to stop of an earlier
             certificate), hold.
@@ -123,7 +123,9 @@ class SafetyLayer:
             raise ValueError("obstacles: given, but no constraint looks at them; add KeepOut")
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
-        self._obstacles = self.safety.with_zones(obstacles.padded(self.safety.slots))
+        now = self.safety.with_zones(obstacles.padded(self.safety.slots))
+        if not now.equals(self._obstacles):  # what is known of obstacles that stand is kept with them
+            self._obstacles = now
         self._memory.observe(plant_state, self._obstacles, time_s, self.safety.period_s, self.safety.acts_on_motion)
         if self.safety.certify:
             self._dead_end.visit(self._memory.start.state.position)

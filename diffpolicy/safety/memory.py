@@ -61,7 +61,7 @@ class RobotMemory:
     ) -> None:
         """Take in what was measured; see `SafetyLayer.observe`."""
         position, velocity = self._measured(plant_state, needs_state)
-        is_known = position.isfinite().all(1) & velocity.isfinite().all(1)
+        is_known = torch.cat([position, velocity], dim=1).isfinite().all(1)
         if bool((self._is_first & ~is_known).any()):
             raise ValueError(
                 "plant_state: NaN or infinite in the first tick of an episode; nothing is known to hold at"
@@ -127,21 +127,25 @@ class RobotMemory:
             now = torch.where(self._is_first, 0.0, self._time_s + period_s)
         else:
             now = torch.as_tensor(np.asarray(time_s), dtype=torch.float64).expand(len(self._time_s)).clone()
-        if not bool(now.isfinite().all()) or bool((now < self._time_s).any()):
+        if not bool((now.isfinite() & ~(now < self._time_s)).all()):
             raise ValueError(f"time_s: {now.tolist()}, expected finite and not before {self._time_s.tolist()}")
         return now
 
     def _held(self, ticks_late: Tensor) -> Tensor:
         """The last commands [B, 3, A] tick by tick; the last one was in force for every whole tick missed, too."""
         missed = (ticks_late + 1e-6).nan_to_num(0.0).clamp(0, PAST_COMMANDS).long()
+        if not bool(missed.any()):
+            return self.start.commands
         index = (torch.arange(PAST_COMMANDS) + missed[:, None]).clamp(max=PAST_COMMANDS - 1)
         return self.start.commands[torch.arange(len(index))[:, None], index]
 
     def _keep_to_their_speed(self, obstacles: Obstacles, elapsed_s: Tensor) -> Tensor:
         """[B], whether the obstacles are where those of the tick before may be; also where they were not measured."""
-        expected = self._obstacles.padded(obstacles.slots).moved_on(elapsed_s)
-        is_measured = obstacles.is_valid()
-        self._obstacles = expected.replaced(is_measured | self._is_first, obstacles)
+        is_measured = obstacles.is_valid
+        if obstacles is self._obstacles:  # none has moved
+            return torch.ones_like(is_measured)
+        expected = self._obstacles.moved_on(elapsed_s).replaced(self._is_first, obstacles)
+        self._obstacles = expected.replaced(is_measured, obstacles)
         return obstacles.is_within(expected, self._assumptions.tolerance) | ~is_measured
 
     def _deviates(self, state: State) -> Tensor:

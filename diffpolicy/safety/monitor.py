@@ -152,11 +152,11 @@ class Monitor:
     ) -> Tensor:
         """The margin of every sub-step [B, R] to the obstacles of that sub-step."""
         if constraint.rows.acts_on == "commands":
-            return constraint.margin(y, Scene(obstacles[-1], now)).expand(-1, self._plant.substeps)
+            return constraint.margin(y, Scene(obstacles[-1], now, error=0.0)).expand(-1, self._plant.substeps)
         parts: list[Tensor] = []
         for i, there in enumerate(obstacles):
             rest = None if at_rest is None else at_rest[:, i : i + 1]
-            parts.append(constraint.margin(y[:, i : i + 1], Scene(there, now[:1], rest)))
+            parts.append(constraint.margin(y[:, i : i + 1], Scene(there, now[:1], rest, error=0.0)))
         return torch.cat(parts, dim=1)
 
 

@@ -38,8 +38,8 @@ class StepProjection:
         self._present, self._steps = present, steps
         self._first = {"every_step": 0, "last_half": steps - steps // 2}.get(safety.mode, steps)
         self._calls = 0
-        self.shift = torch.zeros(())
-        self.is_open = torch.ones((), dtype=torch.bool)
+        self.shift = task.share.new_zeros(len(task.share))
+        self.is_open = torch.ones_like(self.shift, dtype=torch.bool)
         self.cost_s = 0.0
 
     def __call__(self, plan: Tensor, row: Row) -> Tensor:
@@ -48,10 +48,11 @@ class StepProjection:
         if call >= self._first:
             before = plan[:, self._present :]
             after = self._projected(before, is_last=call == self._steps)
-            moved = (after - before) / self._projector.half_range
-            self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
-            plan[:, self._present :] = after
-            if call == self._steps:
+            if after is not before:
+                moved = (after - before) / self._projector.half_range
+                self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
+                plan[:, self._present :] = after
+            if call == self._steps and self._safety.candidates > 1:  # with one there is nothing to choose
                 self.is_open = self._may_go_on(after)
         self.cost_s += time.perf_counter() - began
         return plan
@@ -68,7 +69,7 @@ class StepProjection:
     def _may_go_on(self, plan: Tensor) -> Tensor:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
-        scene = Scene(self._task.obstacles, plan.new_full((1,), 2 * horizon * self._safety.period_s))
+        scene = Scene(self._task.obstacles, plan.new_full((1,), 2 * horizon * self._safety.period_s), error=0.0)
         margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.rows.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 

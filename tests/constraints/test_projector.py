@@ -1,5 +1,7 @@
 """The projector against solvers of the same problem, with the same half-spaces."""
 
+from dataclasses import replace
+
 import clarabel
 import numpy as np
 import pytest
@@ -188,6 +190,22 @@ def test_a_plan_that_meets_everything_passes_polish_unchanged_and_another_does_n
     assert float((left <= 1e-3).double().mean()) >= 0.7  # what is left is the certificate's business
 
 
+def test_a_plan_that_meets_everything_stays_as_it_is_whatever_was_projected_before() -> None:
+    """Bit by bit, also with the multipliers and half-spaces of calls that it did not meet, among robots that do not."""
+    plan, start, obstacles = problem()
+    here = start.state.position[:, None].expand_as(plan)
+    constraints = [KeepOut(0.1), Box(0.0, 9.0, COMMANDS), NormLimit(8.0, Rows("motion", 1))]
+    projector = Projector(constraints, PLANT, PERIOD_S, HORIZON, torch.ones(2, dtype=plan.dtype), obstacles.slots)
+    task = projector.task(start, obstacles)
+    assert projector.project(here, task, iterations=4) is here
+    is_other = torch.arange(BATCH) % 2 == 0
+    mixed = torch.where(is_other[:, None, None], plan, here)
+    for one in (mixed, plan, mixed):
+        moved = (projector.project(one, task, iterations=4) != one).flatten(1).any(1)
+        assert torch.equal(moved, is_other | (one is plan))
+    assert projector.project(here, task, iterations=4) is here
+
+
 def test_polish_leads_round_what_it_meets_at_every_tick() -> None:
     plan, start, obstacles = problem()
     projector = Projector([KeepOut(0.2, inset=0.02)], PLANT, PERIOD_S, HORIZON, torch.ones(2).double(), 3)
@@ -239,7 +257,7 @@ def test_it_works_without_constraints_and_without_slots(constraints, obstacles: 
 def test_obstacles_that_cannot_be_do_not_spoil_the_plan() -> None:
     """The certificate refuses them; the projection has to stay finite for the sampler's sake."""
     plan, start, obstacles = problem()
-    spoilt = Obstacles(obstacles.vertices * float("nan"), *list(vars(obstacles).values())[1:])
+    spoilt = replace(obstacles, vertices=obstacles.vertices * float("nan"))
     assert bool(projected([KeepOut(0.1)], [1.0, 1.0], plan, start, spoilt, iterations=4).isfinite().all())
 
 

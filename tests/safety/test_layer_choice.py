@@ -37,7 +37,7 @@ def test_a_plan_knows_whether_it_leads_on_and_how_far_it_was_moved(
     obstacles: Obstacles, is_open: bool | None, is_moved: bool
 ) -> None:
     """Ten rows along x, from 2 to 6; straight on, they would come to 10."""
-    demanded = safety([KeepOut(0.2, acts_on="commands")], mode="last")
+    demanded = safety([KeepOut(0.2, acts_on="commands")], mode="last", candidates=2)
     metric = torch.full((2,), 0.04)
     projector = Projector(demanded.constraints, PLANT, PERIOD_S, 10, metric, demanded.all_slots)
     at = torch.full((2, 2), 2.0, dtype=torch.float64)

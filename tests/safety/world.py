@@ -1,7 +1,7 @@
 """A simulated world for controllers with safety: robots that follow their commands as the declared plant says."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def both(obstacles: Obstacles) -> Obstacles:
 
 
 def solids(obstacles: Obstacles) -> Solids:
-    return Solids(*(part.numpy() for part in vars(obstacles).values()))
+    return Solids(*(getattr(obstacles, part.name).numpy() for part in fields(obstacles)))
 
 
 def observation(batch: int = 2) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from commands import run
 from diffpolicy.config import ModelConfig, PolicyConfig
 from diffpolicy.policy import DiffusionPolicy
 
-COMMON = ["episodes=1", "inference_batch=1", "max_ticks=24", "latency_chunks=0", "sampler.steps=2", "device=cpu"]
+COMMON = ["episodes=1", "inference_batch=1", "max_ticks=24", "latency_episodes=0", "sampler.steps=2", "device=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,14 @@ def test_pusht_keeps_out_of_a_zone_that_its_observation_does_not_show(tiny_check
 
 
 def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(reach_checkpoint: Path, tmp_path: Path) -> None:
-    settings = ["modes=[last,every_step]", "candidates=[1,2]", "batches=[1,3]", "starts=1", "sampler.steps=2"]
+    settings = [
+        "modes=[last,every_step]",
+        "candidates=[1,2]",
+        "batches=[1,3]",
+        "episodes=1",
+        "max_ticks=8",
+        "sampler.steps=2",
+    ]
     result = run("benchmark_planning.py", f"checkpoint={reach_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "benchmark_planning.json").read_text())["rows"]
