@@ -160,7 +160,7 @@ class PolicyController:
     def _plan(self, due: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """New chunks [len(due), n_action_steps, action] for these robots."""
         if self._layer is None:
-            return self._propose(torch.from_numpy(due), 0, None)
+            return self._propose(torch.from_numpy(due), 0, None)[:, : self.policy.config.window.n_action_steps]
         return self._layer.plan(torch.from_numpy(due), self._propose)
 
     def _check(self, robots: npt.NDArray[np.intp], layer: SafetyLayer) -> None:
@@ -174,7 +174,7 @@ class PolicyController:
             self._chunk[robot, self._position[robot] :] = chunk[: n - self._position[robot]]
 
     def _propose(self, robots: torch.Tensor, sample: int, projection: MakeProjection | None) -> npt.NDArray[np.float32]:
-        """A sample [len(robots), n_action_steps, action] for each, in one padded call."""
+        """A plan from the present on for each, [len(robots), horizon - n_obs_steps + 1, action], in one padded call."""
         padding = max(0, (self.inference_batch or 0) - len(robots))
         rows = torch.cat([robots, robots[-1:].expand(padding)])
         generators = [self._generators[robot][sample] for robot in robots.tolist()]
@@ -183,7 +183,7 @@ class PolicyController:
         present = self.policy.config.window.n_obs_steps - 1
         constrain = projection(rows, present, len(self.sampler)) if projection else self.constrain
         chunk = self.policy.predict_action_chunk(observation, generators, self.sampler, constrain, self.guide)
-        return chunk.actions[: len(robots)].float().cpu().numpy()
+        return chunk.plan[: len(robots), present:].float().cpu().numpy()
 
     def _safety_layer(self, batch: int) -> SafetyLayer | None:
         if self.safety is None:

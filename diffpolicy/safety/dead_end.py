@@ -1,20 +1,48 @@
-"""Out of a dead end: a robot that its constraints keep from getting on goes back the way it came, and plans anew.
+"""On from where a robot gets nowhere: it follows a plan to its end, or goes back the way it came, and plans anew.
 
-A policy that was not told of an obstacle goes on wanting the way that it bars. From farther back it may draw another.
+A policy that plans anew every few ticks may undo each time what it has begun, though the later rows of its plans lead
+on. One that was not told of an obstacle goes on wanting the way that it bars; from farther back it may draw another.
 
 Shape legend: B robots, Q of them that a call is about, n rows of a chunk, A action.
 """
 
 from collections import deque
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-PATIENCE = 3  # plans in a row that were not what the policy wanted
+PATIENCE = 3  # plans in a row
 NOWHERE = 0.1  # of half the range of the actions: the robot has moved less than this meanwhile
 SPACING = 0.03  # of half the range, between the positions that are remembered
 CHUNKS_BACK = 3
 TRAIL_LENGTH = 100  # positions
+
+NEW, FOLLOW, BACK = range(3)
+
+
+@dataclass
+class _Past:
+    """Of one robot, in one episode.
+
+    Attributes:
+        trail: positions [A] that it came by.
+        latest: position [A].
+        fastest: the farthest that it has come in a tick.
+        here: where it was [A] at the first of `plans` plans in a row that got it nowhere.
+        troubled: how many of the last of them were not certified as a whole, or not nearly what the policy wanted.
+        rest: rows [_, A] that are left of a plan that it follows.
+        chunks_back: that it has yet to go back.
+    """
+
+    trail: deque[Tensor] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
+    latest: Tensor | None = None
+    fastest: float = 0.0
+    here: Tensor | None = None
+    plans: int = 0
+    troubled: int = 0
+    rest: Tensor = field(default_factory=lambda: torch.zeros(0))
+    chunks_back: int = 0
 
 
 class DeadEnd:
@@ -22,73 +50,76 @@ class DeadEnd:
 
     def __init__(self, batch: int, half_range: float) -> None:
         self._half_range = half_range
-        self._trail = [deque[Tensor](maxlen=TRAIL_LENGTH) for _ in range(batch)]
-        self._latest: list[Tensor | None] = [None] * batch
-        self._fastest = [0.0] * batch  # the farthest that each has come in a tick
-        self._troubled_since: list[Tensor | None] = [None] * batch
-        self._troubled = [0] * batch
-        self._chunks_back = [0] * batch
+        self._past = [_Past() for _ in range(batch)]
 
     def forget(self, mask: Tensor) -> None:
         """New episodes for the robots of `mask` [B]."""
         for robot in mask.nonzero().squeeze(1).tolist():
-            self._trail[robot].clear()
-            self._latest[robot], self._fastest[robot] = None, 0.0
-            self._troubled[robot] = self._chunks_back[robot] = 0
+            self._past[robot] = _Past()
 
     def visit(self, positions: Tensor) -> None:
         """The robots are at `positions` [B, A] at this tick."""
-        for robot, position in enumerate(positions.clone()):
-            trail, latest = self._trail[robot], self._latest[robot]
-            if latest is not None:
-                self._fastest[robot] = max(self._fastest[robot], float((position - latest).norm()))
-            self._latest[robot] = position
-            is_new = not trail or float((position - trail[-1]).norm()) > SPACING * self._half_range
-            if is_new and self._chunks_back[robot] == 0:
-                trail.append(position)
+        for past, position in zip(self._past, positions.clone(), strict=True):
+            if past.latest is not None:
+                past.fastest = max(past.fastest, float((position - past.latest).norm()))
+            past.latest = position
+            is_new = not past.trail or float((position - past.trail[-1]).norm()) > SPACING * self._half_range
+            if is_new and past.chunks_back == 0:
+                past.trail.append(position)
 
-    def is_stuck(self, robots: Tensor, positions: Tensor, is_troubled: Tensor) -> Tensor:
-        """[Q], which robots should go back now; once for every new plan.
+    def turn(self, robots: Tensor, positions: Tensor, is_troubled: Tensor, rests: Tensor) -> Tensor:
+        """[Q], what to send: NEW, the new plan; FOLLOW, the rest of an earlier one; BACK, the way back. Once a plan.
 
         Args:
             robots: [Q].
             positions: of them [Q, A].
             is_troubled: [Q], whose plan is not certified as a whole, or not nearly what the policy wanted.
+            rests: the rows of their plans that come after those that are to be sent now, [Q, _, A].
         """
-        stuck = torch.zeros(len(robots), dtype=torch.bool)
-        for i, (robot, position) in enumerate(zip(robots.tolist(), positions, strict=True)):
-            if self._chunks_back[robot] > 0:
-                self._chunks_back[robot] -= 1
+        ways = torch.full((len(robots),), NEW)
+        for i, robot in enumerate(robots.tolist()):
+            past = self._past[robot]
+            if past.chunks_back > 0:
+                past.chunks_back -= 1
+            elif len(past.rest):
+                ways[i] = FOLLOW
             else:
-                self._count(robot, position, bool(is_troubled[i]))
-            stuck[i] = self._chunks_back[robot] > 0
-        return stuck
+                self._count(past, positions[i], bool(is_troubled[i]), rests[i])
+            if past.chunks_back > 0:
+                ways[i] = BACK
+        return ways
 
-    def way_back(self, robots: Tensor, commands: Tensor, n: int) -> Tensor:
-        """The next rows [Q, n, A] back along the trails of `robots` [Q], from their last commands [Q, A]."""
+    def next_rows(self, robots: Tensor, commands: Tensor, n: int) -> Tensor:
+        """What `robots` [Q] that do not send new plans send, [Q, n, A], after their last `commands` [Q, A]."""
         chunks = commands[:, None].repeat(1, n, 1)
         for chunk, robot, at in zip(chunks, robots.tolist(), commands, strict=True):
+            past = self._past[robot]
+            if past.chunks_back == 0:
+                chunk[:] = past.rest[torch.arange(n).clamp(max=len(past.rest) - 1)]
+                past.rest = past.rest[n:]
+                continue
             for row in range(n):
-                at = chunk[row] = self._step_back(robot, at)
+                at = chunk[row] = _step_back(past, at)
         return chunks
 
-    def _step_back(self, robot: int, at: Tensor) -> Tensor:
-        """One row on from `at` along the trail, no farther than the robot has come in a tick."""
-        trail, left = self._trail[robot], self._fastest[robot]
-        while trail:
-            way = trail[-1] - at
-            distance = float(way.norm())
-            if distance > left:
-                return at + way * (left / distance)
-            at, left = trail.pop(), left - distance
-        return at
+    def _count(self, past: _Past, position: Tensor, is_troubled: bool, rest: Tensor) -> None:
+        if past.here is None or float((position - past.here).norm()) > NOWHERE * self._half_range:
+            past.here, past.plans, past.troubled = position.clone(), 0, 0
+        past.plans += 1
+        past.troubled = past.troubled + 1 if is_troubled else 0
+        if past.troubled >= PATIENCE:
+            past.plans, past.troubled, past.chunks_back = 0, 0, CHUNKS_BACK
+        elif past.plans >= PATIENCE:
+            past.rest = rest.clone()
 
-    def _count(self, robot: int, position: Tensor, is_troubled: bool) -> None:
-        since = self._troubled_since[robot]
-        has_moved = since is None or float((position - since).norm()) > NOWHERE * self._half_range
-        if not is_troubled or has_moved or self._troubled[robot] == 0:
-            self._troubled[robot], self._troubled_since[robot] = int(is_troubled), position.clone()
-            return
-        self._troubled[robot] += 1
-        if self._troubled[robot] >= PATIENCE:
-            self._troubled[robot], self._chunks_back[robot] = 0, CHUNKS_BACK
+
+def _step_back(past: _Past, at: Tensor) -> Tensor:
+    """One row on from `at` along the trail, no farther than the robot has come in a tick."""
+    left = past.fastest
+    while past.trail:
+        way = past.trail[-1] - at
+        distance = float(way.norm())
+        if distance > left:
+            return at + way * (left / distance)
+        at, left = past.trail.pop(), left - distance
+    return at

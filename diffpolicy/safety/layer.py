@@ -1,6 +1,7 @@
 """The network proposes, the projection constrains, the certificate decides, and there is always a way to stop.
 
-Shape legend: B robots, Q of them that a call is about, n rows of a chunk, A action.
+Shape legend: B robots, Q of them that a call is about, H rows of a plan from the present on, the first n of which are
+its chunk, A action.
 """
 
 import time
@@ -18,7 +19,7 @@ from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RETRE
 from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.safety.dead_end import DeadEnd
+from diffpolicy.safety.dead_end import BACK, NEW, DeadEnd
 from diffpolicy.safety.memory import RobotMemory
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.step_projection import StepProjection
@@ -27,7 +28,7 @@ Actions = npt.NDArray[np.float32]
 MakeProjection = Callable[[Tensor, int, int], StepProjection]
 """(robots [Q], index of the present in a plan, steps of the sampler) -> their projection."""
 Propose = Callable[[Tensor, int, MakeProjection | None], Actions]
-"""(robots [Q], which sample of each, projection) -> chunks [Q, n, A]."""
+"""(robots [Q], which sample of each, projection) -> plans [Q, H, A]."""
 
 
 LARGE_SHIFT = 0.02  # of half the range of the actions: a plan moved farther is compared with other samples
@@ -41,7 +42,7 @@ class PlanReport:
         certified: [B], whether a certificate holds for the action and for a way to stop after it.
         margin: [B], a lower bound of the margins of what is to be sent, in units of the tightest constraint; NaN where
             the certificate is an earlier one's, or none.
-        rung: [B], of the ladder: plan (the first sample or its rest), candidate (another sample), retreat
+        rung: [B], of the ladder: plan (the first sample, or the rest of one), candidate (another sample), retreat
             (back out of a dead end), prefix (certified rows, then a way to stop), stored (the way to stop of an earlier
             certificate), hold.
         alarm: [B], where nothing certified is left and the robot is told to hold: call somebody.
@@ -57,9 +58,10 @@ class PlanReport:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Chunks [Q, n, A] and, of `StepProjection`, how far they were moved [Q] and whether they lead on [Q]."""
+    """Plans in two parts [Q, n, A], [Q, H - n, A]; of `StepProjection`, how far moved [Q], whether they lead on [Q]."""
 
     chunks: Tensor
+    rests: Tensor
     shift: Tensor
     is_open: Tensor
 
@@ -69,11 +71,12 @@ class _Samples:
 
     def rows(self, index: Tensor) -> "_Samples":
         """Those of `index`."""
-        return _Samples(self.chunks[index], self.shift[index], self.is_open[index])
+        return _Samples(self.chunks[index], self.rests[index], self.shift[index], self.is_open[index])
 
     def replace(self, index: Tensor, other: "_Samples") -> None:
         """Put `other` in the place of those of `index`."""
-        self.chunks[index], self.shift[index], self.is_open[index] = other.chunks, other.shift, other.is_open
+        self.chunks[index], self.rests[index] = other.chunks, other.rests
+        self.shift[index], self.is_open[index] = other.shift, other.is_open
 
 
 class SafetyLayer:
@@ -82,7 +85,7 @@ class SafetyLayer:
     Args:
         safety: what is demanded.
         batch: B.
-        horizon: of plans, from the present on.
+        horizon: H.
         n_action_steps: n.
         metric: [A], the square of the action normaliser's scale.
     """
@@ -134,8 +137,8 @@ class SafetyLayer:
     def plan(self, due: Tensor, propose: Propose) -> Actions:
         """New chunks [Q, n, A] for the robots `due`.
 
-        Of the samples certified longest, one that leads on, and of those the one that was moved least; out of a dead
-        end, the way back.
+        Of the samples certified longest, one that leads on, and of those the one that was moved least; where a robot
+        gets nowhere, the rest of its last plan or the way back.
         """
         drawn = self._proposed(due, PLAN, propose)
         if not self.safety.certify:
@@ -152,12 +155,13 @@ class SafetyLayer:
             chosen = doubtful[better]
             drawn.replace(chosen, others.rows(better))
             rung[chosen], found = CANDIDATE, found.replaced(chosen, again.rows(better))
-        position = self._memory.start.state.position[due]
-        stuck = self._dead_end.is_stuck(due, position, self._is_troubled(drawn, found)).nonzero().squeeze(1)
-        if len(stuck):
-            commands = self._memory.start.commands[due[stuck], -1]
-            drawn.chunks[stuck] = self._dead_end.way_back(due[stuck], commands, self._n).float()
-            rung[stuck], found = RETREAT, found.replaced(stuck, self._certify(drawn.chunks[stuck], due[stuck]))
+        start, is_troubled = self._memory.start.rows(due), self._is_troubled(drawn, found)
+        ways = self._dead_end.turn(due, start.state.position, is_troubled, drawn.rests)
+        other = (ways != NEW).nonzero().squeeze(1)
+        if len(other):
+            rows = self._dead_end.next_rows(due[other], start.commands[other, -1], self._n)
+            drawn.chunks[other], rung[other] = rows.float(), torch.where(ways[other] == BACK, RETREAT, PLAN)
+            found = found.replaced(other, self._certify(drawn.chunks[other], due[other]))
         return self._decided(due, drawn.chunks, found, rung, is_fresh=True)
 
     def check(self, robots: Tensor, remaining: Actions) -> Actions:
@@ -192,11 +196,11 @@ class SafetyLayer:
             made.append(StepProjection(self.safety, self._projector, task, present, steps))
             return made[-1]
 
-        chunks = propose(robots, sample, None if self.safety.mode == "none" else projection)
+        plans = torch.from_numpy(propose(robots, sample, None if self.safety.mode == "none" else projection))
         self._cost_s += sum(one.cost_s for one in made)
         shift = made[0].shift[: len(robots)].cpu() if made else torch.zeros(len(robots))
         is_open = made[0].is_open[: len(robots)].cpu() if made else torch.ones(len(robots), dtype=torch.bool)
-        return _Samples(torch.from_numpy(chunks), shift.clone(), is_open.clone())
+        return _Samples(plans[:, : self._n], plans[:, self._n :], shift.clone(), is_open.clone())
 
     def _is_troubled(self, drawn: "_Samples", found: Certificate) -> Tensor:
         """[Q], whose plan is not certified as a whole or not nearly what the policy wanted."""

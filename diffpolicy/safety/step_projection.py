@@ -30,7 +30,7 @@ class StepProjection:
     Attributes:
         shift: how far a plan was moved at most by one call, as the root mean square over its waypoints in units of half
             the range of the actions in the data, [B]: what the network wanted and may not have.
-        is_open: whether the plan could go straight on from its end for as long again, [B].
+        is_open: whether the plan could go straight on from its end for as long again, as obstacles are now, [B].
     """
 
     def __init__(self, safety: Safety, projector: Projector, task: Task, present: int, steps: int) -> None:
@@ -69,7 +69,7 @@ class StepProjection:
     def _may_go_on(self, plan: Tensor) -> Tensor:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
-        scene = Scene(self._task.obstacles, plan.new_full((1,), 2 * horizon * self._safety.period_s), error=0.0)
+        scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now: later, who knows
         margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.rows.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 

@@ -23,15 +23,21 @@ def certified(rows: list[int]) -> Certificate:
 def test_certified_rows_count_most_then_whether_they_lead_on_then_how_little_they_were_moved() -> None:
     rising = [(1, True, 0.0), (2, False, 9.0), (2, False, 0.1), (2, True, 0.5), (2, True, 0.0), (3, False, 5.0)]
     rows, leads_on, shift = zip(*rising, strict=True)
-    samples = _Samples(torch.zeros(len(rows), 1, 1), torch.tensor(shift), torch.tensor(leads_on))
+    samples = _Samples(*torch.zeros(2, len(rows), 1, 1), torch.tensor(shift), torch.tensor(leads_on))
     worth = samples.worth(certified(list(rows)))
     assert (worth.diff() > 0).all()
 
 
 @pytest.mark.parametrize(
     ("obstacles", "is_open", "is_moved"),
-    [(no_obstacles(2), True, False), (disc(9.0, 2.0, 0.5), False, False), (disc(4.0, 2.0, 0.5), None, True)],
-    ids=["free", "barred beyond its end", "barred on the way"],
+    [
+        (no_obstacles(2), True, False),
+        (disc(9.0, 2.0, 0.5), False, False),
+        (disc(9.0, 2.0, 0.5, speed=1.0), False, False),
+        (disc(9.0, 4.0, 0.5, speed=1.0), True, False),
+        (disc(4.0, 2.0, 0.5), None, True),
+    ],
+    ids=["free", "barred beyond its end", "barred now", "perhaps barred later", "barred on the way"],
 )
 def test_a_plan_knows_whether_it_leads_on_and_how_far_it_was_moved(
     obstacles: Obstacles, is_open: bool | None, is_moved: bool
