@@ -70,6 +70,7 @@ class PolicyController:
         self.constrain = constrain
         self.last_plan: PlanReport | None = None
         self._generators: list[list[torch.Generator]] = []  # of each robot, one per sample drawn for a chunk
+        self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
@@ -194,5 +195,8 @@ class PolicyController:
                 f"safety: actions are normalised by {type(normalizer).__name__}; the projection's metric needs a scale "
                 "and an offset per axis (Normalizer)"
             )
+        metric = normalizer.scale.square()
+        if self._layer is not None and self._layer.serves(self.safety, batch, metric):
+            return self._layer
         horizon = window.horizon - (window.n_obs_steps - 1)
-        return SafetyLayer(self.safety, batch, horizon, window.n_action_steps, normalizer.scale.square())
+        return SafetyLayer(self.safety, batch, horizon, window.n_action_steps, metric)

@@ -3,7 +3,9 @@
 Shape legend: B batch, H horizon, A action.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +16,33 @@ from diffpolicy.diffusion.samplers.table import Row
 
 Constrain = Callable[[Tensor, Row], Tensor]
 """(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape."""
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """A `Constrain` whose calls within the loop are a function of tensors, which may be recorded and replayed."""
+
+    def key(self) -> Hashable:
+        """All that the calls depend on besides `tensors`."""
+        ...
+
+    def tensors(self) -> list[Tensor]:
+        """What the calls read."""
+        ...
+
+    def twin(self, tensors: Sequence[Tensor]) -> Self:
+        """One that has not been called and reads these instead."""
+        ...
+
+    def left(self) -> list[Tensor]:
+        """What the calls made so far leave behind."""
+        ...
+
+    def take(self, left: Sequence[Tensor]) -> None:
+        """Go on as if the calls of the loop that left this behind had been made here."""
+        ...
+
+    def __call__(self, plan: Tensor, row: Row, /) -> Tensor: ...
 
 
 class PlanProjection:
@@ -28,6 +57,7 @@ class PlanProjection:
 
     def __init__(self, normalizer: Normalizer, is_limited: bool, present: int, constrain: Constrain | None) -> None:
         self._normalizer = normalizer
+        self._is_limited = is_limited
         self._to_data = clip(-1.0, 1.0) if is_limited else identity
         self._present = present
         self._constrain = constrain
@@ -54,6 +84,33 @@ class PlanProjection:
         if not bool(torch.stack([*self._estimates, plan]).isfinite().all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         return plan
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether the calls of `project` are a function of tensors; then the five below are those of `Replayable`."""
+        return self._constrain is None or self._replayable is not None
+
+    def key(self) -> Hashable:
+        return self._replayable.key() if self._replayable else None
+
+    def tensors(self) -> list[Tensor]:
+        return self._replayable.tensors() if self._replayable else []
+
+    def twin(self, tensors: Sequence[Tensor]) -> "PlanProjection":
+        constrain = self._replayable.twin(tensors) if self._replayable else None
+        return PlanProjection(self._normalizer, self._is_limited, self._present, constrain)
+
+    def left(self) -> list[Tensor]:
+        return [torch.stack(self._estimates), *(self._replayable.left() if self._replayable else [])]
+
+    def take(self, left: Sequence[Tensor]) -> None:
+        self._estimates = list(left[0])
+        if self._replayable:
+            self._replayable.take(left[1:])
+
+    @cached_property
+    def _replayable(self) -> Replayable | None:
+        return self._constrain if isinstance(self._constrain, Replayable) else None
 
     def _constrained(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor:
         constrained = constrain(plan.clone(), row)

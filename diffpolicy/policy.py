@@ -4,6 +4,7 @@ Shape legend: B batch, H horizon, A action.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,25 +20,14 @@ from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
 from diffpolicy.diffusion.objective import WHOLE, Part
 from diffpolicy.diffusion.ode import Flow, check_fraction, great_circle
-from diffpolicy.diffusion.reverse import Denoise, reverse
+from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.graph import Replays
 from diffpolicy.networks.inference import at_condition
 from diffpolicy.networks.obs_encoder import LowDimEncoder
 from diffpolicy.observations import checked_observation
 from diffpolicy.plan_projection import Constrain, PlanProjection
-
-
-@dataclasses.dataclass(frozen=True)
-class ActionChunk:
-    """What the policy proposes, in physical units.
-
-    Attributes:
-        actions: to be executed, [B, n_action_steps, A].
-        plan: the whole horizon [B, H, A]; its index n_obs_steps - 1 is the present.
-    """
-
-    actions: Tensor
-    plan: Tensor
+from diffpolicy.sampling import ActionChunk, replayed, sampled
 
 
 class DiffusionPolicy(nn.Module):
@@ -67,6 +57,7 @@ class DiffusionPolicy(nn.Module):
         self.register_buffer("levels", self.objective.table(), persistent=False)
         self.has_null_condition = dropout > 0
         self._is_fitted = False
+        self._replays: Replays | None = None
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +84,16 @@ class DiffusionPolicy(nn.Module):
                 f"guidance: threshold {config.threshold} needs actions normalised to [-1, 1], data.normalizer=limits"
             )
         return build_guide(config)
+
+    def compile(self) -> None:
+        """From now on replay the reverse loop on a GPU, the safety projection included, as one CUDA graph.
+
+        It is captured at the first chunk of its kind (batch size, sampler, safety); weights may change later. What
+        cannot be captured runs call by call as before: a guide, a constraint of your own, a sampler of diffusers,
+        autocast, a CPU. Other than torch's method of this name it compiles no kernels; `network.compile()` does. Called
+        again, it forgets what was captured.
+        """
+        self._replays = Replays()
 
     def fit_normalizers(self, observations: Mapping[str, Tensor], actions: Tensor) -> None:
         """Take the statistics of all demonstrations: {key: [rows, dim]} and [rows, A]."""
@@ -144,26 +145,18 @@ class DiffusionPolicy(nn.Module):
         self._check_fitted()
         observation = self._checked(observation, len(generators))
         sampler = sampler or self.sampler(SamplerConfig())
-        with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
-            return self._sample(self._denoiser(observation, guide, sampler), generators, sampler, constrain)
-
-    def _sample(
-        self,
-        denoise: Denoise,
-        generators: Sequence[torch.Generator],
-        sampler: Sampler,
-        constrain: Constrain | None,
-    ) -> ActionChunk:
-        shape = (len(sampler) + 1, self.config.window.horizon, self.config.action_dim)
-        noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1).to(self.device)
-        present = self.config.window.n_obs_steps - 1
+        present, window = self.config.window.n_obs_steps - 1, self.config.window
         projection = PlanProjection(self.action_normalizer, self.config.normalizer == "limits", present, constrain)
-        if isinstance(sampler, StepTable):
-            clean = reverse(denoise, sampler, noise, projection.project)
-        else:
-            clean = sampler.sample(denoise, noise, projection.project)
-        plan = projection.finish(clean, sampler.rows[-1])
-        return ActionChunk(plan[:, present : present + self.config.window.n_action_steps], plan)
+        with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
+            shape = (len(sampler) + 1, window.horizon, self.config.action_dim)
+            noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1).to(self.device)
+            if self._replays and isinstance(sampler, StepTable) and guide is None and projection.is_replayable:
+                denoiser = functools.partial(self._denoiser, guide=None, sampler=sampler)
+                clean = replayed(self._replays, self, denoiser, observation, sampler, noise, projection)
+            else:
+                clean = sampled(self._denoiser(observation, guide, sampler), sampler, noise, projection)
+            plan = projection.finish(clean, sampler.rows[-1])
+        return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
     def log_likelihood(
         self,

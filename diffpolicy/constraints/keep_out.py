@@ -87,8 +87,7 @@ class BarrierDecrease:
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         normal, offset = half_spaces(reference, scene, self.distance + self._inset)
         kept = 1.0 - self.rate
-        weights = normal.new_tensor([-kept, 1.0])  # of the segment's start and end
-        pair = weights[:, None] * normal[..., None, :]  # [B, M, R, 2, A]
+        pair = torch.stack([-kept * normal, normal], dim=-2)  # for the segment's start and end, [B, M, R, 2, A]
         used = scene.obstacles.is_used[..., None]
         growth = torch.where(used, scene.radius - scene.radius_before, 0.0).to(normal)
         need, length2 = self.rate * offset + kept * growth, 1.0 + kept * kept

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.constant import Constant
 from diffpolicy.constraints.constraint import Prox, Rows, Scene
 from diffpolicy.constraints.separation import length
 
@@ -35,10 +36,10 @@ class Box:
             raise ValueError(
                 f"box: low {self.low.tolist()} must not be above high {self.high.tolist()}, inset {inset} on each side"
             )
-        self._low, self._high = self.low + inset, self.high - inset
+        self._low, self._high = Constant(self.low + inset), Constant(self.high - inset)
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
-        low, high = self._low.to(reference), self._high.to(reference)
+        low, high = self._low.like(reference), self._high.like(reference)
         return lambda y: y.clamp(low, high)
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
@@ -97,6 +98,7 @@ class Polytope:
         self.rows = rows
         self.normals, self.offsets = raw / size[:, None], offset / size
         self._inset = inset
+        self._within = Constant(self.normals), Constant(self.offsets - inset)
 
     def faces(self) -> "list[Polytope]":
         """Each as a half-space of its own."""
@@ -104,7 +106,7 @@ class Polytope:
         return [Polytope([normal], [offset], self.rows, self._inset) for normal, offset in pairs]
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
-        normals, offsets = self.normals.to(reference), (self.offsets - self._inset).to(reference)
+        normals, offsets = (part.like(reference) for part in self._within)
 
         def project(y: Tensor) -> Tensor:
             for _ in range(len(normals)):

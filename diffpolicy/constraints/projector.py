@@ -114,6 +114,7 @@ class Projector:
         if not bool((metric > 0).all() and metric.isfinite().all()):
             raise ValueError(f"projector: metric {metric.tolist()} must be finite and above 0")
         self._slots, self._like = slots, metric
+        self._may_look = metric.device.type == "cpu"  # at values on the host; elsewhere that waits
         self.half_range = float(metric.double().max().rsqrt())  # of the actions in the data, in their units
         basis = _basis(plant, period_s, horizon)
         simple = [one for c in constraints for one in (c.faces() if isinstance(c, Polytope) else (c,))]
@@ -143,7 +144,8 @@ class Projector:
         if not bool((is_valid := obstacles.is_valid).all()):  # the certificate refuses them
             is_used = obstacles.is_used & is_valid[:, None]
             obstacles = Obstacles(obstacles.vertices, obstacles.radius, obstacles.speed, is_used)
-        obstacles = obstacles.without_empty_slots
+        # Off the CPU one captured loop is to serve whatever is around.
+        obstacles = obstacles.without_empty_slots if self._may_look else obstacles.padded(self._slots)
         obstacles = obstacles if obstacles.slots else obstacles.padded(1)  # rows have a copy even where there is none
         obstacles = obstacles.to(like)
         is_used = obstacles.is_used
@@ -182,7 +184,7 @@ class Projector:
         """
         if not self._blocks:
             return commands
-        if commands.device.type != "cpu":
+        if not self._may_look:
             return self._solved(plan, commands, self._near(commands, task), task, iterations, tolerance)
         is_first = not task.proxes
         near = self._near(commands, task) if is_first else _Near(self._seen(commands, task), task.proxes)
@@ -208,7 +210,7 @@ class Projector:
     ) -> Tensor:
         task.proxes = near.proxes
         is_short = ~(_shortfall(near) <= tolerance)
-        if commands.device.type == "cpu" and not bool(is_short.any()):
+        if self._may_look and not bool(is_short.any()):
             return commands
         return torch.where(is_short[:, None, None], self._solve(plan, near, task, iterations), commands)
 

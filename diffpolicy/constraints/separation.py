@@ -99,6 +99,6 @@ def _candidates(ends: Tensor, others: Polygons) -> Tensor:
 def _unit(vector: Tensor) -> Tensor:
     """Vectors [2, ...] over their lengths; along x where these are 0 or overflow: any direction serves."""
     length2 = vector.square().sum(0)
-    sideways = vector.new_tensor([1.0, 0.0]).view(2, *(1,) * length2.ndim)
+    sideways = torch.eye(2, 1, dtype=vector.dtype, device=vector.device).view(2, *(1,) * length2.ndim)
     has_length = (length2 > TINY**2) & length2.isfinite()
     return torch.where(has_length, vector * length2.clamp(min=TINY**2).rsqrt(), sideways)

@@ -92,7 +92,7 @@ class SafetyLayer:
 
     def __init__(self, safety: Safety, batch: int, horizon: int, n_action_steps: int, metric: Tensor) -> None:
         self.safety = safety
-        self._n = n_action_steps
+        self._n, self._metric = n_action_steps, metric
         self._projector = Projector(
             safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.all_slots
         )
@@ -102,6 +102,10 @@ class SafetyLayer:
         self._obstacles = no_obstacles(batch)
         self._margin = torch.full((batch,), torch.nan, dtype=torch.float64)
         self._cost_s = 0.0
+
+    def serves(self, safety: Safety, batch: int, metric: Tensor) -> bool:
+        """Whether one made for these would be like this one after `forget`; this one keeps what was captured for it."""
+        return safety is self.safety and batch == len(self._margin) and torch.equal(metric, self._metric)
 
     def forget(self, mask: npt.NDArray[np.bool_]) -> None:
         """New episodes for the robots of `mask` [B]."""

@@ -4,6 +4,7 @@ Shape legend: B batch, H horizon, A action.
 """
 
 import time
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from diffpolicy.constraints.constraint import Rows, Scene
 from diffpolicy.constraints.limits import Box
 from diffpolicy.constraints.projector import Projector, Task
 from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.graph import tensors_in, with_tensors
 from diffpolicy.safety.settings import Safety
 
 POLISH_ITERATIONS = 10
@@ -56,6 +58,29 @@ class StepProjection:
                 self.is_open = self._may_go_on(after)
         self.cost_s += time.perf_counter() - began
         return plan
+
+    def key(self) -> Hashable:
+        """All that the calls before the last one depend on besides `tensors`."""
+        return self._projector, self._safety.mode, self._safety.iterations, self._present, self._steps
+
+    def tensors(self) -> list[Tensor]:
+        """What they read, each tensor once."""
+        return list({id(one): one for one in tensors_in(self._task)}.values())
+
+    def twin(self, tensors: Sequence[Tensor]) -> "StepProjection":
+        """One that has not been called and reads these instead."""
+        own = [id(one) for one in self.tensors()]
+        task = with_tensors(self._task, dict(zip(own, tensors, strict=True)))
+        return StepProjection(self._safety, self._projector, task, self._present, self._steps)
+
+    def left(self) -> list[Tensor]:
+        """What the calls before the last one leave behind."""
+        return [self.shift, *self._task.multipliers]
+
+    def take(self, left: Sequence[Tensor]) -> None:
+        """Go on as if the calls before the last one, which left this behind, had been made here."""
+        self.shift, *self._task.multipliers = left
+        self._calls = self._steps
 
     def _projected(self, plan: Tensor, is_last: bool) -> Tensor:
         if self._safety.mode == "clip":

@@ -1,0 +1,312 @@
+"""`policy.compile()`: the replayed loop is the plain one. Here torch traces it; test_compile_gpu.py captures it."""
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from traced import Traced
+from world import both, safety, start
+
+from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig, graph
+from diffpolicy.build import SAMPLERS
+from diffpolicy.config import GuidanceConfig, ModelConfig
+from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.keep_out import KeepOut
+from diffpolicy.constraints.limits import Box
+from diffpolicy.constraints.obstacles import disc
+from diffpolicy.constraints.plant import State
+from diffpolicy.constraints.projector import Projector, Task
+from diffpolicy.constraints.trajectory import Start
+from diffpolicy.ema import Ema
+from diffpolicy.networks import inference
+from diffpolicy.safety.step_projection import StepProjection
+
+NAN = float("nan")
+ALL_SAMPLERS = sorted(SAMPLERS)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "RECORDERS", {"cpu": Traced})
+
+
+def make_policy(sampler: str = "ddim") -> DiffusionPolicy:
+    """Untrained, for the schedule that the sampler wants; observations in [0, 1], actions in [0, 10]."""
+    torch.manual_seed(0)
+    observations = {"position": 3, "goal": 2}
+    config = PolicyConfig(observations, 2, model=ModelConfig(widths=[8, 8], time_embedding_dim=8))
+    if sampler.startswith("flow"):
+        config.diffusion.schedule = config.diffusion.parameterization = "flow"
+    policy = DiffusionPolicy(config)
+    share = torch.linspace(0.0, 1.0, 100)[:, None]
+    statistics = {key: share.expand(-1, dim) for key, dim in observations.items()}
+    policy.fit_normalizers(statistics, 10.0 * share.expand(-1, 2))
+    return policy.eval()
+
+
+def compiled(policy: DiffusionPolicy) -> DiffusionPolicy:
+    other = copy.deepcopy(policy)
+    other.compile()
+    return other
+
+
+def sampler_config(name: str) -> SamplerConfig:
+    return SamplerConfig(name, steps=3, langevin_steps=1)
+
+
+def plan(policy: DiffusionPolicy, seed: int = 0, batch: int = 2, sampler: str = "ddim", **other) -> Tensor:
+    generator = torch.Generator().manual_seed(100 + seed)
+    observation = {
+        "position": torch.rand(batch, 2, 3, generator=generator),
+        "goal": torch.rand(batch, 2, 2, generator=generator),
+    }
+    generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
+    table = policy.sampler(sampler_config(sampler))
+    return policy.predict_action_chunk(observation, generators, table, **other).plan
+
+
+def recorded(policy: DiffusionPolicy) -> int:
+    """How often something was, since the weights lie where they lie."""
+    assert policy._replays is not None
+    assert isinstance(policy._replays._recorder, Traced)
+    return policy._replays._recorder.recorded
+
+
+@pytest.mark.parametrize("network", ["unrolled", "itself"])
+@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+def test_replays_make_the_plans_of_the_plain_path(
+    traced, monkeypatch: pytest.MonkeyPatch, sampler: str, network: str
+) -> None:
+    if network == "itself":  # as on a GPU
+        monkeypatch.setattr(inference, "UNet1d", nn.Identity)
+    plain = make_policy(sampler)
+    replaying = compiled(plain)
+    for seed in range(3):
+        assert_close(plan(replaying, seed, sampler=sampler), plan(plain, seed, sampler=sampler), rtol=0, atol=0)
+    assert recorded(replaying) == 1
+
+
+def task_of(projector: Projector, seed: int) -> Task:
+    """For two robots that stand somewhere, each with an obstacle somewhere that moves."""
+    places = 3.0 + torch.rand(2, 2, generator=torch.Generator().manual_seed(seed))
+    near = both(disc(5.5, 5.0 + 0.1 * seed, 0.8, speed=0.5))
+    return projector.task(Start(State(places, torch.zeros(2, 2)), places[:, None].expand(-1, 3, -1)), near)
+
+
+@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+def test_with_the_projection_at_every_step_too(traced, sampler: str) -> None:
+    plain = make_policy(sampler)
+    replaying = compiled(plain)
+    demanded = safety([Box(0.0, 10.0, Rows("commands")), KeepOut(0.2)], mode="every_step", iterations=1)
+    controller, _ = start(plain, demanded)
+    assert controller._layer is not None
+    projector = controller._layer._projector
+    steps = len(plain.sampler(sampler_config(sampler)))
+    for seed in range(3):
+        constrain = [StepProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
+        plans = [
+            plan(one, seed, sampler=sampler, constrain=c) for one, c in zip((plain, replaying), constrain, strict=True)
+        ]
+        assert_close(plans[1], plans[0], rtol=0, atol=0)
+        assert_close(constrain[1].shift, constrain[0].shift, rtol=0, atol=0)
+        assert constrain[0].shift.min() > 0.0
+    assert recorded(replaying) == 1
+
+
+@pytest.mark.parametrize("mode", ["last_half", "last"])
+def test_a_controller_with_safety_acts_as_before(traced, mode: str) -> None:
+    plain = make_policy()
+    replaying = compiled(plain)
+    found = []
+    for policy in (plain, replaying):
+        controller, world = start(policy, safety(mode=mode, iterations=1), steps=2)
+        world.run(controller, 17, lambda tick: both(disc(6.5 - 0.05 * tick, 6.5, 0.8, speed=0.5)))
+        controller.reset([5, 6])
+        world.run(controller, 1, lambda tick: both(disc(6.0, 6.5, 0.8)))
+        found.append((np.stack(world.actions), [report.rung.tolist() for report in world.reports]))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert recorded(replaying) == 1
+
+
+def load_others(policy: DiffusionPolicy) -> None:
+    policy.load_state_dict({key: 1.1 * value for key, value in policy.state_dict().items()})
+
+
+def average(policy: DiffusionPolicy) -> None:
+    other = copy.deepcopy(policy)
+    load_others(other)
+    ema = Ema(policy, power=0.75, max_decay=0.5)
+    ema.policy = policy
+    ema.update(other, 100)
+
+
+def in_place(policy: DiffusionPolicy) -> None:
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.1)
+
+
+def new_memory(policy: DiffusionPolicy) -> None:
+    for parameter in policy.parameters():
+        parameter.data = 1.1 * parameter.data
+
+
+def new_part(policy: DiffusionPolicy) -> None:
+    policy.network.middle = copy.deepcopy(policy.network.middle)
+    in_place(policy)
+
+
+def new_statistics(policy: DiffusionPolicy) -> None:
+    policy.fit_normalizers({"position": torch.eye(3), "goal": torch.eye(2)}, torch.tensor([[1.0, 1.0], [3.0, 4.0]]))
+
+
+@pytest.mark.parametrize("change", [load_others, average, in_place, new_memory, new_part, new_statistics])
+def test_no_replay_is_of_earlier_weights(traced, change: Callable[[DiffusionPolicy], None]) -> None:
+    plain = make_policy()
+    replaying = compiled(plain)
+    before = plan(replaying)
+    for policy in (plain, replaying):
+        change(policy)
+    after = plan(replaying)
+    assert (after - before).abs().max() > 1e-3
+    assert_close(after, plan(plain), rtol=0, atol=0)
+
+
+def test_what_was_recorded_for_memory_that_is_gone_goes_too(traced) -> None:
+    policy = compiled(make_policy())
+    for batch in (1, 2):
+        plan(policy, batch=batch)
+    assert len(policy._replays._recordings) == 2
+    new_memory(policy)
+    plan(policy)
+    assert len(policy._replays._recordings) == 1
+
+
+def test_a_plan_is_not_overwritten_by_the_next(traced) -> None:
+    policy = compiled(make_policy())
+    first = plan(policy, 0)
+    kept = first.clone()
+    plan(policy, 1)
+    assert_close(first, kept, rtol=0, atol=0)
+
+
+def test_the_latest_recordings_are_kept(traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_RECORDINGS", 2)
+    policy = compiled(make_policy())
+    for batch, count in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        plan(policy, batch=batch)
+        assert recorded(policy) == count
+        assert len(policy._replays._recordings) <= 2
+
+
+def test_compiling_again_forgets(traced) -> None:
+    policy = compiled(make_policy())
+    plan(policy)
+    policy.compile()
+    assert not policy._replays._recordings
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"constrain": lambda plan, row: plan.clamp(4.0, 4.5)},
+        {"guide": lambda denoise, without: lambda x, row: 0.9 * denoise(x, row)},
+    ],
+    ids=["constraint", "guide"],
+)
+def test_what_could_change_unseen_is_not_recorded(traced, other) -> None:
+    plain = make_policy()
+    replaying = compiled(plain)
+    assert_close(plan(replaying, **other), plan(plain, **other), rtol=0, atol=0)
+    assert not replaying._replays._recordings
+
+
+def test_autocast_and_samplers_of_diffusers_run_call_by_call(traced) -> None:
+    pytest.importorskip("diffusers")
+    plain = make_policy()
+    replaying = compiled(plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(plan(replaying), plan(plain), rtol=0, atol=0)
+    assert_close(plan(replaying, sampler="diffusers"), plan(plain, sampler="diffusers"), rtol=0, atol=0)
+    assert not replaying._replays._recordings
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    plain = make_policy()
+    replaying = compiled(plain)
+    assert_close(plan(replaying), plan(plain), rtol=0, atol=0)
+    assert not replaying._replays._recordings
+
+
+class Peeking(Box):
+    """A constraint whose prox asks the host."""
+
+    def prox(self, reference: Tensor, scene):
+        return (lambda y: y) if bool((reference > 0).all()) else super().prox(reference, scene)
+
+
+def test_what_cannot_be_recorded_runs_call_by_call_after_one_warning(traced) -> None:
+    plain = make_policy()
+    replaying = compiled(plain)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(2):
+            found = []
+            for policy in (plain, replaying):
+                controller, world = start(policy, safety([Peeking(0.0, 10.0, Rows("commands"))]), seed=seed)
+                found.append(world.run(controller, 9, lambda tick: None).actions)
+            np.testing.assert_array_equal(*found)
+            assert list(replaying._replays._recordings.values()) == [None] * (seed + 1)
+    messages = [str(one.message) for one in caught if issubclass(one.category, RuntimeWarning)]
+    assert len(messages) == 2, "one for each controller"
+    assert all("cannot be captured and runs call by call" in message for message in messages)
+
+
+def test_broken_weights_still_give_no_plan(traced) -> None:
+    policy = compiled(make_policy())
+    plan(policy)
+    with torch.no_grad():
+        next(policy.network.parameters()).fill_(NAN)
+    with pytest.raises(ValueError, match="plan has NaN"):
+        plan(policy)
+
+
+def test_threads_share_a_policy(traced) -> None:
+    policy = compiled(make_policy())
+    expected = [plan(policy, seed) for seed in range(8)]
+    found: dict[int, Tensor] = {}
+
+    def work(seeds: range) -> None:
+        for seed in seeds:
+            found[seed] = plan(policy, seed)
+
+    threads = [threading.Thread(target=work, args=(range(first, 8, 2),)) for first in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, one in enumerate(expected):
+        assert_close(found[seed], one, rtol=0, atol=0)
+
+
+def test_a_copy_records_for_itself(traced) -> None:
+    policy = compiled(make_policy())
+    plan(policy)
+    other = copy.deepcopy(policy)
+    in_place(other)
+    assert not other._replays._recordings
+    assert (plan(other) - plan(policy)).abs().max() > 1e-3
+
+
+def test_guides_of_the_settings_work_beside_it(traced) -> None:
+    plain = make_policy()
+    replaying = compiled(plain)
+    guide = plain.guide(GuidanceConfig(threshold=0.9))
+    assert_close(plan(replaying, guide=guide), plan(plain, guide=guide), rtol=0, atol=0)
