@@ -150,6 +150,7 @@ class TrainerConfig:
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
     precision: str = "float32"  # or bfloat16, by autocast
+    compile: bool = False  # the network, by torch.compile, which needs a C++ compiler or, on a GPU, Triton
     log_every: int = 50
     validate_every: int = 500
     evaluate_every: int = 2500

@@ -81,6 +81,8 @@ class Trainer:
         if len(validation):
             self.validation = self._windows("validation", data, validation).first(VALIDATION_WINDOWS)
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
+        if config.trainer.compile:
+            self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
             lr=config.trainer.learning_rate,
