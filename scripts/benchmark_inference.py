@@ -1,9 +1,10 @@
-"""Time of a chunk at batch 1 on the CPU, against others: python scripts/benchmark_inference.py peer_python=PYTHON
+"""Time of a chunk, against others: python scripts/benchmark_inference.py peer_python=PYTHON
 
 Contestants: ours (`predict_action_chunk`), our network called plainly in a loop with diffusers' scheduler, and
-LeRobot's diffusion U-Net in that loop, where an interpreter has it. All have the same weights, noise and observation,
-and their plans are compared. Each runs in a child process of its own; they take turns, block by block. Writes
-benchmark_inference.json, .csv and .png.
+LeRobot's diffusion U-Net in that loop, where an interpreter has it. On a GPU (device=cuda) ours is a CUDA graph and
+`eager` the same without it; these two alone run other samplers than ddim. All have the same weights, noise and
+observation, and their plans are compared. Each runs in a child process of its own; they take turns, block by block.
+Writes benchmark_inference.json, .csv and .png.
 """
 
 import importlib.util
@@ -23,6 +24,7 @@ from inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
 from safetensors.torch import save_file
 
 from diffpolicy.config import ModelConfig
+from diffpolicy.device import choose_device
 from diffpolicy.networks.unet1d import UNet1d
 
 WORKER = Path(__file__).with_name("inference_worker.py")
@@ -51,7 +53,10 @@ class BenchmarkInferenceConfig:
 
     models: dict[str, ModelConfig] = field(default_factory=dict)
     threads: list[int] = field(default_factory=list)
+    sampler: str = "ddim"
     steps: int = 10
+    batch: int = 1
+    device: str = "cpu"
     blocks: int = 8
     chunks_per_block: int = 3
     peer_python: str | None = None
@@ -63,40 +68,50 @@ def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
         raise ValueError(f"blocks {config.blocks} must be at least 2; chunks, models and threads at least 1")
     if config.steps < 1 or LEVELS % config.steps:
         raise ValueError(f"steps {config.steps} must divide {LEVELS}: elsewhere diffusers' DDIM has another grid")
-    pythons = interpreters(config.peer_python)
+    device = choose_device(config.device)
+    if config.batch < 1:
+        raise ValueError(f"batch {config.batch} must be at least 1")
+    pythons = interpreters(config, device)
     rows = [row for name, model in config.models.items() for row in measure(config, name, model, pythons)]
     summary = summarise(rows)
     write(folder, config, rows, summary)
     for line in summary:
         print(
             f"{line['model']:<12} {line['threads']} threads  {line['name']:<10} "
-            f"{line['wall_ms']:>8.1f} ms, {line['cpu_ms']:>8.1f} ms of CPU; ours takes of it "
+            f"{line['wall_ms']:>8.2f} ms (p50 {line['p50_ms']:.2f}, p99 {line['p99_ms']:.2f}), "
+            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes of it "
             f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}], of the CPU time "
             f"{line['cpu_ratio']:.2f} [{line['cpu_ratio_lowest']:.2f}, {line['cpu_ratio_highest']:.2f}]"
         )
     print(folder / "benchmark_inference.json")
 
 
-def interpreters(peer_python: str | None) -> dict[str, str]:
+def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict[str, str]:
     """The contestants, and the interpreter of each."""
+    ours = [OURS] if device.type == "cpu" else [OURS, "eager"]
+    if config.sampler != "ddim":
+        return dict.fromkeys(ours, sys.executable)
+    peer_python = config.peer_python
     if peer_python is None and importlib.util.find_spec("lerobot"):
         peer_python = sys.executable
     if peer_python is None:
         print("lerobot is not installed here; name an interpreter that has it: peer_python=PYTHON")
-        return {OURS: sys.executable, "plain": sys.executable}
+        return dict.fromkeys([*ours, "plain"], sys.executable)
     if not Path(peer_python).exists():
         raise ValueError(f"peer_python: {peer_python} does not exist; expected an interpreter that has lerobot")
-    return {OURS: sys.executable, "plain": sys.executable, "lerobot": peer_python}
+    return {**dict.fromkeys([*ours, "plain"], sys.executable), "lerobot": peer_python}
 
 
 def measure(config: BenchmarkInferenceConfig, name: str, model: ModelConfig, pythons: dict[str, str]) -> list[dict]:
     """One row per counted block, number of threads and contestant."""
     rows, children = [], list[Child]()
+    device = str(choose_device(config.device))
+    work = {"sampler": config.sampler, "steps": config.steps, "batch": config.batch, "device": device}
     with tempfile.TemporaryDirectory() as folder:
         try:
             for contestant, python in pythons.items():
                 weights = save_weights(Path(folder), model, contestant)
-                arguments = [contestant, str(weights), json.dumps(asdict(model)), str(config.steps)]
+                arguments = [contestant, str(weights), json.dumps(asdict(model)), json.dumps(work)]
                 children.append(Child(python, WORKER, arguments))
             for threads in config.threads:
                 for block in range(config.blocks):
@@ -154,6 +169,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         for kind, prefix in (("wall_ms", "ratio"), ("cpu_ms", "cpu_ratio")):
             ratios = [found[model, threads, OURS, row["block"]][kind] / row[kind] for row in own]
             line |= {kind: statistics.median(row[kind] for row in own), **with_range(prefix, ratios)}
+        line |= {kind: statistics.median(row[kind] for row in own) for kind in ("p50_ms", "p99_ms")}
         summary.append(line)
     return sorted(summary, key=lambda line: (line["model"], line["threads"], line["cpu_ms"]))
 
@@ -166,6 +182,8 @@ def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summ
     from matplotlib import pyplot
 
     machine = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     write_rows(
         folder, "benchmark_inference", {"config": asdict(config), **machine, "summary": summary, "blocks": rows}, rows
     )
@@ -178,7 +196,7 @@ def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summ
     labels = [f"{line['model']}, {line['threads']} threads, {line['name']}" for line in reversed(summary)]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xscale("log")
-    axes.set_xlabel("ms a chunk, batch 1 (bar: median, points: blocks)")
+    axes.set_xlabel(f"ms a call, batch {config.batch} (bar: median, points: blocks)")
     figure.savefig(folder / "benchmark_inference.png", dpi=150)
     pyplot.close(figure)
 

@@ -1,4 +1,4 @@
-"""Optimiser steps a second on the CPU, against a plain loop: python scripts/benchmark_training.py
+"""Optimiser steps a second, against a plain loop: python scripts/benchmark_training.py
 
 The plain loop is what the field's codebases run: windows cut one by one by DataLoader workers, torch's own convolutions
 and norms, diffusers' scheduler, an average kept parameter by parameter. Same network, data and batch. Each contestant
@@ -20,7 +20,11 @@ from diffpolicy.build import lookup
 
 WORKER = Path(__file__).with_name("training_worker.py")
 OURS = "diffpolicy"
-MODELS = {"unet_small": ["model=unet_small"], "unet_medium": ["model.widths=[64,128,256]", "window.horizon=16"]}
+MODELS = {
+    "unet_small": ["model=unet_small"],
+    "unet_medium": ["model.widths=[64,128,256]", "window.horizon=16"],
+    "unet": ["model=unet", "window.horizon=16"],  # 65.8 M parameters
+}
 
 
 @dataclass

@@ -6,6 +6,7 @@ The settings are those of train_policy.py. Steps and products are timed in turns
 else runs there counts little. cost.json in the run folder has all of it.
 """
 
+import dataclasses
 import json
 import statistics
 import time
@@ -21,7 +22,8 @@ from diffpolicy.files import write_text
 from diffpolicy.trainer import Trainer
 
 ROUNDS = 7
-PRODUCT = 1536  # rows and columns of the matrices
+STEPS_ON_GPU = 20  # a round, so that the host works ahead as it does in training
+PRODUCT, PRODUCT_ON_GPU = 1536, 8192  # rows and columns of the matrices
 # Of every weight, in passes over memory: read forward and backward; its gradient written, read for the norm, scaled
 # (2); AdamW reads weight, gradient and two moments and writes three of them; the average reads two and writes one.
 PASSES = 2 + 1 + 1 + 2 + 7 + 3
@@ -60,17 +62,18 @@ def products_added(
 
 
 def measured(trainer: Trainer, gflop: float) -> dict[str, float]:
-    """Rates of steps and of plain float32 products, in turns; the fraction is the median of the rounds' own."""
-    left = torch.randn(PRODUCT, PRODUCT, device=trainer.device)
-    right = torch.randn(PRODUCT, PRODUCT, device=trainer.device)
-    products = max(1, round(gflop / (2e-9 * PRODUCT**3)))
+    """Rates of steps and of plain products of their precision, in turns; the fraction is the median of the rounds'."""
+    is_on_cpu, precision = trainer.device.type == "cpu", getattr(torch, trainer.config.trainer.precision)
+    size, repeats = (PRODUCT, 1) if is_on_cpu else (PRODUCT_ON_GPU, STEPS_ON_GPU)
+    left, right = torch.randn(2, size, size, device=trainer.device, dtype=precision)
+    products = max(1, round(repeats * gflop / (2e-9 * size**3)))
     trainer.train_step()
     torch.mm(left, right)
     steps, rates = [], []
     for _ in range(ROUNDS):
-        steps.append(seconds(trainer, trainer.train_step))
+        steps.append(seconds(trainer, lambda: [trainer.train_step() for _ in range(repeats)]) / repeats)
         spent = seconds(trainer, lambda: [torch.mm(left, right) for _ in range(products)])
-        rates.append(2e-9 * PRODUCT**3 * products / spent)
+        rates.append(2e-9 * size**3 * products / spent)
     fractions = [gflop / step / rate for step, rate in zip(steps, rates, strict=True)]
     return {
         "step_s": statistics.median(steps),
@@ -97,14 +100,14 @@ def seconds(trainer: Trainer, work: Callable[[], object]) -> float:
 
 @command("train", TrainConfig)
 def main(config: TrainConfig, folder: Path) -> None:
-    trainer = Trainer(config, folder)
-    cost = counted(trainer)
-    cost |= measured(trainer, cost["gflop"])
+    plain = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=False))
+    cost = counted(Trainer(plain, folder))  # torch does not count what is compiled
+    cost |= measured(Trainer(config, folder), cost["gflop"])
     write_text(folder / "cost.json", json.dumps(cost, indent=2))
     print(
         f"{cost['parameters']:,} parameters, batch {config.trainer.batch_size}: {cost['gflop']:.2f} GFLOP a step; "
         f"at least {cost['weight_mb']:.0f} MB moved for weights and {cost['activation_mb']:.0f} MB for activations\n"
-        f"{cost['step_s']:.3f} s a step, {cost['step_gflops']:.1f} GFLOP/s; products {cost['product_gflops']:.1f} "
+        f"{cost['step_s']:.4f} s a step, {cost['step_gflops']:.1f} GFLOP/s; products {cost['product_gflops']:.1f} "
         f"GFLOP/s; fraction {cost['fraction']:.0%} [{cost['fraction_low']:.0%}, {cost['fraction_high']:.0%}]\n"
         f"{folder / 'cost.json'}"
     )

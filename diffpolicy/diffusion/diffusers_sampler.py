@@ -28,7 +28,7 @@ class DiffusersSampler:
     """
 
     def __init__(self, scheduler: str, options: Mapping[str, Any], schedule: Schedule, steps: int) -> None:
-        if schedule.family is not VARIANCE_PRESERVING or schedule.levels.alpha[-1] == 0.0:
+        if schedule.family != VARIANCE_PRESERVING or schedule.levels.alpha[-1] == 0.0:
             raise ValueError(
                 "sampler: diffusers' schedulers are given betas, which only a variance-preserving schedule with "
                 "signal at every level has; use one of our own samplers"

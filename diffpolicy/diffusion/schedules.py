@@ -53,7 +53,7 @@ def sigmoid(num_levels: int, reach: float = 3.0) -> Schedule:
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The schedule with alpha shifted and scaled so that its last level holds no signal (Lin et al. 2024, alg. 1)."""
-    if schedule.family is not VARIANCE_PRESERVING:
+    if schedule.family != VARIANCE_PRESERVING:
         raise ValueError("schedule: zero_terminal_snr rescales variance-preserving schedules only")
     alpha = schedule.levels.alpha
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])

@@ -29,7 +29,7 @@ def test_contestants_start_from_the_same_loss_and_files_are_written(tmp_path: Pa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("models=[large]", "model: 'large' is unknown, expected one of unet_medium, unet_small"),
+        ("models=[large]", "model: 'large' is unknown, expected one of unet, unet_medium, unet_small"),
         ("contestants=[plain]", r"must name diffpolicy"),
         ("blocks=1", "blocks 1 must be at least 2"),
     ],
