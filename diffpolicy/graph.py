@@ -10,12 +10,11 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Value = TypeVar("Value")
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Replay = Callable[[], object]
 
@@ -125,7 +124,7 @@ class _Recording:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         with self._recorder.turn():
-            torch._foreach_copy_(self._inputs, list(inputs))
+            torch._foreach_copy_(self._inputs, list(inputs))  # pyright: ignore
             self._replay()
             return [one.clone() for one in self._outputs]
 
@@ -167,7 +166,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(one)
 
 
-def with_tensors(value: Value, others: Mapping[int, Tensor]) -> Value:
+def with_tensors(value: Any, others: Mapping[int, Tensor]) -> Any:
     """A copy of nested dataclasses and lists, with other tensors in the place of those with these ids."""
     if isinstance(value, Tensor):
         return others.get(id(value), value)
