@@ -40,24 +40,28 @@ class Recorder(Protocol):
 class CudaGraphs:
     """CUDA graphs in one pool of memory, which is free for all of them since no two ever run at a time."""
 
+    _capture = threading.Lock()  # CUDA's: only one at a time in a process
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._done = torch.cuda.Event()
 
     def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
-        # Kernels are loaded, algorithms chosen and constants copied to the GPU at the first run, none of which can be
-        # captured. CUDA wants it on another stream than the one that is captured.
-        with torch.cuda.device(self._device):
-            now, side = torch.cuda.current_stream(), torch.cuda.Stream()
-            side.wait_stream(now)
-            with torch.cuda.stream(side):
-                function(inputs)
-            now.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may go on using the GPU meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                outputs = function(inputs)
+        graph = torch.cuda.CUDAGraph()
+        with self._capture, torch.cuda.device(self._device):
+            before = torch.cuda.current_stream()
+            self._stream.wait_stream(before)
+            with torch.cuda.stream(self._stream):  # goes back to `before`, which a capture that fails does not
+                function(inputs)  # loads kernels, chooses algorithms, copies constants: what cannot be captured
+                try:  # another thread may go on using the GPU meanwhile: thread_local
+                    with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                        outputs = function(inputs)
+                except RuntimeError:
+                    self._pool = torch.cuda.graph_pool_handle()  # that of a failed capture may not be used again
+                    raise
+            before.wait_stream(self._stream)
         return graph.replay, outputs
 
     @contextlib.contextmanager
