@@ -107,6 +107,7 @@ def test_with_the_projection_at_every_step_too(traced, sampler: str) -> None:
     controller, _ = start(plain, demanded)
     assert controller._layer is not None
     projector = controller._layer._projector
+    projector._may_look = False  # as off the CPU: there it spares no work, where that would wait for values
     steps = len(plain.sampler(sampler_config(sampler)))
     for seed in range(3):
         constrain = [StepProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
@@ -127,6 +128,8 @@ def test_a_controller_with_safety_acts_as_before(traced) -> None:
         controller, world = start(
             policy, safety([Box(0.0, 10.0, Rows("commands")), KeepOut(0.2)], iterations=1), steps=2
         )
+        assert controller._layer is not None
+        controller._layer._projector._may_look = False  # as off the CPU
         world.run(controller, 17, lambda tick: both(disc(6.5 - 0.05 * tick, 6.5, 0.8, speed=0.5)))
         controller.reset([5, 6])
         world.run(controller, 1, lambda tick: both(disc(6.0, 6.5, 0.8)))

@@ -69,6 +69,7 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
     state = State(torch.full((batch, 2), 3.0), torch.zeros(batch, 2))
     near = disc(6.5, 6.5, 0.8).rows(torch.zeros(batch, dtype=torch.long))
     task = projector.task(Start(state, torch.full((batch, 3, 2), 3.0)), near)
+    projector._may_look = False  # as off the CPU
     for name, part in vars(projector).items():
         if isinstance(part, Tensor):
             setattr(projector, name, on_meta(part))
