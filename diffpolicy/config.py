@@ -125,6 +125,8 @@ class DataConfig:
     observations: Any = None
     normalizer: str = "limits"
     validation_fraction: float = 0.02
+    stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
+    workers: int = 2  # processes that read them
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffpolicy import checkpoint
 from diffpolicy.build import Sampler, build_guide, build_network, build_objective, build_sampler
 from diffpolicy.config import GuidanceConfig, PolicyConfig, SamplerConfig, policy_config
-from diffpolicy.data.normalizer import Normalizer
+from diffpolicy.data.normalizer import Normalizer, Rows
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
 from diffpolicy.diffusion.objective import WHOLE, Part
@@ -95,7 +95,7 @@ class DiffusionPolicy(nn.Module):
         """
         self._replays = Replays()
 
-    def fit_normalizers(self, observations: Mapping[str, Tensor], actions: Tensor) -> None:
+    def fit_normalizers(self, observations: Mapping[str, Rows], actions: Rows) -> None:
         """Take the statistics of all demonstrations: {key: [rows, dim]} and [rows, A]."""
         for key, normalizer in self._observation_normalizers().items():
             normalizer.fit(observations[key], self.config.normalizer)

@@ -118,7 +118,7 @@ class Trainer:
         )
         try:
             metrics = self._open()
-            with self._stop, contextlib.closing(metrics), bar:
+            with self._stop, contextlib.closing(metrics), contextlib.closing(self.batches), bar:
                 try:
                     self._train(metrics, bar)
                 except StoppedError:
@@ -175,7 +175,8 @@ class Trainer:
     def _windows(self, split: str, data: Demonstrations, episodes: np.ndarray) -> WindowBatches:
         config = self.config
         try:
-            return WindowBatches(data, episodes, config.window, config.trainer.batch_size, config.seed, self.device)
+            batch_size, workers = config.trainer.batch_size, config.data.workers
+            return WindowBatches(data, episodes, config.window, batch_size, config.seed, self.device, workers)
         except ValueError as error:
             raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from diffpolicy.config import DataConfig, PolicyConfig, TrainConfig, TrainerConfig
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.normalizer import BLOCK_ROWS
 from diffpolicy.data.sources import find_data_set
 
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # free to differ on resume
+WHERE = ("stream", "workers")  # of data; batches do not depend on where it lies, so these are free to differ too
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
 ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
 AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
@@ -36,11 +38,18 @@ def load_data(data: DataConfig) -> Demonstrations:
         raise ValueError(
             f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
         )
-    return load_demonstrations(find_data_set(data.path), data.observations, data.action)
+    if data.workers < 0:
+        raise ValueError(f"data: workers {data.workers} must be at least 0")
+    return load_demonstrations(find_data_set(data.path), data.observations, data.action, data.stream)
 
 
 def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
-    """Those of the policy that is trained."""
+    """Those of the policy that is trained; ValueError where it would have to see images."""
+    for key, value in data.observations.items():
+        if len(value.shape) != 2:
+            raise ValueError(
+                f"data: observation {key!r} holds images {list(value.shape[1:])}, no network here sees them"
+            )
     return PolicyConfig(
         observations={key: value.shape[1] for key, value in data.observations.items()},
         action_dim=data.actions.shape[1],
@@ -63,6 +72,7 @@ def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]
     everything = asdict(config)
     kept = ("task", "data", "env", "window", "model", "diffusion", "sampler", "evaluation", "seed")
     trainer = {name: value for name, value in everything["trainer"].items() if name not in REPORTING}
+    everything["data"] = {name: value for name, value in everything["data"].items() if name not in WHERE}
     return {**{name: everything[name] for name in kept}, "trainer": trainer, "data_sha256": fingerprint(data)}
 
 
@@ -70,7 +80,8 @@ def fingerprint(data: Demonstrations) -> str:
     """SHA-256 of actions, observations and episode ends."""
     digest = hashlib.sha256(data.episode_ends.tobytes())
     for values in (data.actions, *(data.observations[key] for key in sorted(data.observations))):
-        digest.update(values.numpy().tobytes())
+        for block in values.split(BLOCK_ROWS):
+            digest.update(block.numpy().tobytes())
     return digest.hexdigest()
 
 

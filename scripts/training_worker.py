@@ -129,7 +129,9 @@ class Windows(Dataset[dict[str, Tensor]]):
         episodes, _ = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
         self._index = window_indices(data.episode_ends, window.horizon, *pad, episodes)
         self._actions = normalised(data.actions.numpy())
-        self._observations = normalised(np.concatenate([v.numpy() for v in data.observations.values()], axis=1))
+        self._observations = normalised(
+            np.concatenate([v.numpy() for v in data.observations.values() if isinstance(v, Tensor)], axis=1)
+        )
         self._n_obs_steps = window.n_obs_steps
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ FLOORS = (
         "networks",
         "observations",
         "stopping",
+        "streaming",
         "video",
     },
     {

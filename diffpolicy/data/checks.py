@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,15 +87,16 @@ def check_chunks(location: str, array: zarr.Array, n_rows: int) -> None:
         )
 
 
-def check_finite(location: str, key: str, values: np.ndarray, first_row: int, ends: np.ndarray) -> None:
-    """Raise ValueError naming array, episode and step if `values` (the rows from `first_row` on) hold NaN or inf."""
-    row = _first_row_not_finite(values)
-    if row is None:
+def check_finite(location: str, key: str, values: np.ndarray, rows: Sequence[int] | np.ndarray, ends: np.ndarray):
+    """Raise ValueError naming array, episode and step if `values`, those of `rows`, hold NaN or inf."""
+    found = _first_row_not_finite(values)
+    if found is None:
         return
-    episode = int(np.searchsorted(ends, first_row + row, side="right"))
-    step = first_row + row - (int(ends[episode - 1]) if episode else 0)
+    row = int(rows[found])
+    episode = int(np.searchsorted(ends, row, side="right"))
+    step = row - (int(ends[episode - 1]) if episode else 0)
     raise ValueError(
-        f"{location}: array {key!r} holds NaN or inf in episode {episode} at step {step}: {values[row].tolist()}; "
+        f"{location}: array {key!r} holds NaN or inf in episode {episode} at step {step}: {values[found].tolist()}; "
         f"mend the recording or leave the episode out (drop_episodes, or copy with episodes=...)"
     )
 

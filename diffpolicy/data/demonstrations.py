@@ -1,4 +1,4 @@
-"""The training view of a data set: float32 actions and observations, put together from its arrays as the task says."""
+"""The training view of a data set: actions and observations, put together from its arrays as the task says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.stream import Columns, StreamedRows, joined
 
 # More flattened columns than this in one array is taken for an image, which the low-dimensional view does not hold.
 MAX_COLUMNS = 1024
@@ -22,7 +23,7 @@ class Demonstrations:
     """Row i of every tensor is one step; the observation of a row precedes its action."""
 
     actions: torch.Tensor  # float32 [n_steps, action_dim]
-    observations: dict[str, torch.Tensor]  # name -> float32 [n_steps, dim]
+    observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or what stays on disk
     episode_ends: np.ndarray  # int64 [n_episodes], one past each episode's last row
 
     @property
@@ -38,11 +39,14 @@ def load_demonstrations(
     location: str | os.PathLike[str],
     observations: Mapping[str, Sequence[str]],
     action: str = "action",
+    stream: Sequence[str] = (),
 ) -> Demonstrations:
     """Read a zarr data set as a task describes it, e.g. observations={"keypoints": ["keypoint", "state[:2]"]}.
 
     Each observation joins its parts column-wise; a part is the name of an array, flattened to [n_steps, columns], with
-    an optional range of columns. Raises ValueError on unknown arrays, empty ranges, images, NaN or inf, no episodes.
+    an optional range of columns. Those named in `stream` stay on disk, and may be images: one array [n_steps, height,
+    width, channels]. Raises ValueError on unknown arrays or names, empty ranges, images elsewhere, NaN or inf, no
+    episodes.
     """
     buffer = ReplayBuffer.open(location)
     try:
@@ -50,30 +54,40 @@ def load_demonstrations(
             raise ValueError(f"{location}: holds no episodes; record some with append_episode")
         if not observations:
             raise ValueError(f'{location}: no observations named, expected e.g. {{"state": ["state"]}}')
+        if unknown := sorted(set(stream) - set(observations)):
+            raise ValueError(f"{location}: stream names {unknown}, expected some of {sorted(observations)}")
         return Demonstrations(
-            actions=_join(buffer, "action", [action]),
-            observations={name: _join(buffer, name, parts) for name, parts in observations.items()},
+            actions=_read(buffer, "action", [action]),
+            observations={
+                name: (_stream if name in stream else _read)(buffer, name, parts)
+                for name, parts in observations.items()
+            },
             episode_ends=buffer.episode_ends,
         )
     finally:
-        buffer.close()
+        if not stream:
+            buffer.close()
 
 
-def _join(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> torch.Tensor:
+def _read(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> torch.Tensor:
+    columns = _all_columns(buffer, name, parts)
+    return joined(f"{buffer.location}: {name!r}", [buffer[key] for key, _, _ in columns], columns)
+
+
+def _stream(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> StreamedRows:
+    if len(parts) == 1 and len(buffer.specs.get(parts[0], ((), None))[0]) == 3:
+        return StreamedRows(buffer, name, [(parts[0], 0, 0)], is_image=True)
+    return StreamedRows(buffer, name, _all_columns(buffer, name, parts), is_image=False)
+
+
+def _all_columns(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> list[Columns]:
+    """All parts are checked before the first is read."""
     if isinstance(parts, str) or not parts:
         raise ValueError(f'observation {name!r}: is {parts!r}, expected a list of arrays such as ["state[:2]"]')
-    # All parts are checked before the first is read.
-    columns = [_columns(buffer, name, part) for part in parts]
-    values = [buffer[key].reshape(buffer.n_steps, -1)[:, start:stop] for key, start, stop in columns]
-    with np.errstate(over="ignore"):
-        joined = np.concatenate(values, axis=1).astype(np.float32)
-    if not np.isfinite(joined).all():
-        raise ValueError(f"{buffer.location}: {name!r} ({list(parts)}) holds numbers beyond float32's 3.4e38")
-    return torch.from_numpy(joined)
+    return [_columns(buffer, name, part) for part in parts]
 
 
-def _columns(buffer: ReplayBuffer, name: str, part: str) -> tuple[str, int, int]:
-    """`part` as (array, first column, one past the last column)."""
+def _columns(buffer: ReplayBuffer, name: str, part: str) -> Columns:
     match = _COLUMNS.fullmatch(str(part).strip())
     where = f"{buffer.location}: {name!r}: {part!r}"
     if match is None:

@@ -1,9 +1,22 @@
 """Normalisation, part of the policy's state: the statistics travel with the weights."""
 
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 KINDS = ("limits", "gaussian")
+BLOCK_ROWS = 16_384  # that are looked at at once: data may be larger than memory
+
+
+class Rows(Protocol):
+    """A tensor [rows, dim], or what stays on disk and is read block by block."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]: ...
 
 
 class Normalizer(nn.Module):
@@ -22,7 +35,7 @@ class Normalizer(nn.Module):
         self.register_buffer("offset", torch.full((dim,), torch.nan))
 
     @torch.no_grad()
-    def fit(self, data: Tensor, kind: str) -> None:
+    def fit(self, data: Rows, kind: str) -> None:
         """Take the statistics of `data` [rows, dim].
 
         Raises:
@@ -30,16 +43,10 @@ class Normalizer(nn.Module):
         """
         if kind not in KINDS:
             raise ValueError(f"normalizer: kind {kind!r} must be one of {', '.join(KINDS)}")
-        if data.ndim != 2 or len(data) == 0 or data.shape[1] != len(self.scale):
+        if len(data.shape) != 2 or data.shape[0] == 0 or data.shape[1] != len(self.scale):
             raise ValueError(f"normalizer: data has shape {list(data.shape)}, expected [rows >= 1, {len(self.scale)}]")
-        if not bool(data.isfinite().all()):
-            raise ValueError("normalizer: data has NaN or infinite values")
-        data = data.double()
-        low, high = data.amin(0), data.amax(0)
-        if kind == "limits":
-            center, radius = (high + low) / 2, (high - low) / 2
-        else:
-            center, radius = data.mean(0), data.std(0, correction=0)
+        low, high, mean, deviation = _statistics(data)
+        center, radius = ((high + low) / 2, (high - low) / 2) if kind == "limits" else (mean, deviation)
         # Less is not variation: a millionth of a unit, or float32's resolution of the values.
         resolution = 1e-6 * torch.maximum(low.abs(), high.abs()).clamp(min=1.0)
         scale = torch.where(high - low <= resolution, 1.0, 1.0 / radius)
@@ -58,3 +65,21 @@ class Normalizer(nn.Module):
     def inverse(self, normalised: Tensor) -> Tensor:
         """Normalised -> physical units."""
         return (normalised - self.offset) / self.scale
+
+
+def _statistics(data: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Minimum, maximum, mean and standard deviation of the rows, float64 [dim] (joined as in Chan et al. 1979)."""
+    rows = 0
+    low = high = mean = squares = torch.zeros((), dtype=torch.float64)
+    for block in data.split(BLOCK_ROWS):
+        block = block.double()
+        if not bool(block.isfinite().all()):
+            raise ValueError("normalizer: data has NaN or infinite values")
+        low = torch.minimum(low, block.amin(0)) if rows else block.amin(0)
+        high = torch.maximum(high, block.amax(0)) if rows else block.amax(0)
+        share = len(block) / (rows + len(block))
+        shift = block.mean(0) - mean
+        squares = squares + (block - block.mean(0)).square().sum(0) + shift.square() * rows * share
+        mean = mean + shift * share
+        rows += len(block)
+    return low, high, mean, (squares / rows).sqrt()

@@ -106,7 +106,15 @@ class ReplayBuffer:
         self._require_key(key)
         with store.reading(f"{self.location}: array {key!r}"):
             values = np.asarray(self._arrays[key][start:stop])
-        checks.check_finite(self.location, key, values, start, self._ends)
+        checks.check_finite(self.location, key, values, range(start, stop), self._ends)
+        return values
+
+    def take(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of one array, given in rising order, each once; checked to be finite."""
+        self._require_key(key)
+        with store.reading(f"{self.location}: array {key!r}"):
+            values = np.asarray(self._arrays[key].oindex[rows])
+        checks.check_finite(self.location, key, values, rows, self._ends)
         return values
 
     def episode(self, index: int) -> dict[str, np.ndarray]:

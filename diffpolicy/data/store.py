@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import ZipStore
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import WrapperStore, ZipStore
 
 from diffpolicy.data.checks import Specs
 
@@ -28,6 +31,17 @@ CHUNK_ROWS = 2048
 ENDS_PER_CHUNK = 4096
 _ROOT_NAMES = {"zarr.json", "data", "meta"}  # all that a buffer of ours holds; one half removed holds some of them
 _UUID = "[0-9a-f]" * 32  # in the names of zarr's and our own unfinished files
+_CHUNK = re.compile(r"/c(/\d+)+$")
+
+
+class WholeStore(WrapperStore[Store]):
+    """Of a buffer that we wrote, to read: a chunk that is not there is an error, where zarr would read zeros."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        if found is None and _CHUNK.search(key):
+            raise FileNotFoundError(f"chunk {key} is missing")
+        return found
 
 
 def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
@@ -42,17 +56,9 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
         finish_swap(Path(location))
     if mode == "a" and (is_url or Path(location).is_file()):
         raise ValueError(f"{location}: only a directory can be appended to; copy it to one with buffer.copy(path)")
-    if is_url:
-        return _open_url(str(location))
-    path = Path(location)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no data set here; give the path of a .zarr directory or .zarr.zip, "
-            "or record one with ReplayBuffer.create"
-        )
-    root = _open_zip(path) if path.is_file() else _open_directory(path, mode)
-    if mode == "a" and is_ours(root):
-        discard_leftovers(path)
+    root = _open_url(str(location)) if is_url else _open_path(Path(location), mode)
+    if mode == "r" and is_ours(root):
+        return zarr.open_group(WholeStore(root.store), path=root.path, mode="r")
     return root
 
 
@@ -89,6 +95,18 @@ def _create_array(group: zarr.Group, key: str, row_shape: tuple[int, ...], dtype
         compressors=[BloscCodec(cname="zstd", clevel=9, shuffle=shuffle), Crc32cCodec()],
         fill_value=0,
     )
+
+
+def _open_path(path: Path, mode: str) -> zarr.Group:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no data set here; give the path of a .zarr directory or .zarr.zip, "
+            "or record one with ReplayBuffer.create"
+        )
+    root = _open_zip(path) if path.is_file() else _open_directory(path, mode)
+    if mode == "a" and is_ours(root):
+        discard_leftovers(path)
+    return root
 
 
 def _open_directory(path: Path, mode: str) -> zarr.Group:

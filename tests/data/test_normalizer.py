@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpolicy.data.normalizer import KINDS, Normalizer
+from diffpolicy.data.normalizer import BLOCK_ROWS, KINDS, Normalizer
 
 
 def fitted(data: torch.Tensor, kind: str) -> Normalizer:
@@ -24,6 +24,17 @@ def test_gaussian_gives_mean_0_and_standard_deviation_1() -> None:
     normalised = fitted(data, "gaussian")(data)
     torch.testing.assert_close(normalised.mean(0), torch.zeros(2), rtol=0, atol=1e-5)  # float32 sums of 1000
     torch.testing.assert_close(normalised.std(0, correction=0), torch.ones(2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_joined_from_blocks_are_those_of_the_whole(kind: str) -> None:
+    data = 3 + 7 * torch.randn(2 * BLOCK_ROWS + 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = fitted(data, kind)
+    low, high = data.amin(0), data.amax(0)
+    radius = (high - low) / 2 if kind == "limits" else data.std(0, correction=0)
+    center = (high + low) / 2 if kind == "limits" else data.mean(0)
+    torch.testing.assert_close(found.scale, (1 / radius).float(), rtol=0, atol=0)
+    torch.testing.assert_close(found.offset, (-center / radius).float(), rtol=2e-7, atol=0)  # an ulp of float32
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from diffpolicy.data.demonstrations import load_demonstrations
@@ -59,6 +61,18 @@ def test_every_store_reads_the_same(recorded, tmp_path, convert):
     for key in expected.keys:
         np.testing.assert_array_equal(found[key], expected[key])
     found.close()
+
+
+@pytest.mark.parametrize("convert", STORES)
+def test_every_store_is_streamed_from_in_another_process_too(recorded, tmp_path, convert):
+    location = convert(recorded, tmp_path)
+    held = load_demonstrations(location, {"all": ["state[1:]", "count"]}).observations["all"]
+    left = load_demonstrations(location, {"all": ["state[1:]", "count"]}, stream=["all"]).observations["all"]
+    left = pickle.loads(pickle.dumps(left))  # how worker processes get it
+    rows = torch.tensor([[10, 0], [3, 3], [4, 5]])
+    assert tuple(left.shape) == held.shape
+    assert torch.equal(left[rows], held[rows])
+    assert torch.equal(torch.cat([*left.split(4)]), held)
 
 
 @pytest.mark.parametrize("convert", STORES)

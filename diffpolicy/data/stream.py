@@ -1,0 +1,63 @@
+"""Observations that stay on disk: rows are read when they are asked for, so that data need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+
+Columns = tuple[str, int, int]
+"""(array, first column, one past the last column) of an array flattened to [n_steps, columns]."""
+
+
+class StreamedRows:
+    """An observation's rows in a data set; holds none of them. The file of a .zip stays open as long as this is kept.
+
+    One array whose rows are images, [height, width, channels], keeps its shape and type; all else is flattened and
+    joined to float32 columns, the very numbers that are held in memory otherwise.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, name: str, parts: Sequence[Columns], is_image: bool) -> None:
+        self._buffer, self._name, self._parts = buffer, name, parts
+        self.is_image = is_image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n_steps, dim], or [n_steps, height, width, channels]."""
+        if self.is_image:
+            return self._buffer.n_steps, *self._buffer.specs[self._parts[0][0]][0]
+        return self._buffer.n_steps, sum(stop - start for _, start, stop in self._parts)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """[*rows.shape, *row]; every chunk is decoded once, however many of its rows are wanted.
+
+        Raises:
+            ValueError: chunks that are missing or damaged; NaN or inf.
+        """
+        unique, inverse = torch.unique(rows, return_inverse=True)
+        return self._joined([self._buffer.take(key, unique.numpy()) for key, _, _ in self._parts])[inverse]
+
+    def split(self, size: int, /) -> Iterator[Tensor]:
+        """All rows in order, at most `size` at a time, as Tensor.split gives them."""
+        for start in range(0, self._buffer.n_steps, size):
+            stop = min(start + size, self._buffer.n_steps)
+            yield self._joined([self._buffer.rows(key, start, stop) for key, _, _ in self._parts])
+
+    def _joined(self, values: list[np.ndarray]) -> Tensor:
+        if self.is_image:
+            return torch.from_numpy(values[0])
+        return joined(f"{self._buffer.location}: {self._name!r}", values, self._parts)
+
+
+def joined(what: str, values: Sequence[np.ndarray], parts: Sequence[Columns]) -> Tensor:
+    """Columns of arrays [rows, ...] side by side, float32 [rows, dim]; raises ValueError on numbers beyond float32."""
+    flat = [v.reshape(len(v), -1)[:, start:stop] for v, (_, start, stop) in zip(values, parts, strict=True)]
+    with np.errstate(over="ignore"):
+        found = np.concatenate(flat, axis=1).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{what} ({[key for key, _, _ in parts]}) holds numbers beyond float32's 3.4e38")
+    return torch.from_numpy(found)

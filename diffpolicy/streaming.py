@@ -1,0 +1,104 @@
+"""Observations that must be read from disk, read by worker processes ahead of the step that needs them.
+
+Processes, not threads: much of the work of reading many small pieces is Python's own, which the threads of one process
+do by turns.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpolicy.data.stream import StreamedRows
+
+AHEAD = 2  # batches for every worker that are read, or wait, at the same time
+
+Step = tuple[int, slice]
+"""Optimiser step, and which rows of its batch."""
+
+Arrays = dict[str, np.ndarray]
+"""{key: [batch, n_obs_steps, *row]}; tensors would travel in shared memory, of which containers have little."""
+
+
+class ReadAhead:
+    """The observations of batches, in the order of the steps; at most AHEAD * workers of them, and one more, exist.
+
+    Without workers they are read when they are asked for. The workers end with `close`, or with this process.
+    """
+
+    def __init__(
+        self, observations: Mapping[str, StreamedRows], rows_of: Callable[[Step], Tensor], workers: int
+    ) -> None:
+        """`rows_of` says which rows a step needs, [batch, n_obs_steps]."""
+        self._observations, self._rows_of, self._workers = observations, rows_of, workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._reading: deque[tuple[Step, Future[Arrays]]] = deque()
+
+    def read(self, step: Step) -> dict[str, Tensor]:
+        """{key: [batch, n_obs_steps, *row]}, read beforehand where `step` follows the one before.
+
+        Raises:
+            OSError: data that cannot be read, a worker that died.
+        """
+        try:
+            arrays = self._ahead(step).result() if self._workers else _arrays(self._observations, self._rows_of(step))
+        except BrokenProcessPool as error:
+            raise ChildProcessError(f"a process that reads data died ({error})") from error
+        except (ValueError, OSError) as error:
+            raise OSError(f"data cannot be read: {error}") from error
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+    def close(self) -> None:
+        """End the workers, which first finish what they are reading."""
+        self._reading.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _ahead(self, step: Step) -> Future[Arrays]:
+        """The batch of `step`; after it as many as may wait are begun."""
+        if not self._reading or self._reading[0][0] != step:
+            self.close()
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # locks and remote clients do not survive a fork
+            self._pool = ProcessPoolExecutor(self._workers, context, _begin, (self._observations,))
+        number, rows = self._reading[-1][0] if self._reading else (step[0] - 1, step[1])
+        while len(self._reading) <= AHEAD * self._workers:
+            number += 1
+            self._reading.append(((number, rows), self._pool.submit(_read, self._rows_of((number, rows)).numpy())))
+        return self._reading.popleft()[1]
+
+
+def _arrays(observations: Mapping[str, StreamedRows], rows: Tensor) -> Arrays:
+    return {key: value[rows].numpy() for key, value in observations.items()}
+
+
+_observations: Mapping[str, StreamedRows] = {}  # of a worker, which gets them once
+
+
+def _begin(observations: Mapping[str, StreamedRows]) -> None:
+    """Of a worker. A terminal's signals go to all processes, but the trainer needs batches until it has saved."""
+    global _observations
+    _observations = observations
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)  # it was killed: nobody waits for what is being read
+
+
+def _read(rows: np.ndarray) -> Arrays:
+    return _arrays(_observations, torch.from_numpy(rows))
