@@ -1,36 +1,42 @@
 """Record demonstrations of a scripted expert.
 
 python scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
+torchrun --nproc-per-node 4 scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
 
 Interrupt it at any time and run it again: it goes on where it stopped. Episodes gather in a directory beside the
-output, which is packed and removed at the end.
+output, which is packed and removed at the end. The file is the same bit for bit, however many processes make it.
 """
 
 import importlib
 import shutil
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from cli import command
+from demo_parts import join_parts, record_parts, remove_parts
+from demo_recording import (
+    FAILURES_IN_A_ROW,
+    Request,
+    append,
+    attempts,
+    check_request,
+    first_seed,
+    given_up,
+    open_recording,
+)
 from omegaconf import MISSING
 from tqdm import tqdm
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.distributed import ALONE, Ranks, joined
 
 # Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings) -> Episode or None where it failed.
 EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht", "reach": "diffpolicy_envs.experts.reach"}
-SEEDS_PER_SET = 1_000_000  # evaluation seeds lie below the first set's
-FAILURES_IN_A_ROW = 100
 
 
 @dataclass
@@ -50,19 +56,26 @@ class GenerateConfig:
 
 
 def generate(
-    task: str, episodes: int, seed: int, output: Path, workers: int = 1, settings: dict[str, Any] | None = None
+    task: str,
+    episodes: int,
+    seed: int,
+    output: Path,
+    workers: int = 1,
+    settings: dict[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`.
+    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`; one that is there is kept.
 
     Args:
         settings: fields of the expert's settings that differ from their defaults.
 
     Raises:
         ValueError: an unknown task or setting, numbers out of range, an output made with other arguments, an expert
-            that fails time after time.
+            that fails time after time, more processes than episodes.
     """
     expert = _expert(task)
     _check(episodes, seed, output, workers)
+    ranks.shard(range(episodes))
     request = {
         "task": task,
         "expert_version": expert.VERSION,
@@ -72,104 +85,56 @@ def generate(
     if output.exists():
         _check_finished(output, request, episodes)
         return output
-    recording = output.with_name(output.name + ".recording")
-    buffer = _open_recording(recording, expert, request, episodes)
-    with tqdm(total=episodes, initial=buffer.n_episodes, desc=output.name, unit="episode") as progress:
-        if buffer.n_episodes < episodes:
-            _record(buffer, expert, request, episodes, workers, progress)
-    buffer.pack(output)
-    shutil.rmtree(recording)
+    if ranks.count == 1:
+        _record(output, expert, request, episodes, workers)
+        return output
+    record_parts(output, expert, request, episodes, workers, ranks)
+    if ranks.is_first:
+        with _packed(output, expert, request, episodes) as buffer:
+            join_parts(output, buffer, request, episodes, ranks)
+        remove_parts(output, ranks)
+    ranks.largest(0)  # the end of a process would end the first, which may still write
     return output
 
 
-def _record(
-    buffer: ReplayBuffer, expert: ModuleType, request: dict[str, Any], episodes: int, workers: int, progress: tqdm
-) -> None:
-    """Append demonstrations in the order of their seeds until there are enough."""
-    done = buffer.episode_attributes
-    first = done[-1]["seed"] + 1 if done else SEEDS_PER_SET * (request["seed"] + 1)
-    failures = 0
-    with closing(_attempts(expert, first, expert.Settings(**request["settings"]), workers)) as attempts:
-        for seed, episode in attempts:
-            failures = failures + 1 if episode is None else 0
-            if failures == FAILURES_IN_A_ROW:
-                raise ValueError(
-                    f"expert failed {failures} times in a row with {request['settings']}; change a setting"
-                )
-            if episode is None:
-                continue
-            attributes: dict[str, Any] = {"seed": seed, **episode.attributes}
-            if buffer.n_episodes == 0:
-                attributes["request"] = request
-            buffer.append_episode(episode.arrays, attributes)
-            progress.update()
-            if buffer.n_episodes == episodes:
-                return
-
-
-def _attempts(expert: ModuleType, first: int, settings: Any, workers: int) -> Generator[tuple[int, Any]]:
-    """(seed, episode or None) from seed `first` on, in order, whoever finishes first; closing it ends the workers."""
-    if workers == 1:
-        for seed in count(first):
-            yield seed, expert.demonstrate(seed, settings)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque = deque()
-        try:
-            for seed in count(first):
-                with _interrupts_ignored():  # the processes start with the first task
-                    waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
-                if len(waiting) > 3 * workers:
-                    oldest, future = waiting.popleft()
-                    yield oldest, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: this one ends them, in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may change what a signal does
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -> Iterator[ReplayBuffer]:
+    """A recording beside `output` that becomes it at the end; after an error it stays, to be gone on with."""
+    recording = output.with_name(output.name + ".recording")
+    buffer = open_recording(recording, expert, request, episodes)
+    yield buffer
+    buffer.pack(output)
+    shutil.rmtree(recording)
 
 
-def _open_recording(recording: Path, expert: ModuleType, request: dict[str, Any], episodes: int) -> ReplayBuffer:
-    if not recording.exists():
-        return ReplayBuffer.create(recording, expert.SPECS)
-    buffer = ReplayBuffer.open(recording, mode="a")
-    _check_request(recording, buffer, request)
-    if buffer.n_episodes > episodes:
-        raise ValueError(f"{recording}: holds {buffer.n_episodes} episodes, expected at most {episodes}; remove it")
-    return buffer
+def _record(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int) -> None:
+    """Append demonstrations in the order of their seeds until there are enough."""
+    with _packed(output, expert, request, episodes) as buffer:
+        done = buffer.episode_attributes
+        seeds = count(done[-1]["seed"] + 1 if done else first_seed(request))
+        failures = 0
+        with (
+            tqdm(total=episodes, initial=buffer.n_episodes, desc=output.name, unit="episode") as progress,
+            closing(attempts(expert, seeds, request, workers)) as all_attempts,
+        ):
+            while buffer.n_episodes < episodes:
+                seed, episode = next(all_attempts)
+                failures = failures + 1 if episode is None else 0
+                if failures == FAILURES_IN_A_ROW:
+                    raise given_up(request, failures)
+                if episode is not None:
+                    append(buffer, request, episode.arrays, {"seed": seed, **episode.attributes})
+                    progress.update()
 
 
 def _check_finished(output: Path, request: dict[str, Any], episodes: int) -> None:
     buffer = ReplayBuffer.open(output)
     try:
-        _check_request(output, buffer, request)
+        check_request(output, buffer, request)
         if buffer.n_episodes != episodes:
             raise ValueError(f"{output}: exists with {buffer.n_episodes} episodes, expected {episodes}; remove it")
     finally:
         buffer.close()
-
-
-def _check_request(path: Path, buffer: ReplayBuffer, request: dict[str, Any]) -> None:
-    if buffer.n_episodes == 0:
-        return
-    found, asked = _flat(buffer.episode_attributes[0].get("request", {})), _flat(request)
-    differing = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
-    if differing:
-        made = ", ".join(f"{key} {found.get(key)} (expected {asked.get(key)})" for key in differing)
-        raise ValueError(f"{path}: exists, made with {made}; remove it or name another output")
-
-
-def _flat(request: dict[str, Any]) -> dict[str, Any]:
-    return {**request, **request.get("settings", {}), "settings": None}
 
 
 def _check(episodes: int, seed: int, output: Path, workers: int) -> None:
@@ -198,8 +163,11 @@ def _settings(expert: ModuleType, settings: dict[str, Any]) -> Any:
 @command("generate", GenerateConfig)
 def main(config: GenerateConfig, _: Path) -> None:
     output = Path(config.output)
-    generate(config.task, config.episodes, config.seed, output, config.workers, config.expert)
-    print(f"{output}: {config.episodes} episodes, {output.stat().st_size / 1e6:.2f} MB")
+    did = "kept as it was, with the same" if output.exists() else "made, with"
+    with joined() as ranks:
+        generate(config.task, config.episodes, config.seed, output, config.workers, config.expert, ranks)
+    if ranks.is_first:
+        print(f"{output}: {did} {config.episodes} episodes, {output.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

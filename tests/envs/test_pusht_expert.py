@@ -15,8 +15,10 @@ from diffpolicy_envs.experts import pusht
 from diffpolicy_envs.experts.pusht_model import advance, new_world
 from diffpolicy_envs.experts.pusht_table import pose_of_state, push_table
 from diffpolicy_envs.pusht_world import SUCCESS_COVERAGE, block_keypoints
+from walk import PATIENCE_S, wait_for
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "data" / "pusht_expert.zarr.zip"
@@ -148,6 +150,29 @@ def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment
         raise
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+
+
+def test_processes_of_torchrun_make_the_same_file_and_go_on_where_they_were_stopped(reference, tmp_path):
+    output = tmp_path / "shared.zarr.zip"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(SCRIPTS / "generate_demos.py"), "episodes=4", "seed=3", f"output={output}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    wait_for(lambda: bool([*tmp_path.glob("*.recording_*/data/action/c")]), lambda: process.poll() is None)
+    process.terminate()
+    process.wait()
+    assert not output.exists()
+    for said in ("made, with", "kept as it was, with the same"):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
+        assert f"{output}: {said} 4 episodes, " in done.stdout, done.stderr
+        assert output.read_bytes() == reference.read_bytes()
+    assert [*tmp_path.iterdir()] == [output]
+
+
+def test_more_processes_than_episodes_are_refused_before_any_work(generator, tmp_path):
+    with pytest.raises(ValueError, match="torchrun: 5 processes for 4 episodes; expected at most as many"):
+        generator.generate("pusht", 4, 3, tmp_path / "out.zarr.zip", ranks=Ranks(rank=4, count=5, local_rank=4))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_expert_that_always_fails_is_given_up(generator, tmp_path, monkeypatch):

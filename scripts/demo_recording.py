@@ -1,0 +1,95 @@
+"""Attempts of an expert, and the recording that they go into: what one process and several have in common."""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+
+SEEDS_PER_SET = 1_000_000  # evaluation seeds lie below the first set's
+FAILURES_IN_A_ROW = 100
+
+Request = dict[str, Any]
+"""What the episodes depend on: task, expert_version, seed, settings."""
+
+
+def first_seed(request: Request) -> int:
+    return SEEDS_PER_SET * (request["seed"] + 1)
+
+
+def attempts(expert: ModuleType, seeds: Iterable[int], request: Request, workers: int) -> Generator[tuple[int, Any]]:
+    """(seed, episode or None) in order, whoever finishes first; closing it ends the workers."""
+    settings = expert.Settings(**request["settings"])
+    if workers == 1:
+        for seed in seeds:
+            yield seed, expert.demonstrate(seed, settings)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: deque = deque()
+        try:
+            for seed in seeds:
+                with _interrupts_ignored():  # the processes start with the first task
+                    waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
+                if len(waiting) > 3 * workers:
+                    oldest, future = waiting.popleft()
+                    yield oldest, future.result()
+            for oldest, future in waiting:
+                yield oldest, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def open_recording(recording: Path, expert: ModuleType, request: Request, episodes: int) -> ReplayBuffer:
+    """The recording to go on with, or a new one; ValueError where it was made for another request or is too long."""
+    if not recording.exists():
+        return ReplayBuffer.create(recording, expert.SPECS)
+    buffer = ReplayBuffer.open(recording, mode="a")
+    check_request(recording, buffer, request)
+    if buffer.n_episodes > episodes:
+        raise ValueError(f"{recording}: holds {buffer.n_episodes} episodes, expected at most {episodes}; remove it")
+    return buffer
+
+
+def append(buffer: ReplayBuffer, request: Request, arrays: Any, attributes: dict[str, Any]) -> None:
+    """Add an episode; the first one tells what it was made with."""
+    asked = {"request": request} if buffer.n_episodes == 0 else {}
+    buffer.append_episode(arrays, {**attributes, **asked})
+
+
+def check_request(path: Path, buffer: ReplayBuffer, request: Request) -> None:
+    """Raise ValueError, naming what differs, where the data set was made for another request."""
+    if buffer.n_episodes == 0:
+        return
+    found, asked = _flat(buffer.episode_attributes[0].get("request", {})), _flat(request)
+    differing = [key for key in sorted({*found, *asked}) if found.get(key) != asked.get(key)]
+    if differing:
+        made = ", ".join(f"{key} {found.get(key)} (expected {asked.get(key)})" for key in differing)
+        raise ValueError(f"{path}: exists, made with {made}; remove it or name another output")
+
+
+def given_up(request: Request, failures: int) -> ValueError:
+    return ValueError(f"expert failed {failures} times in a row with {request['settings']}; change a setting")
+
+
+def _flat(request: Request) -> Request:
+    return {**request, **request.get("settings", {}), "settings": None}
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: this one ends them, in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may change what a signal does
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
