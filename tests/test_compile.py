@@ -56,18 +56,20 @@ def compiled(policy: DiffusionPolicy) -> DiffusionPolicy:
     return other
 
 
-def sampler_config(name: str) -> SamplerConfig:
-    return SamplerConfig(name, steps=3, langevin_steps=1)
+def sampler_config(name: str, steps: int = 3) -> SamplerConfig:
+    return SamplerConfig(name, steps=steps, langevin_steps=1)
 
 
-def plan(policy: DiffusionPolicy, seed: int = 0, batch: int = 2, sampler: str = "ddim", **other) -> Tensor:
+def plan(
+    policy: DiffusionPolicy, seed: int = 0, batch: int = 2, sampler: str = "ddim", steps: int = 1, **other
+) -> Tensor:
     generator = torch.Generator().manual_seed(100 + seed)
     observation = {
         "position": torch.rand(batch, 2, 3, generator=generator),
         "goal": torch.rand(batch, 2, 2, generator=generator),
     }
     generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
-    table = policy.sampler(sampler_config(sampler))
+    table = policy.sampler(sampler_config(sampler, steps))
     return policy.predict_action_chunk(observation, generators, table, **other).plan
 
 
@@ -78,8 +80,9 @@ def recorded(policy: DiffusionPolicy) -> int:
     return policy._replays._recorder.recorded
 
 
-@pytest.mark.parametrize("network", ["unrolled", "itself"])
-@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "network"), [("unipc", "unrolled"), ("ddim", "itself"), ("dpmpp_2m_sde", "itself")]
+)
 def test_replays_make_the_plans_of_the_plain_path(
     traced, monkeypatch: pytest.MonkeyPatch, sampler: str, network: str
 ) -> None:
@@ -87,8 +90,9 @@ def test_replays_make_the_plans_of_the_plain_path(
         monkeypatch.setattr(inference, "UNet1d", nn.Identity)
     plain = make_policy(sampler)
     replaying = compiled(plain)
-    for seed in range(3):
-        assert_close(plan(replaying, seed, sampler=sampler), plan(plain, seed, sampler=sampler), rtol=0, atol=0)
+    for seed in range(2):
+        plans = [plan(policy, seed, sampler=sampler, steps=3) for policy in (replaying, plain)]
+        assert_close(*plans, rtol=0, atol=0)
     assert recorded(replaying) == 1
 
 
@@ -100,7 +104,8 @@ def task_of(projector: Projector, seed: int) -> Task:
 
 
 @pytest.mark.parametrize("sampler", ALL_SAMPLERS)
-def test_with_the_projection_at_every_step_too(traced, sampler: str) -> None:
+def test_with_the_projection_at_every_step_too(traced, monkeypatch: pytest.MonkeyPatch, sampler: str) -> None:
+    monkeypatch.setattr(inference, "UNet1d", nn.Identity)  # the network itself, as on a GPU
     plain = make_policy(sampler)
     replaying = compiled(plain)
     demanded = safety([Box(0.0, 10.0, Rows("commands")), KeepOut(0.2)], mode="every_step", iterations=1)
@@ -109,10 +114,11 @@ def test_with_the_projection_at_every_step_too(traced, sampler: str) -> None:
     projector = controller._layer._projector
     projector._may_look = False  # as off the CPU: there it spares no work, where that would wait for values
     steps = len(plain.sampler(sampler_config(sampler)))
-    for seed in range(3):
+    for seed in range(2):
         constrain = [StepProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
         plans = [
-            plan(one, seed, sampler=sampler, constrain=c) for one, c in zip((plain, replaying), constrain, strict=True)
+            plan(one, seed, sampler=sampler, steps=3, constrain=c)
+            for one, c in zip((plain, replaying), constrain, strict=True)
         ]
         assert_close(plans[1], plans[0], rtol=0, atol=0)
         assert_close(constrain[1].shift, constrain[0].shift, rtol=0, atol=0)
