@@ -6,6 +6,7 @@ on. One that was not told of an obstacle goes on wanting the way that it bars; f
 Shape legend: B robots, Q of them that a call is about, n rows of a chunk, A action.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ CHUNKS_BACK = 3
 TRAIL_LENGTH = 100  # positions
 
 NEW, FOLLOW, BACK = range(3)
+Point = list[float]  # [A]; of one robot at a time, numbers are many times faster than tensors
 
 
 @dataclass
@@ -26,19 +28,19 @@ class _Past:
     """Of one robot, in one episode.
 
     Attributes:
-        trail: positions [A] that it came by.
-        latest: position [A].
+        trail: positions that it came by.
+        latest: position.
         fastest: the farthest that it has come in a tick.
-        here: where it was [A] at the first of `plans` plans in a row that got it nowhere.
+        here: where it was at the first of `plans` plans in a row that got it nowhere.
         troubled: how many of the last of them were not certified as a whole, or not nearly what the policy wanted.
         rest: rows [_, A] that are left of a plan that it follows.
         chunks_back: that it has yet to go back.
     """
 
-    trail: deque[Tensor] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
-    latest: Tensor | None = None
+    trail: deque[Point] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
+    latest: Point | None = None
     fastest: float = 0.0
-    here: Tensor | None = None
+    here: Point | None = None
     plans: int = 0
     troubled: int = 0
     rest: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -59,11 +61,11 @@ class DeadEnd:
 
     def visit(self, positions: Tensor) -> None:
         """The robots are at `positions` [B, A] at this tick."""
-        for past, position in zip(self._past, positions.clone(), strict=True):
+        for past, position in zip(self._past, positions.tolist(), strict=True):
             if past.latest is not None:
-                past.fastest = max(past.fastest, float((position - past.latest).norm()))
+                past.fastest = max(past.fastest, math.dist(position, past.latest))
             past.latest = position
-            is_new = not past.trail or float((position - past.trail[-1]).norm()) > SPACING * self._half_range
+            is_new = not past.trail or math.dist(position, past.trail[-1]) > SPACING * self._half_range
             if is_new and past.chunks_back == 0:
                 past.trail.append(position)
 
@@ -76,7 +78,8 @@ class DeadEnd:
             is_troubled: [Q], whose plan is not certified as a whole, or not nearly what the policy wanted.
             rests: the rows of their plans that come after those that are to be sent now, [Q, _, A].
         """
-        ways = torch.full((len(robots),), NEW)
+        ways = [NEW] * len(robots)
+        here, troubled = positions.tolist(), is_troubled.tolist()
         for i, robot in enumerate(robots.tolist()):
             past = self._past[robot]
             if past.chunks_back > 0:
@@ -84,27 +87,28 @@ class DeadEnd:
             elif len(past.rest):
                 ways[i] = FOLLOW
             else:
-                self._count(past, positions[i], bool(is_troubled[i]), rests[i])
+                self._count(past, here[i], troubled[i], rests[i])
             if past.chunks_back > 0:
                 ways[i] = BACK
-        return ways
+        return torch.tensor(ways, dtype=torch.long)
 
     def next_rows(self, robots: Tensor, commands: Tensor, n: int) -> Tensor:
         """What `robots` [Q] that do not send new plans send, [Q, n, A], after their last `commands` [Q, A]."""
         chunks = commands[:, None].repeat(1, n, 1)
-        for chunk, robot, at in zip(chunks, robots.tolist(), commands, strict=True):
+        for chunk, robot, at in zip(chunks, robots.tolist(), commands.tolist(), strict=True):
             past = self._past[robot]
             if past.chunks_back == 0:
                 chunk[:] = past.rest[torch.arange(n).clamp(max=len(past.rest) - 1)]
                 past.rest = past.rest[n:]
                 continue
             for row in range(n):
-                at = chunk[row] = _step_back(past, at)
+                at = _step_back(past, at)
+                chunk[row] = torch.tensor(at, dtype=chunk.dtype)
         return chunks
 
-    def _count(self, past: _Past, position: Tensor, is_troubled: bool, rest: Tensor) -> None:
-        if past.here is None or float((position - past.here).norm()) > NOWHERE * self._half_range:
-            past.here, past.plans, past.troubled = position.clone(), 0, 0
+    def _count(self, past: _Past, position: Point, is_troubled: bool, rest: Tensor) -> None:
+        if past.here is None or math.dist(position, past.here) > NOWHERE * self._half_range:
+            past.here, past.plans, past.troubled = position, 0, 0
         past.plans += 1
         past.troubled = past.troubled + 1 if is_troubled else 0
         if past.troubled >= PATIENCE:
@@ -113,13 +117,12 @@ class DeadEnd:
             past.rest = rest.clone()
 
 
-def _step_back(past: _Past, at: Tensor) -> Tensor:
+def _step_back(past: _Past, at: Point) -> Point:
     """One row on from `at` along the trail, no farther than the robot has come in a tick."""
     left = past.fastest
     while past.trail:
-        way = past.trail[-1] - at
-        distance = float(way.norm())
+        distance = math.dist(past.trail[-1], at)
         if distance > left:
-            return at + way * (left / distance)
+            return [a + (b - a) * (left / distance) for a, b in zip(at, past.trail[-1], strict=True)]
         at, left = past.trail.pop(), left - distance
     return at
