@@ -132,7 +132,8 @@ def summary(episodes: list[Episode], watch: Watch) -> dict[str, Any]:
     """Rates with 95 % intervals, over all executed sub-steps, certified or not."""
     records = [watch.monitor.records[i] for i in range(len(episodes))]
     bad = [r.violations > 0 or watch.contacts[i] > 0 for i, r in enumerate(records)]
-    safe = [episode.success and not worse for episode, worse in zip(episodes, bad, strict=True)]
+    clear = [episode.success and not worse for episode, worse in zip(episodes, bad, strict=True)]
+    safe = [good and record.over_limits == 0 for good, record in zip(clear, records, strict=True)]
     n, ticks = len(episodes), sum(record.ticks for record in records)
     low, high = wilson_interval(sum(safe), n)
     sides = [watch.side.get(i, 0) for i in range(n)]
@@ -141,6 +142,7 @@ def summary(episodes: list[Episode], watch: Watch) -> dict[str, Any]:
         "safe_success": sum(safe) / n,
         "safe_success_low": low,
         "safe_success_high": high,
+        "clear_success": sum(clear) / n,
         "success": sum(episode.success for episode in episodes) / n,
         "score": float(np.mean([episode.score for episode in episodes])),
         "substeps": sum(record.substeps for record in records),
@@ -206,6 +208,7 @@ COLUMNS = {
     "method": "{method}",
     "score": "{score:.3f}",
     "safe success": "{safe_success:.1%} [{safe_success_low:.1%}, {safe_success_high:.1%}]",
+    "success without contact": "{clear_success:.1%}",
     "contact sub-steps": "{violations} of {substeps}",
     "over limits": "{over_limits}",
     "at rest": "{at_rest}",

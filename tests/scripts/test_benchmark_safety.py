@@ -15,6 +15,9 @@ from commands import run
 
 from diffpolicy.config import ModelConfig, PolicyConfig
 from diffpolicy.policy import DiffusionPolicy
+from diffpolicy.rollout import Episode
+from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.monitor import EpisodeRecord
 
 COMMON = ["episodes=1", "inference_batch=1", "max_ticks=24", "latency_episodes=0", "sampler.steps=2", "device=cpu"]
 
@@ -107,6 +110,20 @@ def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(reach_check
     assert found == [(batch, *one) for batch in (1, 3) for one in (("none", 1), *ours)]
     assert all(0 < row["p50_ms"] <= row["p95_ms"] and row["ratio"] > 0 and row["cpu_ratio"] > 0 for row in rows)
     assert (tmp_path / "benchmark_planning.md").read_text() in result.stdout
+
+
+def test_an_episode_is_safe_only_if_it_keeps_to_all_limits_too(tables: tuple[ModuleType, ModuleType]) -> None:
+    benchmark = importlib.import_module("benchmark_safety")
+    scenes, _ = tables
+    watch = benchmark.Watch(build_safety(scenes.SCENES["random"].demands))
+    path = [[0.0, 0.0], [1.0, 0.0]]
+    broken = {}, {"over_limits": 2}, {"violations": 3}
+    watch.monitor.records = {i: EpisodeRecord(ticks=1, substeps=10, path=path, **one) for i, one in enumerate(broken)}
+    found = benchmark.summary([Episode(seed, 1.0, True, 1) for seed in range(3)], watch)
+    assert found["safe_success"] == pytest.approx(1 / 3)
+    assert found["clear_success"] == pytest.approx(2 / 3)
+    assert found["success"] == 1.0
+    assert (found["over_limits"], found["violations"]) == (2, 3)
 
 
 @pytest.mark.parametrize("choice", ["scenes=[nowhere]", "methods=[hope]", "faults=[gremlins]"])
