@@ -120,9 +120,10 @@ class Certifier:
             better = found > best[left]
             best[left[better]], plans[left[better]] = found[better], braked[better]
         margin = torch.minimum(margin, best).unflatten(0, (batch, n + 1))
-        if bool(obstacles.moves().any()):  # elsewhere the first segment begins at the present, with nothing excused
+        moves = obstacles.moves().any(1)[:, None]
+        if bool(moves.any()):  # elsewhere the first segment begins at the present, with nothing excused
             now = of_the_present(self._on_motion, start, obstacles, self._assumptions)
-            margin = torch.minimum(margin, now[:, None])
+            margin = torch.where(moves, torch.minimum(margin, now[:, None]), margin)
         margin = torch.where(_is_finite(commands, start) & is_valid[:, None], margin, -torch.inf)
         length = (margin[:, 1:] >= 0).long().cumprod(dim=1).sum(dim=1)
         stops = plans[torch.arange(len(plans))[:, None], cases.sent[:, None] + torch.arange(self.stop_ticks)]

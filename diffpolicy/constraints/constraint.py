@@ -51,13 +51,14 @@ class Scene:
         time_s: [R], when each row is reached; the way to each takes as long as that to the first, from time 0.
         at_rest: [B, R], where the robot stands: a moving obstacle that comes then is not the plan's fault. None
             where nothing is excused.
-        error: by which rows may be off; a margin above it need not be exact, a lower bound above it does.
+        error: by which rows may be off, one for all or [B, 1, R]; a margin above it need not be exact, a lower bound
+            above it does.
     """
 
     obstacles: Obstacles
     time_s: Tensor
     at_rest: Tensor | None = None
-    error: float = math.inf
+    error: Tensor | float = math.inf
 
     @property
     def polygons(self) -> Polygons:

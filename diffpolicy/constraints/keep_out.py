@@ -118,7 +118,7 @@ def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tenso
     return torch.where(used[..., None], found.normal, 0.0), torch.where(used, reach, 0.0)
 
 
-def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: float) -> Tensor:
+def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: Tensor | float) -> Tensor:
     """Distance [B, M, R] of segments [B, R, 2, 2] to each obstacle; a lower bound where that is above `exact_below`.
 
     The obstacles are rounded by `radius` [B, M, R].
@@ -143,4 +143,4 @@ def _bound(ends: Tensor, vertices: Tensor) -> Tensor:
     ends, vertices = ends.movedim(-1, 0), vertices.movedim(-1, 0)  # [2, B, R, 2] and [2, B, M, V]
     low, high = ends.amin(-1)[:, :, None], ends.amax(-1)[:, :, None]
     gap = torch.maximum(vertices.amin(-1)[..., None] - high, low - vertices.amax(-1)[..., None])
-    return gap.clamp_(min=0.0).square_().sum(0).sqrt_()
+    return torch.hypot(*gap.clamp_(min=0.0))  # squares could overflow, to an infinite distance

@@ -34,8 +34,7 @@ def of_motion(
         return least
     moves = obstacles.moves().any(1)
     known = _known(plans, assumptions, bool(moves.any()))
-    error = float(known.position_tube.max())
-    scene = Scene(obstacles, plans.times_s(constraints[0].rows), known.at_rest, error)
+    scene = Scene(obstacles, plans.times_s(constraints[0].rows), known.at_rest, known.position_tube[:, None])
     for constraint in constraints:
         margin = constraint.margin(plans.rows(constraint.rows), scene)
         if constraint.rows.order < 2:

@@ -105,7 +105,9 @@ class SafetyLayer:
 
     def serves(self, safety: Safety, batch: int, metric: Tensor) -> bool:
         """Whether one made for these would be like this one after `forget`; this one keeps what was captured for it."""
-        return safety is self.safety and batch == len(self._margin) and torch.equal(metric, self._metric)
+        is_where_it_was = metric.device == self._metric.device
+        is_same = safety is self.safety and batch == len(self._margin)
+        return is_same and is_where_it_was and torch.equal(metric, self._metric)
 
     def forget(self, mask: npt.NDArray[np.bool_]) -> None:
         """New episodes for the robots of `mask` [B]."""

@@ -7,7 +7,7 @@ from certified_cases import SERVOS, plant_of
 from dense_sampling import Servo
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.plant import State
+from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import Start
 
 TICKS, CASES = 8, 400
@@ -97,3 +97,19 @@ def test_bounds_that_are_none_are_refused(name: str, value: float) -> None:
 def test_a_robot_that_never_rests_is_refused() -> None:
     with pytest.raises(ValueError, match="no robot would ever be at rest"):
         Assumptions(tracking_velocity_error=0.2, rest_speed=0.1)
+
+
+def test_a_plant_whose_position_is_not_the_sum_of_its_velocities_is_bounded_too() -> None:
+    """The exact answer of a servo over a sub-step: the mean velocity differs from the one at the end."""
+    h, stiffness, damping = 0.1, 100.0, 20.0
+    exact = torch.linalg.matrix_exp(torch.tensor([[0.0, 1.0], [-stiffness, -damping]]).double() * h)
+    drive = torch.eye(2, dtype=torch.float64)[:, 0] - exact[:, 0]
+    plant = LinearPlant(tuple(map(tuple, exact.tolist())), tuple(drive.tolist()), h, 1)
+    still = torch.zeros(1, 2, dtype=torch.float64)
+    commands = torch.tensor([[[0.125, 0.0], [0.25, 0.0], [0.375, 0.0], [0.5, 0.0]]], dtype=torch.float64)
+    start, error = Start(State(still, still), still[:, None].repeat(1, 3, 1)), 0.2
+    _, tube = Assumptions(velocity_error=error, rest_speed=0.05).tubes(plant, commands, start)
+    states = (State(start.state.position, torch.tensor([[v, 0.0]], dtype=torch.float64)) for v in (0.0, error))
+    path = [plant.motion(commands, state)[0] for state in states]
+    first = [torch.cat([start.state.position[:, None], positions], dim=1).diff(dim=1) / h for positions in path]
+    assert bool(((first[1] - first[0]).norm(dim=-1) <= tube + 1e-9).all())

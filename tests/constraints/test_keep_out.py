@@ -111,3 +111,9 @@ def test_a_margin_above_the_error_may_be_a_lower_bound_and_any_other_is_exact(er
 def test_a_robot_that_keeps_no_distance_is_still_seen_to_cross_a_wall() -> None:
     wall = seen(polygon([(1.0, -1.0), (1.0, 1.0)]))
     assert float(KeepOut(0.0).margin(segment((0.0, 0.0), (2.0, 0.5)), replace(wall, error=0.0))) < 0.0
+
+
+def test_no_number_is_too_large_to_be_compared() -> None:
+    """The square of the distance between the boxes round them is beyond float64's range."""
+    huge, far = seen(disc(0.0, 0.0, 1e200)), segment((1e160, 0.0), (1e160, 0.0))
+    assert float(KeepOut(1.0).margin(far, replace(huge, error=0.0))) < 0.0

@@ -10,7 +10,7 @@ from diffpolicy.constraints.obstacles import Obstacles, disc, no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.safety.layer import _Samples
+from diffpolicy.safety.layer import SafetyLayer, _Samples
 from diffpolicy.safety.step_projection import StepProjection
 
 
@@ -55,3 +55,12 @@ def test_a_plan_knows_whether_it_leads_on_and_how_far_it_was_moved(
     assert (projection.shift > 0.02).tolist() == [is_moved] * 2
     if is_open is not None:
         assert projection.is_open.tolist() == [is_open] * 2
+
+
+def test_a_layer_serves_again_only_for_the_same_demands_robots_and_device() -> None:
+    demanded, metric = safety([KeepOut(0.2)]), torch.full((2,), 0.04)
+    layer = SafetyLayer(demanded, 2, 10, 4, metric)
+    assert layer.serves(demanded, 2, metric.clone())
+    others = [(safety([KeepOut(0.2)]), 2, metric), (demanded, 3, metric), (demanded, 2, 2 * metric)]
+    assert not any(layer.serves(*other) for other in others)
+    assert not layer.serves(demanded, 2, metric.to("meta"))
