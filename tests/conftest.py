@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from traced import Traced
 
+from diffpolicy import graph
 from diffpolicy.config import ModelConfig, PolicyConfig
 from diffpolicy.policy import DiffusionPolicy
 
@@ -30,6 +32,12 @@ def small_policy() -> DiffusionPolicy:
         {key: share.expand(-1, dim) for key, dim in observations.items()}, 10.0 * share.expand(-1, 2)
     )
     return policy.eval()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings on the CPU."""
+    monkeypatch.setattr(graph, "RECORDERS", {"cpu": Traced})
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """`policy.compile()`: the replayed loop is the plain one. Here torch traces it; test_compile_gpu.py captures it."""
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable
 
@@ -10,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from traced import Traced
+from traced import compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
 from world import both, safety, start
 
-from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig, graph
+from diffpolicy import DiffusionPolicy
 from diffpolicy.build import SAMPLERS
-from diffpolicy.config import GuidanceConfig, ModelConfig
+from diffpolicy.config import GuidanceConfig
 from diffpolicy.constraints.constraint import Rows
 from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import Box
@@ -29,55 +28,6 @@ from diffpolicy.safety.step_projection import StepProjection
 
 NAN = float("nan")
 ALL_SAMPLERS = sorted(SAMPLERS)
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "RECORDERS", {"cpu": Traced})
-
-
-def make_policy(sampler: str = "ddim") -> DiffusionPolicy:
-    """Untrained, for the schedule that the sampler wants; observations in [0, 1], actions in [0, 10]."""
-    torch.manual_seed(0)
-    observations = {"position": 3, "goal": 2}
-    config = PolicyConfig(observations, 2, model=ModelConfig(widths=[8, 8], time_embedding_dim=8))
-    if sampler.startswith("flow"):
-        config.diffusion.schedule = config.diffusion.parameterization = "flow"
-    policy = DiffusionPolicy(config)
-    share = torch.linspace(0.0, 1.0, 100)[:, None]
-    statistics = {key: share.expand(-1, dim) for key, dim in observations.items()}
-    policy.fit_normalizers(statistics, 10.0 * share.expand(-1, 2))
-    return policy.eval()
-
-
-def compiled(policy: DiffusionPolicy) -> DiffusionPolicy:
-    other = copy.deepcopy(policy)
-    other.compile()
-    return other
-
-
-def sampler_config(name: str, steps: int = 3) -> SamplerConfig:
-    return SamplerConfig(name, steps=steps, langevin_steps=1)
-
-
-def plan(
-    policy: DiffusionPolicy, seed: int = 0, batch: int = 2, sampler: str = "ddim", steps: int = 1, **other
-) -> Tensor:
-    generator = torch.Generator().manual_seed(100 + seed)
-    observation = {
-        "position": torch.rand(batch, 2, 3, generator=generator),
-        "goal": torch.rand(batch, 2, 2, generator=generator),
-    }
-    generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
-    table = policy.sampler(sampler_config(sampler, steps))
-    return policy.predict_action_chunk(observation, generators, table, **other).plan
-
-
-def recorded(policy: DiffusionPolicy) -> int:
-    """How often something was, since the weights lie where they lie."""
-    assert policy._replays is not None
-    assert isinstance(policy._replays._recorder, Traced)
-    return policy._replays._recorder.recorded
 
 
 @pytest.mark.parametrize(
@@ -157,17 +107,6 @@ def average(policy: DiffusionPolicy) -> None:
     ema.update(other, 100)
 
 
-def in_place(policy: DiffusionPolicy) -> None:
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.mul_(1.1)
-
-
-def new_memory(policy: DiffusionPolicy) -> None:
-    for parameter in policy.parameters():
-        parameter.data = 1.1 * parameter.data
-
-
 def new_part(policy: DiffusionPolicy) -> None:
     policy.network.middle = copy.deepcopy(policy.network.middle)
     in_place(policy)
@@ -187,40 +126,6 @@ def test_no_replay_is_of_earlier_weights(traced, change: Callable[[DiffusionPoli
     after = plan(replaying)
     assert (after - before).abs().max() > 1e-3
     assert_close(after, plan(plain), rtol=0, atol=0)
-
-
-def test_what_was_recorded_for_memory_that_is_gone_goes_too(traced) -> None:
-    policy = compiled(make_policy())
-    for batch in (1, 2):
-        plan(policy, batch=batch)
-    assert len(policy._replays._recordings) == 2
-    new_memory(policy)
-    plan(policy)
-    assert len(policy._replays._recordings) == 1
-
-
-def test_a_plan_is_not_overwritten_by_the_next(traced) -> None:
-    policy = compiled(make_policy())
-    first = plan(policy, 0)
-    kept = first.clone()
-    plan(policy, 1)
-    assert_close(first, kept, rtol=0, atol=0)
-
-
-def test_the_latest_recordings_are_kept(traced, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MAX_RECORDINGS", 2)
-    policy = compiled(make_policy())
-    for batch, count in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
-        plan(policy, batch=batch)
-        assert recorded(policy) == count
-        assert len(policy._replays._recordings) <= 2
-
-
-def test_compiling_again_forgets(traced) -> None:
-    policy = compiled(make_policy())
-    plan(policy)
-    policy.compile()
-    assert not policy._replays._recordings
 
 
 @pytest.mark.parametrize(
@@ -286,33 +191,6 @@ def test_broken_weights_still_give_no_plan(traced) -> None:
         next(policy.network.parameters()).fill_(NAN)
     with pytest.raises(ValueError, match="plan has NaN"):
         plan(policy)
-
-
-def test_threads_share_a_policy(traced) -> None:
-    policy = compiled(make_policy())
-    expected = [plan(policy, seed) for seed in range(8)]
-    found: dict[int, Tensor] = {}
-
-    def work(seeds: range) -> None:
-        for seed in seeds:
-            found[seed] = plan(policy, seed)
-
-    threads = [threading.Thread(target=work, args=(range(first, 8, 2),)) for first in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for seed, one in enumerate(expected):
-        assert_close(found[seed], one, rtol=0, atol=0)
-
-
-def test_a_copy_records_for_itself(traced) -> None:
-    policy = compiled(make_policy())
-    plan(policy)
-    other = copy.deepcopy(policy)
-    in_place(other)
-    assert not other._replays._recordings
-    assert (plan(other) - plan(policy)).abs().max() > 1e-3
 
 
 def test_guides_of_the_settings_work_beside_it(traced) -> None:

@@ -1,12 +1,15 @@
 """Recording on a CPU: torch traces the calls and runs the traced graph, which knows nothing of the Python around it."""
 
 import contextlib
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
+from diffpolicy.config import ModelConfig
 from diffpolicy.graph import Function, Replay
 
 
@@ -29,3 +32,58 @@ class Traced:
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+
+def make_policy(sampler: str = "ddim") -> DiffusionPolicy:
+    """Untrained, for the schedule that the sampler wants; observations in [0, 1], actions in [0, 10]."""
+    torch.manual_seed(0)
+    observations = {"position": 3, "goal": 2}
+    config = PolicyConfig(observations, 2, model=ModelConfig(widths=[8, 8], time_embedding_dim=8))
+    if sampler.startswith("flow"):
+        config.diffusion.schedule = config.diffusion.parameterization = "flow"
+    policy = DiffusionPolicy(config)
+    share = torch.linspace(0.0, 1.0, 100)[:, None]
+    statistics = {key: share.expand(-1, dim) for key, dim in observations.items()}
+    policy.fit_normalizers(statistics, 10.0 * share.expand(-1, 2))
+    return policy.eval()
+
+
+def compiled(policy: DiffusionPolicy) -> DiffusionPolicy:
+    other = copy.deepcopy(policy)
+    other.compile()
+    return other
+
+
+def sampler_config(name: str, steps: int = 3) -> SamplerConfig:
+    return SamplerConfig(name, steps=steps, langevin_steps=1)
+
+
+def plan(
+    policy: DiffusionPolicy, seed: int = 0, batch: int = 2, sampler: str = "ddim", steps: int = 1, **other
+) -> Tensor:
+    generator = torch.Generator().manual_seed(100 + seed)
+    observation = {
+        "position": torch.rand(batch, 2, 3, generator=generator),
+        "goal": torch.rand(batch, 2, 2, generator=generator),
+    }
+    generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
+    table = policy.sampler(sampler_config(sampler, steps))
+    return policy.predict_action_chunk(observation, generators, table, **other).plan
+
+
+def recorded(policy: DiffusionPolicy) -> int:
+    """How often something was, since the weights lie where they lie."""
+    assert policy._replays is not None
+    assert isinstance(policy._replays._recorder, Traced)
+    return policy._replays._recorder.recorded
+
+
+def in_place(policy: DiffusionPolicy) -> None:
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.1)
+
+
+def new_memory(policy: DiffusionPolicy) -> None:
+    for parameter in policy.parameters():
+        parameter.data = 1.1 * parameter.data
