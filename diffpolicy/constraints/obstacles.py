@@ -75,8 +75,8 @@ class Obstacles:
 
     def to(self, like: Tensor) -> "Obstacles":
         """On the device and of the type of `like`."""
-        numbers = [part.to(like) for part in (self.vertices, self.radius, self.speed)]
-        return Obstacles(*numbers, self.is_used.to(like.device))._with_shapes(self.polygons.to(like))
+        vertices, radius, speed = (part.to(like) for part in (self.vertices, self.radius, self.speed))
+        return Obstacles(vertices, radius, speed, self.is_used.to(like.device))._with_shapes(self.polygons.to(like))
 
     def equals(self, other: "Obstacles") -> bool:
         """Whether all numbers are the same."""
