@@ -22,7 +22,7 @@ Key = TypeVar("Key")
 def planning_times_ms(
     controllers: Mapping[Key, Controller], env_config: EnvConfig, batch: int, seed: int, rounds: Iterable[int]
 ) -> dict[Key, npt.NDArray[np.float64]]:
-    """Of all ticks that plan in whole episodes, by the clock and of the processor: [ticks, 2] each.
+    """Of ticks that plan, until the first robot has come to the end of its episode: [ticks, 2], clock and processor.
 
     In a round every controller drives `batch` robots through an episode each, the same for all controllers; who
     begins changes from round to round.
@@ -39,8 +39,14 @@ def planning_times_ms(
             seeds = range(seed + batch * number, seed + batch * (number + 1))
             first = number % len(keys)
             for key in keys[first:] + keys[:first]:
-                timed[key].begin(is_counted=number >= WARM_UP)
-                rollout(timed[key], env, seeds, env_config.reset_options)
+                timed[key].begin()
+                rollout(
+                    timed[key],
+                    env,
+                    seeds,
+                    env_config.reset_options,
+                    on_tick=timed[key].keep if number >= WARM_UP else None,
+                )
     finally:
         env.close()
     return {key: np.array(one.times_ms) for key, one in timed.items()}
@@ -51,12 +57,20 @@ class _Timed:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._tick, self._is_counted = 0, False
+        self._tick = 0
+        self._taken = (0.0, 0.0)
         self.times_ms: list[tuple[float, float]] = []  # by the clock, and of the processor, all threads together
 
-    def begin(self, is_counted: bool) -> None:
+    def begin(self) -> None:
         """The next tick is the first of an episode."""
-        self._tick, self._is_counted = 0, is_counted
+        self._tick = 0
+
+    def keep(self, episode: npt.NDArray[np.intp], *_: object) -> None:
+        """Of `rollout` after every tick: counts it if it planned and no robot stands idle."""
+        is_planned = self._tick % self.policy.config.window.n_action_steps == 0
+        if is_planned and (episode >= 0).all():
+            self.times_ms.append(self._taken)
+        self._tick += 1
 
     @property
     def policy(self) -> DiffusionPolicy:
@@ -82,8 +96,5 @@ class _Timed:
     ) -> npt.NDArray[np.float32]:
         began, began_work = time.perf_counter(), time.process_time()
         action = self._controller.select_action(observation, plant_state, obstacles, time_s)
-        taken = 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
-        if self._is_counted and self._tick % self.policy.config.window.n_action_steps == 0:
-            self.times_ms.append(taken)
-        self._tick += 1
+        self._taken = 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
         return action
