@@ -50,13 +50,14 @@ class UnseenObstacle(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, self._with_disc(observation, info)
 
     def _with_disc(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        obstacles = {key: np.array(value) for key, value in info.get("obstacles", empty_slots()).items()}
+        """In a slot of its own, the last: the env may use all of the others."""
+        known = {key: np.asarray(value) for key, value in info.get("obstacles", empty_slots()).items()}
+        obstacles = {key: np.concatenate([value, np.zeros_like(value[:1])]) for key, value in known.items()}
         if self._tick >= self._from_tick:
             self._disc = self._disc or self._place(info, observation)
             x, y, radius = self._disc
-            slot = int(obstacles["mask"].sum())
-            obstacles["vertices"][slot] = x, y
-            obstacles["radius"][slot], obstacles["speed_bound"][slot], obstacles["mask"][slot] = radius, 0.0, True
+            obstacles["vertices"][-1] = x, y
+            obstacles["radius"][-1], obstacles["mask"][-1] = radius, True
         return {**info, "obstacles": obstacles}
 
 
@@ -134,7 +135,7 @@ def _reach(variant: str) -> EnvConfig:
 
 
 PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
-AGENT = SafetyConfig(mode="last_half", workspace=[0.0, 512.0], max_speed=250.0)
+AGENT = SafetyConfig(mode="last_half", workspace=[0.0, 512.0], max_speed=250.0, slots=7)  # the env's and an unseen one
 PUSHER = replace(AGENT, workspace=[0.0, 512.0], max_speed=600.0)
 
 SCENES: Mapping[str, Scene] = {

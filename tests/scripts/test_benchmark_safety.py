@@ -112,6 +112,21 @@ def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(reach_check
     assert (tmp_path / "benchmark_planning.md").read_text() in result.stdout
 
 
+def test_an_unseen_obstacle_takes_the_place_of_none(tables: tuple[ModuleType, ModuleType]) -> None:
+    """Also where the env uses all of its slots."""
+    scenes, _ = tables
+    env = gymnasium.make(scenes.register_scene("appears", "none", None).id, variant="random")
+    counts = set()
+    for seed in range(12):
+        before = env.reset(seed=seed)[1]["obstacles"]
+        for _ in range(scenes.SCENES["appears"].from_tick):
+            after = env.step(np.array([256.0, 256.0], dtype=np.float32))[-1]["obstacles"]
+        assert after["mask"].sum() == before["mask"].sum() + 1
+        np.testing.assert_array_equal(after["vertices"][:-1], before["vertices"][:-1])
+        counts.add(int(before["mask"].sum()))
+    assert max(counts) == scenes.SLOTS
+
+
 def test_an_episode_is_safe_only_if_it_keeps_to_all_limits_too(tables: tuple[ModuleType, ModuleType]) -> None:
     benchmark = importlib.import_module("benchmark_safety")
     scenes, _ = tables
