@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from traced import compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
+from traced import EVERY_SAMPLER, compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
 from world import both, safety, start
 
 from diffpolicy import DiffusionPolicy
-from diffpolicy.build import SAMPLERS
 from diffpolicy.config import GuidanceConfig
 from diffpolicy.constraints.constraint import Rows
 from diffpolicy.constraints.keep_out import KeepOut
@@ -27,7 +26,6 @@ from diffpolicy.networks import inference
 from diffpolicy.safety.step_projection import StepProjection
 
 NAN = float("nan")
-ALL_SAMPLERS = sorted(SAMPLERS)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def task_of(projector: Projector, seed: int) -> Task:
     return projector.task(Start(State(places, torch.zeros(2, 2)), places[:, None].expand(-1, 3, -1)), near)
 
 
-@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER)
 def test_with_the_projection_at_every_step_too(traced, monkeypatch: pytest.MonkeyPatch, sampler: str) -> None:
     monkeypatch.setattr(inference, "UNet1d", nn.Identity)  # the network itself, as on a GPU
     plain = make_policy(sampler)

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from traced import EVERY_SAMPLER
 from world import CONSTRAINTS, safety, start
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
-from diffpolicy.build import SAMPLERS
 from diffpolicy.config import ModelConfig
 from diffpolicy.constraints.constraint import Rows
 from diffpolicy.constraints.keep_out import BarrierDecrease
@@ -60,7 +60,7 @@ def make_policy(sampler: str) -> DiffusionPolicy:
     return policy.eval()
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER)
 def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) -> None:
     policy, batch = make_policy(sampler), 2
     controller, _ = start(policy, safety(ALL_CONSTRAINTS, mode="every_step"), np.full((batch, 2), 3.0))

@@ -146,7 +146,7 @@ def test_evaluation_during_training_gets_the_averaged_policy(
         assert not all(torch.equal(state[f"model.{name}"], value) for name, value in policy.items())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_the_network_compiles_as_one_graph_and_trains_alike(data_set: Path, tmp_path: Path, precision: str) -> None:
     plain, compiled = (make_trainer(data_set, tmp_path, precision=precision) for _ in range(2))
     compiled.policy.network.compile(fullgraph=True, backend="aot_eager")  # as compile=True, but needs no C++ compiler

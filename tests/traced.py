@@ -4,13 +4,20 @@ import contextlib
 import copy
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
+from diffpolicy.build import SAMPLERS
 from diffpolicy.config import ModelConfig
 from diffpolicy.graph import Function, Replay
+
+A_KIND_EACH = ("ddim", "dpmpp_2m", "heun", "predictor_corrector")  # plain, with earlier estimates, corrections, noise
+EVERY_SAMPLER = [
+    name if name in A_KIND_EACH else pytest.param(name, marks=pytest.mark.slow) for name in sorted(SAMPLERS)
+]
 
 
 class Traced:
