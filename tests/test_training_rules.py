@@ -163,11 +163,11 @@ def test_the_network_compiles_as_one_graph_and_trains_alike(data_set: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns_what_a_plain_one_does(data_set: Path, tmp_path: Path) -> None:
+    losses: list[list[float]] = []
     for name, is_compiled in (("plain", False), ("compiled", True)):
         make_trainer(data_set, tmp_path / name, compile=is_compiled).run()
-    plain, compiled = (
-        checkpoint.read_tensors(tmp_path / name / "checkpoints" / "last", "model") for name in ("plain", "compiled")
-    )
-    assert plain.keys() == compiled.keys()
-    for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-3, msg=name)  # 8 steps of at most 2e-3
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    # Not the weights: AdamW moves by its whole rate where a gradient is rounding alone.
+    assert len(losses[0]) > 0
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
