@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from diffpolicy.constraints.obstacles import Obstacles
-from diffpolicy.constraints.separation import Polygons
 
 Prox = Callable[[Tensor], Tensor]
 """Rows -> the nearest rows of a convex set, same shape."""
@@ -59,11 +58,6 @@ class Scene:
     time_s: Tensor
     at_rest: Tensor | None = None
     error: Tensor | float = math.inf
-
-    @property
-    def polygons(self) -> Polygons:
-        """Of the obstacles, [B, M]."""
-        return self.obstacles.polygons
 
     @cached_property
     def radius(self) -> Tensor:

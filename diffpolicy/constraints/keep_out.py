@@ -113,7 +113,7 @@ def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tenso
     One half-space serves both ends of a segment, so that all of the segment is clear. Unused slots give 0 . y >= 0.
     """
     used = scene.obstacles.is_used[..., None]
-    found = separate(reference[:, None], scene.polygons.to(reference)[..., None])
+    found = separate(reference[:, None], scene.obstacles.polygons.to(reference)[..., None])
     reach = found.reach + (scene.radius.to(reference) + distance)
     return torch.where(used[..., None], found.normal, 0.0), torch.where(used, reach, 0.0)
 
@@ -133,7 +133,7 @@ def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: Tensor |
     near = counts & ~(distance > exact_below)  # NaN too, and boxes that overlap, which tell nothing
     robot, slot, row = near.nonzero(as_tuple=True)
     if len(robot):
-        exact = separate(ends[robot, row], scene.polygons.to(ends)[robot, slot]).distance
+        exact = separate(ends[robot, row], scene.obstacles.polygons.to(ends)[robot, slot]).distance
         distance[robot, slot, row] = exact - radius[robot, slot, row]
     return distance
 

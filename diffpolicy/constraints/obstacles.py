@@ -71,7 +71,8 @@ class Obstacles:
         if len(index) == len(self.radius) and torch.equal(index, torch.arange(len(index), device=index.device)):
             return self
         made = Obstacles(self.vertices[index], self.radius[index], self.speed[index], self.is_used[index])
-        return made._with_shapes(self.polygons[index,])
+        known = vars(self).get("polygons")  # most often nothing is so near that shapes are asked for
+        return made if known is None else made._with_shapes(known[index,])
 
     def to(self, like: Tensor) -> "Obstacles":
         """On the device and of the type of `like`."""
