@@ -1,6 +1,5 @@
 """Every constraint: its projection is one, its margin tells the truth and no more; each as plain numbers say."""
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -124,13 +123,7 @@ def test_nan_has_no_margin(name: str) -> None:
         assert not bool((constraint.margin(random_rows(constraint, 1), Scene(spoilt, around.time_s)) >= 0).any())
 
 
-def segment(*points: tuple[float, float]) -> torch.Tensor:
-    return torch.tensor(points, dtype=torch.float64).reshape(1, -1, 2, 2)
-
-
-def seen(obstacles: Obstacles, times: Sequence[float] = (0.0,), at_rest: Sequence[bool] | None = None) -> Scene:
-    rest = None if at_rest is None else torch.tensor([at_rest])
-    return Scene(obstacles, torch.tensor(times, dtype=torch.float64), rest)
+NOTHING_AROUND = Scene(no_obstacles(1), torch.zeros(1, dtype=torch.float64))
 
 
 def test_limits_by_hand() -> None:
@@ -142,14 +135,14 @@ def test_limits_by_hand() -> None:
         (Polytope([(3.0, 4.0)], [5.0], COMMANDS), [0.7, -4.0, 2.5]),
         (Polytope(SKEWED[:1], [1.0], COMMANDS), [0.5, -2.0, 3.5]),
     ]:
-        found = constraint.margin(y, seen(no_obstacles(1)))
+        found = constraint.margin(y, NOTHING_AROUND)
         torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64), rtol=0.0, atol=1e-12)
 
 
 def test_faces_that_meet_at_an_angle_are_met_by_projecting_again_and_again() -> None:
     wedge = Polytope(SKEWED, [0.0, 0.0, 0.0], COMMANDS)
     y = torch.randn(1, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    around = seen(no_obstacles(1))
+    around = NOTHING_AROUND
     for _ in range(60):
         y = wedge.prox(y, around)(y)
     assert float(wedge.margin(y, around).amin()) >= -1e-9
