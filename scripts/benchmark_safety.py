@@ -240,7 +240,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Safe success over violating episodes, a panel for each scene."""
+    """Safe success over episodes with contact, a panel for each scene."""
     panels = list(dict.fromkeys((row["scene"], row["fault"]) for row in rows))
     figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
     for axes, (scene, fault) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -248,7 +248,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             marker = "o" if row["certified_rate"] > 0 else "x"
             x = 100 * row["violating_episodes"] / row["episodes"]
             axes.plot(x, 100 * row["safe_success"], marker, color=f"C{index % 10}", label=row["method"])
-        axes.set(title=scene if fault == "none" else f"{scene}, {fault}", xlabel="episodes with a violation, %")
+        axes.set(title=scene if fault == "none" else f"{scene}, {fault}", xlabel="episodes with contact, %")
         axes.set(ylabel="safe success, %", ylim=(-3, 103))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
