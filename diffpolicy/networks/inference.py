@@ -3,15 +3,18 @@
 - What depends on the condition or the time alone is computed once for all steps of a chunk.
 - Activations lie in memory as [B, T, C] between rows of zeros: what a kernel sees is a view, and a convolution is one
   product of matrices with the weights as they lie.
+- The columns of a product are shared out among the threads, as a batch of products: of a few rows, the library leaves
+  one product to one thread.
 - Buffers and views are made once for all steps.
 
 The parameters are read in place at every call: there is no copy of them that a training step could leave behind.
 
 Shape legend: B batch, H horizon, A action, D condition, T time steps, L time steps out, C channels, O channels out,
-K taps of the kernel, R times, F features of all FiLM layers.
+K taps of the kernel, R times, F features of all FiLM layers, N rows of a product, P parts of its columns.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,12 +117,16 @@ class UnrolledUNet1d:
     def _grow(self, x: "_Rows", layer: Layer) -> "_Rows":
         """Stride 2, padding 1, 4 taps: rows 2 t and 2 t + 1 meet taps 1 and 2 at t, 3 at t - 1 and 0 at t + 1."""
         out = self._rows(2 * x.length, layer.out_channels)
-        weight, bias = layer.weight.flatten(1), layer.bias  # [C, O * 4]
-        product = x.inner.new_empty(self.shape[0], x.length, layer.out_channels, 4)
-        taps, even, odd = product.unbind(3), out.inner[:, ::2], out.inner[:, 1::2]
+        parts = _parts(layer.out_channels)
+        weight = layer.weight.view(x.channels, parts, -1).transpose(0, 1)  # [P, C, O / P * 4]
+        bias = layer.bias.view(parts, -1)
+        product = x.inner.new_empty(parts, self.shape[0] * x.length, weight.shape[2])
+        taps = product.view(parts, self.shape[0], x.length, -1, 4).permute(4, 1, 2, 0, 3)  # [4, B, T, P, O / P]
+        rows = out.inner.unflatten(2, (parts, -1))
+        even, odd = rows[:, ::2], rows[:, 1::2]
 
         def step() -> None:
-            torch.mm(x.inner.flatten(0, 1), weight, out=product.view(-1, weight.shape[1]))
+            torch.bmm(x.inner.flatten(0, 1).expand(parts, -1, -1), weight, out=product)
             torch.add(taps[1], bias, out=even)
             torch.add(taps[2], bias, out=odd)
             even[:, 1:] += taps[3][:, :-1]
@@ -136,15 +143,21 @@ class UnrolledUNet1d:
     def _convolution(self, layer: Layer, x: "_Rows") -> Make:
         """What it makes is good until the next convolution."""
         windows = x.windows(layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
-        weight, bias = layer.weight.flatten(1).T, layer.bias  # [C * K, O]
+        batch, length, parts = *windows.shape[:2], _parts(layer.out_channels)
+        weight = layer.weight.view(parts, -1, windows[0, 0].numel()).transpose(1, 2)  # [P, C * K, O / P]
+        bias = layer.bias.view(parts, 1, -1)
         copy = self._scratch("windows", windows.numel()).view(windows.shape)
-        matrix = copy.view(-1, len(weight))  # [B * L, C * K]
-        out = self._scratch("out", len(matrix) * len(bias)).view(-1, len(bias))
-        image = out.view(self.shape[0], windows.shape[1], 1, -1).permute(0, 3, 1, 2)
+        matrix = copy.view(1, -1, weight.shape[1]).expand(parts, -1, -1)  # [P, B * L, C * K]
+        size = batch * length * layer.out_channels
+        out = self._scratch("out", size).view(-1, parts, weight.shape[2])  # [B * L, P, O / P]
+        product = out.transpose(0, 1) if parts == 1 else self._scratch("parts", size).view(parts, -1, weight.shape[2])
+        image = out.view(batch, length, 1, -1).permute(0, 3, 1, 2)
 
         def make() -> Tensor:
             copy.copy_(windows)
-            torch.addmm(bias, matrix, weight, out=out)
+            torch.baddbmm(bias, matrix, weight, out=product)
+            if parts > 1:
+                out.copy_(product.transpose(0, 1))
             return image
 
         return make
@@ -190,6 +203,11 @@ class _Film:
 
     def set(self, time: float) -> None:
         torch.add(self._of_condition, self._of_time[self._place[time]], out=self._now)
+
+
+def _parts(channels: int) -> int:
+    """Into how many equal parts a product with so many columns is cut: one for each thread, if they divide them."""
+    return math.gcd(channels, torch.get_num_threads())
 
 
 def _is_plain(x: Tensor) -> bool:

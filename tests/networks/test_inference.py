@@ -54,6 +54,19 @@ def test_in_float32_the_difference_is_rounding(batch: int) -> None:
     assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))  # through 25 layers
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])  # 3 divides no width, 64 the widest alone
+def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(threads: int) -> None:
+    network, condition, x = random_network().double(), torch.randn(2, 6).double(), torch.randn(2, 16, 2).double()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            found = UnrolledUNet1d(network, condition, TIMES, 16)(x, 99.0)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(found, plain(network, x, 99.0, condition), rtol=1e-8, atol=1e-8)  # float64 rounding
+
+
 def test_an_output_is_not_overwritten_by_the_next() -> None:
     network, condition = random_network(), torch.randn(2, 6)
     with torch.inference_mode():
