@@ -68,10 +68,10 @@ SAMPLERS: Mapping[str, Callable[[Schedule, Levels, SamplerConfig], StepTable]] =
     "flow_heun": lambda schedule, now, config: heun.flow_heun(now),
     "reverse_sde": lambda schedule, now, config: langevin.reverse_sde(now),
     "predictor_corrector": lambda schedule, now, config: langevin.predictor_corrector(
-        now, **_given(corrector_steps=config.langevin_steps, rate=config.langevin_rate)
+        now, **_given({"corrector_steps": config.langevin_steps, "rate": config.langevin_rate})
     ),
     "langevin": lambda schedule, now, config: langevin.langevin(
-        now, **_given(steps_per_level=config.langevin_steps, rate=config.langevin_rate)
+        now, **_given({"steps_per_level": config.langevin_steps, "rate": config.langevin_rate})
     ),
 }
 
@@ -117,7 +117,7 @@ def build_sampler(schedule: Schedule, config: SamplerConfig) -> Sampler:
     return sampler(schedule, lookup(SPACINGS, "spacing", spacing)(schedule, config.steps), config)
 
 
-def _given(**settings: Any) -> dict[str, Any]:
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are not left open (None); for the others the callee's own defaults hold."""
     return {name: value for name, value in settings.items() if value is not None}
 

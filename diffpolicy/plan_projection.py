@@ -14,8 +14,8 @@ from diffpolicy.constraints.projection import clip, identity
 from diffpolicy.data.normalizer import Normalizer
 from diffpolicy.diffusion.samplers.table import Row
 
-Constrain = Callable[[Tensor, Row], Tensor]
-"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape."""
+Constrain = Callable[[Tensor, Row], Tensor | None]
+"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape; None for this one as it is."""
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Replayable(Protocol):
         """Go on as if the calls of the loop that left this behind had been made here."""
         ...
 
-    def __call__(self, plan: Tensor, row: Row, /) -> Tensor: ...
+    def __call__(self, plan: Tensor, row: Row, /) -> Tensor | None: ...
 
 
 class PlanProjection:
@@ -70,7 +70,7 @@ class PlanProjection:
         if self._constrain is None:
             return clean
         plan = self._constrained(self._constrain, self._normalizer.inverse(clean), row)
-        return self._after_past(clean, self._normalizer(plan))
+        return clean if plan is None else self._after_past(clean, self._normalizer(plan))
 
     def finish(self, clean: Tensor, row: Row) -> Tensor:
         """The plan [B, H, A] in physical units, constrained once more.
@@ -80,7 +80,8 @@ class PlanProjection:
         """
         plan = self._normalizer.inverse(clean)
         if self._constrain is not None:
-            plan = self._after_past(plan, self._constrained(self._constrain, plan, row))
+            constrained = self._constrained(self._constrain, plan, row)
+            plan = plan if constrained is None else self._after_past(plan, constrained)
         if not bool(torch.stack([*self._estimates, plan]).isfinite().all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         return plan
@@ -112,9 +113,9 @@ class PlanProjection:
     def _replayable(self) -> Replayable | None:
         return self._constrain if isinstance(self._constrain, Replayable) else None
 
-    def _constrained(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor:
+    def _constrained(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor | None:
         constrained = constrain(plan.clone(), row)
-        if constrained.shape != plan.shape:
+        if constrained is not None and constrained.shape != plan.shape:
             raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
         return constrained
 

@@ -97,7 +97,6 @@ def rollout(
     step and are planned for in one call.
     """
     slots = _Slots(env.num_envs, seeds)
-    results: list[Episode | None] = [None] * len(seeds)
     observation: Any = None
     readings = Readings()
     tick = 0
@@ -109,27 +108,21 @@ def rollout(
             controller.reset(slots.seeds(), None if is_first else fresh)
         if on_step:
             on_step(env, slots.episode, slots.score)
-        seen = observation_by_key(observation, controller.policy)
-        heeds = controller.safety is not None
-        told = (readings.plant_state, readings.obstacles, readings.time_s) if heeds else (None, None, None)
-        action = controller.select_action(seen, *told)
+        action = _action(controller, observation, readings)
         observation, reward, terminated, truncated, info = env.step(action)
         if on_tick:
             on_tick(slots.episode, readings, info, action, controller.last_plan)
         readings.update(info, np.ones(env.num_envs, dtype=bool))
-        success = np.asarray(info.get("is_success", terminated), dtype=bool)
         done = terminated | truncated
-        slots.record(reward)
+        slots.record(reward, done, np.asarray(info.get("is_success", terminated), dtype=bool))
         if on_step and (done & slots.is_active).any():
             on_step(env, np.where(done, slots.episode, -1), slots.score)
-        for slot in np.flatnonzero(done & slots.is_active).tolist():
-            results[slots.episode[slot]] = slots.result(slot, bool(success[slot]))
         if done.any():  # an ended env must be reset before it can step; until its refill nothing of it is recorded
             observation, info = _reset(env, slots.seeds(), reset_options, done)
             readings.update(info, done)
             slots.release(done)
         tick += 1
-    return [episode for episode in results if episode is not None]
+    return slots.results
 
 
 class _Slots:
@@ -142,6 +135,12 @@ class _Slots:
         self.episode = np.full(num_envs, -1)
         self.score = np.zeros(num_envs)
         self.length = np.zeros(num_envs, dtype=int)
+        self._results: dict[int, Episode] = {}
+
+    @property
+    def results(self) -> list[Episode]:
+        """In the order of the seeds."""
+        return [self._results[episode] for episode in sorted(self._results)]
 
     @property
     def is_active(self) -> npt.NDArray[np.bool_]:
@@ -167,15 +166,26 @@ class _Slots:
         fresh[idle] = True
         return fresh
 
-    def record(self, reward: npt.NDArray[np.float64]) -> None:
+    def record(
+        self, reward: npt.NDArray[np.float64], done: npt.NDArray[np.bool_], success: npt.NDArray[np.bool_]
+    ) -> None:
+        """What a step brought, and the results of the episodes that it ended."""
         self.score = np.maximum(self.score, reward)
         self.length += 1
-
-    def result(self, slot: int, success: bool) -> Episode:
-        return Episode(self._slot_seeds[slot], float(self.score[slot]), success, int(self.length[slot]))
+        for slot in np.flatnonzero(done & self.is_active).tolist():
+            self._results[int(self.episode[slot])] = Episode(
+                self._slot_seeds[slot], float(self.score[slot]), bool(success[slot]), int(self.length[slot])
+            )
 
     def release(self, done: npt.NDArray[np.bool_]) -> None:
         self.episode[done] = -1
+
+
+def _action(controller: Controller, observation: Any, readings: Readings) -> npt.NDArray[np.float32]:
+    seen = observation_by_key(observation, controller.policy)
+    if controller.safety is None:
+        return controller.select_action(seen)
+    return controller.select_action(seen, readings.plant_state, readings.obstacles, readings.time_s)
 
 
 def _reset(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from diffpolicy import training_state
 from diffpolicy.batches import WindowBatches, mixed_seed
-from diffpolicy.config import EnvConfig, TrainConfig
+from diffpolicy.config import EnvConfig, TrainConfig, TrainerConfig
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.windows import split_episodes
 from diffpolicy.distributed import ALONE, Ranks
@@ -65,12 +65,7 @@ class Trainer:
         self.ranks = ranks
         self.device = ranks.device(config.device)
         data = load_data(config.data)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.policy = DiffusionPolicy(policy_settings(config, data))
-        self.policy.sampler(config.sampler)  # refuse what cannot be sampled before any work
-        self.policy.guide(config.sampler.guidance)
-        self.policy.fit_normalizers(data.observations, data.actions)
+        self.policy = _new_policy(config, data)
         self.settings = settings_of_run(config, data)
         self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.to(self.device)
@@ -83,13 +78,7 @@ class Trainer:
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         if config.trainer.compile:
             self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
-            lr=config.trainer.learning_rate,
-            betas=(config.trainer.betas[0], config.trainer.betas[1]),
-            weight_decay=config.trainer.weight_decay,
-            fused=True,
-        )
+        self.optimizer = _optimizer(config.trainer, self.policy)
         self.checkpoints = RunCheckpoints(folder)
         self.step = 0
         self.best_score = -math.inf
@@ -282,3 +271,24 @@ class Trainer:
                 "outliers in the data"
             )
         return recent
+
+
+def _new_policy(config: TrainConfig, data: Demonstrations) -> DiffusionPolicy:
+    """Not trained yet. Refuses what cannot be sampled before any work."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        policy = DiffusionPolicy(policy_settings(config, data))
+    policy.sampler(config.sampler)
+    policy.guide(config.sampler.guidance)
+    policy.fit_normalizers(data.observations, data.actions)
+    return policy
+
+
+def _optimizer(config: TrainerConfig, policy: DiffusionPolicy) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )

@@ -134,9 +134,10 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     project = StepProjection(safety, projector, projector.task(start, obstacles.rows(everyone)), present, len(sampler))
     seen: list[Tensor] = []
 
-    def constrain(plan: Tensor, row: Row) -> Tensor:
-        seen.append(project(plan, row).clone())
-        return seen[-1]
+    def constrain(plan: Tensor, row: Row) -> Tensor | None:
+        projected = project(plan, row)
+        seen.append(plan if projected is None else projected)
+        return projected
 
     history = {key: value.expand(samples, -1, -1) for key, value in moment.history.items()}
     generators = [torch.Generator().manual_seed(seed) for seed in range(samples)]

@@ -10,6 +10,7 @@ constraint, A action.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -104,9 +105,8 @@ class Certifier:
         commands, start = commands.double(), start.to(commands.double())
         is_valid, obstacles = obstacles.is_valid, obstacles.double().without_empty_slots
         batch, n, _ = commands.shape
-        cases = _Cases(
-            torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch), start, obstacles
-        )
+        robot, sent = _prefixes(batch, n)
+        cases = _Cases(sent, start.rows(robot), obstacles.rows(robot))
         plans = self._plans(commands, start, 0)
         # Held for ever, nothing more is sent: limits on commands do not count.
         margin = self._margin(plans, cases, self._on_motion)
@@ -126,7 +126,7 @@ class Certifier:
             margin = torch.where(moves, torch.minimum(margin, now[:, None]), margin)
         margin = torch.where(_is_finite(commands, start) & is_valid[:, None], margin, -torch.inf)
         length = (margin[:, 1:] >= 0).long().cumprod(dim=1).sum(dim=1)
-        stops = plans[torch.arange(len(plans))[:, None], cases.sent[:, None] + torch.arange(self.stop_ticks)]
+        stops = plans[torch.arange(len(plans))[:, None], sent[:, None] + torch.arange(self.stop_ticks)]
         return Certificate(length, margin, stops.unflatten(0, (batch, n + 1)))
 
     def _plans(self, commands: Tensor, start: Start, ticks: int) -> Tensor:
@@ -156,25 +156,29 @@ class Certifier:
 
     def _margin(self, plans: Tensor, cases: "_Cases", constraints: Sequence[Constraint]) -> Tensor:
         """The least margin [Q] of plans [Q, T, A]."""
-        trajectory = Trajectory(plans, cases.start.rows(cases.robot), self._plant, self._period_s)
-        obstacles = cases.obstacles.rows(cases.robot)
+        trajectory = Trajectory(plans, cases.start, self._plant, self._period_s)
         if constraints is self._on_commands:
-            return of_commands(constraints, trajectory, obstacles)
-        return of_motion(constraints, trajectory, obstacles, self._assumptions)
+            return of_commands(constraints, trajectory, cases.obstacles)
+        return of_motion(constraints, trajectory, cases.obstacles, self._assumptions)
 
 
 @dataclass(frozen=True)
 class _Cases:
-    """Which robot [Q] sends how many rows [Q] before it stops."""
+    """How many rows a robot sends before it stops, where it starts and what is around it, for Q plans."""
 
-    robot: Tensor
     sent: Tensor
     start: Start
     obstacles: Obstacles
 
     def rows(self, index: Tensor) -> "_Cases":
         """Of the plans `index`."""
-        return _Cases(self.robot[index], self.sent[index], self.start, self.obstacles)
+        return _Cases(self.sent[index], self.start.rows(index), self.obstacles.rows(index))
+
+
+@lru_cache(maxsize=16)
+def _prefixes(batch: int, n: int) -> tuple[Tensor, Tensor]:
+    """Of all prefixes of the chunks of a batch: whose, and how many rows, [B * P] each."""
+    return torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch)
 
 
 def _is_finite(commands: Tensor, start: Start) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -48,15 +49,16 @@ def load_demonstrations(
     width, channels]. Raises ValueError on unknown arrays or names, empty ranges, images elsewhere, NaN or inf, no
     episodes.
     """
-    buffer = ReplayBuffer.open(location)
-    try:
+    with contextlib.ExitStack() as opened:
+        buffer = ReplayBuffer.open(location)
+        opened.callback(buffer.close)
         if not buffer.n_episodes:
             raise ValueError(f"{location}: holds no episodes; record some with append_episode")
         if not observations:
             raise ValueError(f'{location}: no observations named, expected e.g. {{"state": ["state"]}}')
         if unknown := sorted(set(stream) - set(observations)):
             raise ValueError(f"{location}: stream names {unknown}, expected some of {sorted(observations)}")
-        return Demonstrations(
+        found = Demonstrations(
             actions=_read(buffer, "action", [action]),
             observations={
                 name: (_stream if name in stream else _read)(buffer, name, parts)
@@ -64,9 +66,9 @@ def load_demonstrations(
             },
             episode_ends=buffer.episode_ends,
         )
-    finally:
-        if not stream:
-            buffer.close()
+        if stream:
+            opened.pop_all()  # what stays on disk is read later
+        return found
 
 
 def _read(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> torch.Tensor:

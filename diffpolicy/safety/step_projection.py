@@ -44,20 +44,22 @@ class StepProjection:
         self.is_open = torch.ones_like(self.shift, dtype=torch.bool)
         self.cost_s = 0.0
 
-    def __call__(self, plan: Tensor, row: Row) -> Tensor:
+    def __call__(self, plan: Tensor, row: Row) -> Tensor | None:
         began = time.perf_counter()
         call, self._calls = self._calls, self._calls + 1
-        if call >= self._first:
-            before = plan[:, self._present :]
-            after = self._projected(before, is_last=call == self._steps)
-            if after is not before:
-                moved = (after - before) / self._projector.half_range
-                self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
-                plan[:, self._present :] = after
-            if call == self._steps and self._safety.candidates > 1:  # with one there is nothing to choose
-                self.is_open = self._may_go_on(after)
+        if call < self._first:
+            return None
+        before = plan[:, self._present :]
+        after = self._projected(before, is_last=call == self._steps)
+        if call == self._steps and self._safety.candidates > 1:  # with one there is nothing to choose
+            self.is_open = self._may_go_on(after)
+        is_moved = after is not before
+        if is_moved:
+            moved = (after - before) / self._projector.half_range
+            self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
+            plan[:, self._present :] = after
         self.cost_s += time.perf_counter() - began
-        return plan
+        return plan if is_moved else None
 
     def key(self) -> Hashable:
         """All that the calls before the last one depend on besides `tensors`."""
