@@ -122,15 +122,17 @@ class UnrolledUNet1d:
         bias = layer.bias.view(parts, -1)
         product = x.inner.new_empty(parts, self.shape[0] * x.length, weight.shape[2])
         taps = product.view(parts, self.shape[0], x.length, -1, 4).permute(4, 1, 2, 0, 3)  # [4, B, T, P, O / P]
+        before, at_even, at_odd, after = taps[0][:, 1:], taps[1], taps[2], taps[3][:, :-1]
         rows = out.inner.unflatten(2, (parts, -1))
         even, odd = rows[:, ::2], rows[:, 1::2]
+        later_even, earlier_odd = even[:, 1:], odd[:, :-1]
 
         def step() -> None:
             torch.bmm(x.inner.flatten(0, 1).expand(parts, -1, -1), weight, out=product)
-            torch.add(taps[1], bias, out=even)
-            torch.add(taps[2], bias, out=odd)
-            even[:, 1:] += taps[3][:, :-1]
-            odd[:, :-1] += taps[0][:, 1:]
+            torch.add(at_even, bias, out=even)
+            torch.add(at_odd, bias, out=odd)
+            later_even.add_(after)
+            earlier_odd.add_(before)
 
         self._steps.append(step)
         return out
@@ -146,7 +148,8 @@ class UnrolledUNet1d:
         batch, length, parts = *windows.shape[:2], _parts(layer.out_channels)
         weight = layer.weight.view(parts, -1, windows[0, 0].numel()).transpose(1, 2)  # [P, C * K, O / P]
         bias = layer.bias.view(parts, 1, -1)
-        copy = self._scratch("windows", windows.numel()).view(windows.shape)
+        is_matrix = windows.is_contiguous()  # of one tap and one robot
+        copy = windows if is_matrix else self._scratch("windows", windows.numel()).view(windows.shape)
         matrix = copy.view(1, -1, weight.shape[1]).expand(parts, -1, -1)  # [P, B * L, C * K]
         size = batch * length * layer.out_channels
         out = self._scratch("out", size).view(-1, parts, weight.shape[2])  # [B * L, P, O / P]
@@ -154,7 +157,8 @@ class UnrolledUNet1d:
         image = out.view(batch, length, 1, -1).permute(0, 3, 1, 2)
 
         def make() -> Tensor:
-            copy.copy_(windows)
+            if not is_matrix:
+                copy.copy_(windows)
             torch.baddbmm(bias, matrix, weight, out=product)
             if parts > 1:
                 out.copy_(product.transpose(0, 1))
