@@ -11,20 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffpolicy import DiffusionPolicy, PolicyController
+
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "examples" / "control_loop.py"
+SAFE_PROGRAM = REPOSITORY / "examples" / "safe_control_loop.py"
 LINE = re.compile(r"(?P<end>.+): (?P<on_time>\d+) ticks on time, (?P<late>\d+) late, (?P<skipped>\d+) skipped; .*")
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("control_loop", PROGRAM)
+def load(program: Path):
+    spec = importlib.util.spec_from_file_location(program.stem, program)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-control_loop = load()
+control_loop = load(PROGRAM)
+safe_control_loop = load(SAFE_PROGRAM)
 
 
 class Clock:
@@ -157,6 +161,42 @@ def test_a_missing_checkpoint_is_an_error_of_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: checkpoint: no config.json in")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_safe_loop_keeps_what_it_declares_where_an_obstacle_appears(shipped_checkpoint: Path) -> None:
+    command = [sys.executable, str(SAFE_PROGRAM), "--checkpoint", str(shipped_checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *ticks, end, workspace, speed, obstacle = done.stdout.splitlines()
+    assert end == "time is up after 400 sub-steps"
+    low, high = map(float, re.findall(r"was at ([\d.]+) to ([\d.]+) px", workspace)[0])
+    assert 15.0 <= low < high <= 497.0
+    assert 100.0 < float(re.findall(r"was at most ([\d.]+) px/s", speed)[0]) <= 250.0
+    assert float(re.findall(r"was at least ([-\d.]+) px away", obstacle)[0]) >= 2.0
+    at = [int(re.fullmatch(r"tick (\d+): (candidate|prefix|retreat|stored), margin .*", line)[1]) for line in ticks]
+    assert safe_control_loop.APPEARS_AT in at  # what was left of the plan led into it
+
+
+def test_without_safety_the_same_loop_runs_into_the_obstacle(shipped_checkpoint: Path) -> None:
+    controller = PolicyController(DiffusionPolicy.from_pretrained(shipped_checkpoint))
+    controller.reset(seeds=[0])
+    robot = safe_control_loop.PointRobot()
+    for _ in range(safe_control_loop.TICKS):
+        robot.send_action(controller.select_action(robot.read_observation())[0])
+    assert min(gap for *_, gap in robot.log) < -20.0
+
+
+def test_an_alarm_stops_the_safe_loop(shipped_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(safe_control_loop, "OBSTACLE", (*safe_control_loop.START, 30.0))
+    monkeypatch.setattr(safe_control_loop, "APPEARS_AT", 1)
+    policy, stops = DiffusionPolicy.from_pretrained(shipped_checkpoint), []
+    controller, robot = PolicyController(policy, safety=safe_control_loop.SAFETY), safe_control_loop.PointRobot()
+    controller.reset(seeds=[0])
+    robot.stop = lambda: stops.append(len(robot.log))
+    assert safe_control_loop.run(controller, robot) == "alarm"
+    assert stops == [len(robot.log)]
+    assert len(robot.log) < 400
+    assert ": hold, margin" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_monitor_tells_shifted_observations_from_familiar_ones() -> None:
