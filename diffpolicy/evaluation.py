@@ -20,7 +20,7 @@ from diffpolicy.rollout import Episode, OnTick, make_vector_env, rollout
 from diffpolicy.safety.monitor import Monitor
 from diffpolicy.safety.settings import Safety
 from diffpolicy.sharding import sharded
-from diffpolicy.video import VideoRecorder
+from diffpolicy.video import VideoRecorder, Zone
 
 WARM_UP = 3  # calls that are not timed
 
@@ -52,10 +52,10 @@ def record_videos(
     folder: Path,
     safety: Safety | None = None,
 ) -> list[Episode]:
-    """The same episodes again, rendered into `folder`; bit-equal to those of `evaluate`."""
+    """The same episodes again, rendered into `folder` with the zones of `safety`; bit-equal to those of `evaluate`."""
     controller = _controller(policy, sampler, inference_batch, safety)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
-    recorder = VideoRecorder(folder, list(seeds))
+    recorder = VideoRecorder(folder, list(seeds), zones=_zones(safety))
     try:
         return rollout(controller, vector_env, seeds, env.reset_options, on_step=recorder)
     finally:
@@ -109,6 +109,16 @@ def _controller(
     return PolicyController(
         policy, policy.sampler(sampler), safety=safety, inference_batch=inference_batch, guide=guide
     )
+
+
+def _zones(safety: Safety | None) -> list[Zone]:
+    """What videos show of the obstacles that are known beforehand."""
+    if safety is None or safety.zones is None:
+        return []
+    known = safety.zones.without_empty_slots
+    return [
+        (corners.numpy(), float(radius)) for corners, radius in zip(known.vertices[0], known.radius[0], strict=True)
+    ]
 
 
 def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]:

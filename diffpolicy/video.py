@@ -1,5 +1,6 @@
-"""Episodes as mp4 files, with the score drawn in."""
+"""Episodes as mp4 files, with the score and the zones that are kept out of drawn in."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import VectorEnv
 
+WORLD_SIZE = 512  # side of the square that a frame shows, in the envs' units
+ZONE_COLOR = np.array([220, 30, 30], dtype=np.float32)
+ZONE_SHARES = 0.2, 0.9  # of the colour, inside and on the outline
+
+Zone = tuple[npt.NDArray[np.float64], float]
+"""Corners [V, 2] in order of a convex polygon and the radius by which it is grown, world units; a disc is one point."""
+
 
 class VideoRecorder:
     """An `OnStep` for `rollout`: one mp4 (H.264) per episode, `episode_000_seed_100000.mp4`.
@@ -17,12 +25,14 @@ class VideoRecorder:
         folder: made if absent.
         seeds: of the episodes, to name the files.
         fps: of the video; at the control rate it plays in real time.
+        zones: drawn into every frame.
     """
 
-    def __init__(self, folder: Path, seeds: list[int], fps: int = 10) -> None:
+    def __init__(self, folder: Path, seeds: list[int], fps: int = 10, zones: Sequence[Zone] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = [folder / f"episode_{i:03d}_seed_{seed}.mp4" for i, seed in enumerate(seeds)]
         self._fps = fps
+        self._zones = zones
         self._writers: dict[int, Any] = {}
 
     def __call__(self, env: VectorEnv, episode: npt.NDArray[np.intp], score: npt.NDArray[np.float64]) -> None:
@@ -32,7 +42,8 @@ class VideoRecorder:
             index = int(episode[slot])
             if index not in self._writers:
                 self._writers[index] = imageio.get_writer(self.paths[index], fps=self._fps, codec="libx264")
-            self._writers[index].append_data(draw_score(np.asarray(frames[slot]), max(0.0, float(score[slot]))))
+            frame = draw_zones(np.asarray(frames[slot]), self._zones)
+            self._writers[index].append_data(draw_score(frame, max(0.0, float(score[slot]))))
 
     def close(self) -> None:
         """Finish the files."""
@@ -43,7 +54,7 @@ class VideoRecorder:
 def draw_score(frame: npt.NDArray[np.uint8], score: float) -> npt.NDArray[np.uint8]:
     """A copy of the frame [height, width, 3] with the best score so far in its upper left corner."""
     picture = np.ascontiguousarray(frame).copy()
-    scale = picture.shape[0] / 512
+    scale = picture.shape[0] / WORLD_SIZE
     origin = (round(16 * scale), round(34 * scale))
     cv2.putText(
         picture,
@@ -55,4 +66,21 @@ def draw_score(frame: npt.NDArray[np.uint8], score: float) -> npt.NDArray[np.uin
         max(1, round(2 * scale)),
         cv2.LINE_AA,
     )
+    return picture
+
+
+def draw_zones(frame: npt.NDArray[np.uint8], zones: Sequence[Zone]) -> npt.NDArray[np.uint8]:
+    """The frame [height, width, 3] with the zones outlined and lightly filled in red."""
+    if not zones:
+        return frame
+    scale, shift = frame.shape[0] / WORLD_SIZE, 4  # OpenCV takes fixed-point coordinates: 1/16 px
+    inside = np.zeros(frame.shape[:2], dtype=np.uint8)
+    for corners, radius in zones:
+        points = np.rint(corners * scale * 2**shift).astype(np.int32)
+        cv2.fillConvexPoly(inside, points, 1, cv2.LINE_8, shift)
+        cv2.polylines(inside, [points], True, 1, max(1, round(2 * radius * scale)), cv2.LINE_8, shift)
+    core = cv2.erode(inside, np.ones((3, 3), dtype=np.uint8), iterations=max(1, round(2 * scale)))
+    zone, picture = inside > 0, frame.copy()
+    share = np.where(core[zone] > 0, *ZONE_SHARES)[:, None]
+    picture[zone] = np.rint(frame[zone] + share * (ZONE_COLOR - frame[zone]))
     return picture

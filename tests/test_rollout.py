@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from diffpolicy import DiffusionPolicy, PolicyController, SamplerConfig
-from diffpolicy.config import EnvConfig
+from diffpolicy.config import EnvConfig, SafetyConfig
 from diffpolicy.evaluation import evaluate, latency_ms, load_for_evaluation, record_videos, summarize
 from diffpolicy.rollout import Episode, make_vector_env, rollout
+from diffpolicy.safety.build import build_safety
+from diffpolicy.video import draw_zones
 
 PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
 SAMPLER = SamplerConfig("ddim", 2)
@@ -114,6 +116,40 @@ def test_videos_show_the_same_episodes_with_the_score_drawn_in(policy: Diffusion
     assert (corner.min(axis=(1, 2, 3)) < 100).all(), "the score is drawn in dark"
     assert np.abs(corner[0] - corner[1]).max() > 50, "the score changed from 0 to 1"
     assert frames.astype(float).std() > 10
+
+
+@pytest.mark.parametrize("size", [256, 512, 768])
+def test_a_frame_differs_exactly_in_the_zones(size: int) -> None:
+    frame = np.full((size, size, 3), 200, dtype=np.uint8)
+    frame[:, : size // 2] = 90
+    zones = [
+        (np.array([[120.0, 200.0]] * 4), 40.0),
+        (np.array([[300.0, 300], [400, 300], [400, 360], [300, 360]]), 0.0),
+    ]
+    drawn = draw_zones(frame, zones)
+    y, x = np.mgrid[:size, :size] * 512 / size
+    disc = np.hypot(x - 120.0, y - 200.0) - 40.0
+    box = np.maximum(abs(x - 350.0) - 50.0, abs(y - 330.0) - 30.0)
+    depth, changed = np.minimum(disc, box), (drawn != frame).any(-1)
+    pixel = 512 / size
+    assert changed[depth < -pixel].all()
+    assert not changed[depth > pixel].any()
+    red = drawn[..., 0].astype(float) - drawn[..., 1]
+    assert np.median(red[(depth > -pixel) & (depth < 0.0)]) > 100.0, "the outline is red"
+    assert 20.0 < red[depth < -6.0].min() <= red[depth < -6.0].max() < 60.0, "the fill is light"
+    assert draw_zones(frame, []) is frame
+
+
+def test_videos_show_the_zones_that_safety_forbids(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    options = {"state": np.array([50.0, 50.0, 256.0, 256.0, np.pi / 4])}
+    config = EnvConfig(PUSHT.id, PUSHT.kwargs, options)
+    safety = build_safety(SafetyConfig(mode="last", keep_out=[[120.0, 400.0, 40.0]]))
+    record_videos(policy, config, SAMPLER, [7], 8, tmp_path / "with", safety)
+    record_videos(policy, config, SAMPLER, [7], 8, tmp_path / "without")
+    zone, plain = (imageio.imread(tmp_path / name / "episode_000_seed_7.mp4")[0] for name in ("with", "without"))
+    inside, outside = np.s_[380:420, 100:140], np.s_[300:340, 100:140]
+    assert zone[inside][..., 1].mean() < plain[inside][..., 1].mean() - 20.0, "less green: redder than before"
+    assert abs(zone[outside].astype(float) - plain[outside]).max() < 8.0, "up to the codec's own noise"
 
 
 def test_videos_give_the_results_of_the_evaluation(policy: DiffusionPolicy, tmp_path: Path) -> None:
