@@ -32,7 +32,7 @@ CAUSES = PAST_COMMANDS + 2  # of a motion, besides the commands of the plan: pos
 
 @dataclass(frozen=True)
 class _Block:
-    """The rows of one constraint at the knots, one a tick: matrix u + before start.
+    """The rows of one constraint at the knots: matrix u + before start.
 
     A constraint on positions of the motion means something for commands, too: the robot may be left to go to each
     of them. They are further rows.
@@ -289,11 +289,15 @@ def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> _Block:
 
 
 def _knots(basis: Trajectory, rows: Rows) -> tuple[Tensor, Tensor]:
-    """These rows once a tick, as a matrix [R, N + CAUSES], and when each (segment) is reached."""
+    """These rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
+
+    A motion is fastest in the middle of a tick or at its end, so speeds and what changes them have a knot there, too.
+    """
     y, time_s = basis.rows(rows), basis.times_s(rows)
     stride = 1 if rows.acts_on == "commands" else needed(basis.plant).substeps
     if rows.segments:
         y = torch.stack([y[:, ::stride, 0], y[:, stride - 1 :: stride, 1]], dim=2).flatten(1, 2)
     else:
+        stride = stride // 2 if rows.order and stride % 2 == 0 else stride
         y = y[:, stride - 1 :: stride]
     return y[..., 0].mT, time_s[stride - 1 :: stride]

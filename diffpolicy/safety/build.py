@@ -1,13 +1,18 @@
 """From settings to what is demanded of a robot that is a disc in the plane."""
 
+import torch
+
 from diffpolicy.config import SafetyConfig
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Rows
 from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.obstacles import disc, together
-from diffpolicy.constraints.plant import position_servo
+from diffpolicy.constraints.plant import LinearPlant, State, position_servo
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.safety.settings import Safety
+
+STEADY_TICKS = 16  # after which errors of a steady motion hardly grow any more
 
 
 def build_safety(config: SafetyConfig) -> Safety | None:
@@ -18,30 +23,69 @@ def build_safety(config: SafetyConfig) -> Safety | None:
     """
     if config.mode == "none":
         return None
-    inset = config.inset
-    constraints: list[Constraint] = [KeepOut(config.robot_radius, config.clearance, inset=inset)]
-    if config.workspace is not None:
-        if len(config.workspace) != 2:
-            raise ValueError(f"safety: workspace {list(config.workspace)} must be [low, high]")
-        low, high = config.workspace
-        constraints.append(Box(low, high, Rows("commands"), inset))
-    limits = (config.max_speed, Rows("motion", 1)), (config.max_acceleration, Rows("commands", 2))
-    constraints += [NormLimit(limit, rows, inset=0.02 * limit) for limit, rows in limits if limit is not None]
+    plant = position_servo(config.stiffness, config.damping, config.substep_s, config.substeps)
+    assumptions = Assumptions(
+        position_error=config.position_error,
+        velocity_error=config.velocity_error,
+        rest_speed=config.rest_speed,
+        delay_substeps=config.delay_substeps,
+    )
     if not all(len(zone) == 3 and all(isinstance(number, int | float) for number in zone) for zone in config.keep_out):
         raise ValueError(f"safety: keep_out {list(config.keep_out)} must be discs [x, y, radius]")
     zones = [disc(x, y, radius) for x, y, radius in config.keep_out]
     return Safety(
-        constraints,
-        position_servo(config.stiffness, config.damping, config.substep_s, config.substeps),
-        Assumptions(
-            position_error=config.position_error,
-            velocity_error=config.velocity_error,
-            rest_speed=config.rest_speed,
-            delay_substeps=config.delay_substeps,
-        ),
+        _constraints(config, plant, assumptions),
+        plant,
+        assumptions,
         mode=config.mode,
         candidates=config.candidates,
         slots=config.slots,
         period_s=config.substeps * config.substep_s,
         zones=together(zones) if zones else None,
     )
+
+
+def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumptions) -> list[Constraint]:
+    """The projection leaves the room that a certificate takes off for the declared errors.
+
+    Of the speed limit it is what that speed costs; of a distance, what half of it does: near obstacles robots are slow.
+    """
+    limit = config.max_speed
+    speed = 0.0 if limit is None else _steady_speed(limit, plant, assumptions)
+    room, _ = _steady_errors(0.5 * speed, plant, assumptions)
+    constraints: list[Constraint] = [KeepOut(config.robot_radius, config.clearance, inset=config.inset + room)]
+    if config.workspace is not None:
+        if len(config.workspace) != 2:
+            raise ValueError(f"safety: workspace {list(config.workspace)} must be [low, high]")
+        low, high = config.workspace
+        constraints.append(Box(low, high, Rows("commands"), config.inset))
+    if limit is not None:
+        constraints.append(NormLimit(limit, Rows("motion", 1), inset=limit - speed + 0.02 * speed))
+    if config.max_acceleration is not None:
+        constraints.append(
+            NormLimit(config.max_acceleration, Rows("commands", 2), inset=0.02 * config.max_acceleration)
+        )
+    return constraints
+
+
+def _steady_speed(limit: float, plant: LinearPlant, assumptions: Assumptions) -> float:
+    """The speed that a steady motion may have so that, with its errors, it stays within the limit.
+
+    Raises:
+        ValueError: errors alone reach it.
+    """
+    _, at_rest = _steady_errors(0.0, plant, assumptions)
+    _, at_limit = _steady_errors(limit, plant, assumptions)
+    if not at_rest < limit:
+        raise ValueError(f"safety: max_speed {limit} must be above {at_rest:.1f}, which the declared errors come to")
+    return (limit - at_rest) / (1.0 + (at_limit - at_rest) / limit)  # they grow in proportion to the speed
+
+
+def _steady_errors(speed: float, plant: LinearPlant, assumptions: Assumptions) -> tuple[float, float]:
+    """By how much position and velocity can be off in a motion that goes on at `speed`."""
+    ticks = torch.arange(1 - PAST_COMMANDS, STEADY_TICKS + 1, dtype=torch.float64)
+    path = (speed * plant.period_s * ticks)[None, :, None]
+    sent, commands = path.split([PAST_COMMANDS, STEADY_TICKS], dim=1)
+    start = Start(State(sent[:, -1], torch.full_like(sent[:, -1], speed)), sent)
+    position, velocity = (float(tube.max()) for tube in assumptions.tubes(plant, commands, start))
+    return position, velocity
