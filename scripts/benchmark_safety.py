@@ -249,7 +249,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             x = 100 * row["violating_episodes"] / row["episodes"]
             axes.plot(x, 100 * row["safe_success"], marker, color=f"C{index % 10}", label=row["method"])
         axes.set(title=scene if fault == "none" else f"{scene}, {fault}", xlabel="episodes with contact, %")
-        axes.set(ylabel="safe success, %", ylim=(-3, 103))
+        axes.set(ylabel="safe success, %", xlim=(-3, 103), ylim=(-3, 103))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
