@@ -73,7 +73,9 @@ class SafetyConfig:
     max_speed: float | None = None  # of the motion
     max_acceleration: float | None = None  # of the commands
     keep_out: list[Any] = field(default_factory=list)  # static discs [x, y, radius]
-    inset: float = 3.0  # how much more than demanded the projection aims at
+    inset: float = (
+        3.0  # of distances: how much more than demanded, and than declared errors take, the projection aims at
+    )
     slots: int = 6  # obstacles that the env may report
     position_error: float = 0.0  # bounds on the measured state (A1)
     velocity_error: float = 0.0

@@ -15,7 +15,7 @@ from diffpolicy.data.normalizer import Normalizer
 from diffpolicy.diffusion.samplers.table import Row
 
 Constrain = Callable[[Tensor, Row], Tensor | None]
-"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape; None for this one as it is."""
+"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape; None, from a `Replayable`: as is."""
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class PlanProjection:
         normalizer: of the actions.
         is_limited: whether the data lie in [-1, 1] once normalised.
         present: index of the present; waypoints before it pass unchanged.
-        constrain: the user's demand; it may work in place.
+        constrain: the user's demand; it may work in place, and returns the plan then, too.
     """
 
     def __init__(self, normalizer: Normalizer, is_limited: bool, present: int, constrain: Constrain | None) -> None:
@@ -115,7 +115,11 @@ class PlanProjection:
 
     def _constrained(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor | None:
         constrained = constrain(plan.clone(), row)
-        if constrained is not None and constrained.shape != plan.shape:
+        if constrained is None:
+            if self._replayable is None:  # it may have worked in place
+                raise ValueError("constraint: returned None, expected the plan")
+            return None
+        if constrained.shape != plan.shape:
             raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
         return constrained
 

@@ -25,7 +25,7 @@ class VideoRecorder:
         folder: made if absent.
         seeds: of the episodes, to name the files.
         fps: of the video; at the control rate it plays in real time.
-        zones: drawn into every frame.
+        zones: drawn into every frame, which has to show the square from 0 to WORLD_SIZE.
     """
 
     def __init__(self, folder: Path, seeds: list[int], fps: int = 10, zones: Sequence[Zone] = ()) -> None:

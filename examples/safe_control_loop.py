@@ -32,8 +32,8 @@ PLANT = position_servo(stiffness=100.0, damping=20.0, substep_s=0.01, substeps=1
 SAFETY = Safety(
     constraints=[
         Box(*WORKSPACE, Rows("motion"), inset=2.0),
-        # Commands that come so late change the speed by some 3 px/s for every px that they move on in a tick, here up
-        # to 32: the projection has to leave that much room.
+        # Commands that come so late change the speed by some 3 px/s for every px that they move on in a tick. The
+        # projection has to leave that room; 100 was found by trial.
         NormLimit(MAX_SPEED, Rows("motion", order=1), inset=100.0),
         KeepOut(ROBOT_RADIUS, CLEARANCE, inset=3.0),
     ],

@@ -134,10 +134,10 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     project = StepProjection(safety, projector, projector.task(start, obstacles.rows(everyone)), present, len(sampler))
     seen: list[Tensor] = []
 
-    def constrain(plan: Tensor, row: Row) -> Tensor | None:
+    def constrain(plan: Tensor, row: Row) -> Tensor:
         projected = project(plan, row)
-        seen.append(plan if projected is None else projected)
-        return projected
+        seen.append((plan if projected is None else projected).clone())
+        return seen[-1]
 
     history = {key: value.expand(samples, -1, -1) for key, value in moment.history.items()}
     generators = [torch.Generator().manual_seed(seed) for seed in range(samples)]

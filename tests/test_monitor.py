@@ -85,7 +85,7 @@ def test_an_evaluation_with_safety_reports_its_rates(tiny_checkpoint) -> None:
     ("change", "message"),
     [
         ({"workspace": [5.0, 1.0]}, "low 5.0 must not be above high 1.0"),
-        ({"max_speed": -3.0}, "max_speed -3.0 must be above 0.0"),
+        ({"max_speed": -3.0}, "max_speed -3.0 must be finite and above 0"),
         (
             {"max_speed": 20.0, "velocity_error": 30.0},
             "max_speed 20.0 must be above 24.0, which the declared errors come to",

@@ -124,6 +124,14 @@ def test_a_constraint_may_work_in_place(small_policy: DiffusionPolicy) -> None:
     torch.testing.assert_close(*plans, rtol=0, atol=0)
 
 
+def test_a_constraint_that_forgets_to_return_the_plan_is_refused(small_policy: DiffusionPolicy) -> None:
+    def in_place(plan: torch.Tensor, row) -> None:
+        plan.clamp_(max=0.0)
+
+    with pytest.raises(ValueError, match="constraint: returned None, expected the plan"):
+        small_policy.predict_action_chunk(observation(), generators(), constrain=in_place)
+
+
 def test_a_constraint_of_another_shape_is_refused(small_policy: DiffusionPolicy) -> None:
     with pytest.raises(ValueError, match=r"constraint: returned shape \[2, 15, 2\], expected \[2, 16, 2\]"):
         small_policy.predict_action_chunk(observation(), generators(), constrain=lambda plan, row: plan[:, 1:])

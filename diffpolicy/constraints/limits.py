@@ -1,7 +1,7 @@
 """Limits on numbers: boxes, polytopes and balls on positions, velocities, accelerations or jerks.
 
-`inset` moves the projection's target inwards, so that a projection that has not quite converged still passes; the
-margin, and so the certificate, knows the limit itself.
+`inset` moves the projection's target inwards, so that a projection that has not quite converged still passes, and the
+errors that a certificate takes off have room; the margin, and so the certificate, knows the limit itself.
 
 Shape legend: B batch, R rows, A action, F faces.
 """

@@ -20,33 +20,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Constraint, Prox, Rows, Scene
+from diffpolicy.constraints.constraint import Constraint, Prox, Scene
+from diffpolicy.constraints.knots import CAUSES, blocks
 from diffpolicy.constraints.limits import Polytope
 from diffpolicy.constraints.obstacles import Obstacles
-from diffpolicy.constraints.plant import LinearPlant, State
-from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
+from diffpolicy.constraints.plant import LinearPlant
+from diffpolicy.constraints.trajectory import Start
 
 RELAXATION = 1.6  # Boyd et al. 2011, section 3.4.3
-CAUSES = PAST_COMMANDS + 2  # of a motion, besides the commands of the plan: position, velocity, earlier commands
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The rows of one constraint at the knots: matrix u + before start.
-
-    A constraint on positions of the motion means something for commands, too: the robot may be left to go to each
-    of them. They are further rows.
-    """
-
-    constraint: Constraint
-    matrix: Tensor  # [R, N]
-    before: Tensor  # [R, CAUSES]
-    penalty: Tensor  # [R]
-    time_s: Tensor
-
-    @property
-    def segments(self) -> bool:
-        return self.constraint.rows.segments
 
 
 @dataclass
@@ -116,9 +97,8 @@ class Projector:
         self._slots, self._like = slots, metric
         self._may_look = metric.device.type == "cpu"  # at values on the host; elsewhere that waits
         self.half_range = float(metric.double().max().rsqrt())  # of the actions in the data, in their units
-        basis = _basis(plant, period_s, horizon)
         simple = [one for c in constraints for one in (c.faces() if isinstance(c, Polytope) else (c,))]
-        self._blocks = [_block(constraint, basis, penalty) for constraint in simple]
+        self._blocks = blocks(simple, plant, period_s, horizon, penalty)
         self._sizes = [len(block.matrix) for block in self._blocks]
         empty = torch.zeros(0, horizon + CAUSES, dtype=torch.float64)
         rows = torch.cat([empty, *(torch.cat([b.matrix, b.before], dim=1) for b in self._blocks)])
@@ -189,10 +169,7 @@ class Projector:
         is_first = not task.proxes
         near = self._near(commands, task) if is_first else _Near(self._seen(commands, task), task.proxes)
         task.proxes = near.proxes
-        if all(torch.equal(prox(y), y) for prox, y in zip(near.proxes, near.rows, strict=True)):  # most often, and soon
-            return commands
-        is_met = _shortfall(near) <= tolerance
-        if bool(is_met.all()):
+        if _is_met_exactly(near) or bool((is_met := _shortfall(near) <= tolerance).all()):
             return commands
         doubtful = (~is_met).nonzero().squeeze(1)
         if len(doubtful) == len(commands):
@@ -262,42 +239,12 @@ class Projector:
         return parts
 
 
+def _is_met_exactly(near: _Near) -> bool:
+    """As most plans are; sooner known than how far they fall short."""
+    return all(torch.equal(prox(y), y) for prox, y in zip(near.proxes, near.rows, strict=True))
+
+
 def _shortfall(near: _Near) -> Tensor:
     """[B], see `Projector.shortfall`."""
     pairs = zip(near.proxes, near.rows, strict=True)
     return torch.cat([(prox(y) - y).flatten(1) for prox, y in pairs], dim=1).abs().amax(1)
-
-
-def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajectory:
-    """A unit of each command and of each of the causes besides, a robot each; rows are linear in them."""
-    unit = torch.eye(horizon + CAUSES, dtype=torch.float64)[..., None]
-    commands, position, velocity, before = unit.split([horizon, 1, 1, PAST_COMMANDS], dim=1)
-    return Trajectory(commands, Start(State(position[:, 0], velocity[:, 0]), before), plant, period_s)
-
-
-def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> _Block:
-    rows = constraint.rows
-    kinds = [rows]
-    if rows.acts_on == "motion" and rows.order == 0:
-        kinds.append(Rows("commands", segments=rows.segments))
-    knots = [_knots(basis, kind) for kind in kinds]
-    horizon = basis.commands.shape[1]
-    norms = [torch.linalg.matrix_norm(matrix[:, :horizon], 2) for matrix, _ in knots]
-    penalties = [(penalty / norm**2).expand(len(matrix)) for norm, (matrix, _) in zip(norms, knots, strict=True)]
-    matrix, before = torch.cat([matrix for matrix, _ in knots]).split([horizon, CAUSES], dim=1)
-    return _Block(constraint, matrix, before, torch.cat(penalties), torch.cat([time_s for _, time_s in knots]))
-
-
-def _knots(basis: Trajectory, rows: Rows) -> tuple[Tensor, Tensor]:
-    """These rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
-
-    A motion is fastest in the middle of a tick or at its end, so speeds and what changes them have a knot there, too.
-    """
-    y, time_s = basis.rows(rows), basis.times_s(rows)
-    stride = 1 if rows.acts_on == "commands" else needed(basis.plant).substeps
-    if rows.segments:
-        y = torch.stack([y[:, ::stride, 0], y[:, stride - 1 :: stride, 1]], dim=2).flatten(1, 2)
-    else:
-        stride = stride // 2 if rows.order and stride % 2 == 0 else stride
-        y = y[:, stride - 1 :: stride]
-    return y[..., 0].mT, time_s[stride - 1 :: stride]

@@ -10,7 +10,7 @@
 The parameters are read in place at every call: there is no copy of them that a training step could leave behind.
 
 Shape legend: B batch, H horizon, A action, D condition, T time steps, L time steps out, C channels, O channels out,
-K taps of the kernel, R times, F features of all FiLM layers, N rows of a product, P parts of its columns.
+K taps of the kernel, R times, F features of all FiLM layers, P parts of the columns of a product.
 """
 
 import functools
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from diffpolicy.networks.unet1d import UNet1d
 
+LEAST_COLUMNS = 16  # of a part of a product
 Layer = Any  # a part of the network; what a module consists of is unknown to type checkers
 Make = Callable[[], Tensor]  # computes a tensor [B, O, L, 1], channels last in memory
 
@@ -210,8 +211,8 @@ class _Film:
 
 
 def _parts(channels: int) -> int:
-    """Into how many equal parts a product with so many columns is cut: one for each thread, if they divide them."""
-    return math.gcd(channels, torch.get_num_threads())
+    """Into how many equal parts a product with so many columns is cut: as many as divide them and the threads."""
+    return math.gcd(max(1, channels // LEAST_COLUMNS), torch.get_num_threads())
 
 
 def _is_plain(x: Tensor) -> bool:

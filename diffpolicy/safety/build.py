@@ -1,5 +1,7 @@
 """From settings to what is demanded of a robot that is a disc in the plane."""
 
+import math
+
 import torch
 
 from diffpolicy.config import SafetyConfig
@@ -12,7 +14,7 @@ from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.safety.settings import Safety
 
-STEADY_TICKS = 16  # after which errors of a steady motion hardly grow any more
+INSET = 0.02  # of a limit on speed or acceleration, that the projection stays below it
 
 
 def build_safety(config: SafetyConfig) -> Safety | None:
@@ -48,7 +50,8 @@ def build_safety(config: SafetyConfig) -> Safety | None:
 def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumptions) -> list[Constraint]:
     """The projection leaves the room that a certificate takes off for the declared errors.
 
-    Of the speed limit it is what that speed costs; of a distance, what half of it does: near obstacles robots are slow.
+    Under the speed limit: those of a motion at that speed. To obstacles: those at half of it, since near them robots
+    are slow; without a speed limit, those at rest.
     """
     limit = config.max_speed
     speed = 0.0 if limit is None else _steady_speed(limit, plant, assumptions)
@@ -60,10 +63,10 @@ def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumpti
         low, high = config.workspace
         constraints.append(Box(low, high, Rows("commands"), config.inset))
     if limit is not None:
-        constraints.append(NormLimit(limit, Rows("motion", 1), inset=limit - speed + 0.02 * speed))
+        constraints.append(NormLimit(limit, Rows("motion", 1), inset=limit - (1.0 - INSET) * speed))
     if config.max_acceleration is not None:
         constraints.append(
-            NormLimit(config.max_acceleration, Rows("commands", 2), inset=0.02 * config.max_acceleration)
+            NormLimit(config.max_acceleration, Rows("commands", 2), inset=INSET * config.max_acceleration)
         )
     return constraints
 
@@ -72,8 +75,10 @@ def _steady_speed(limit: float, plant: LinearPlant, assumptions: Assumptions) ->
     """The speed that a steady motion may have so that, with its errors, it stays within the limit.
 
     Raises:
-        ValueError: errors alone reach it.
+        ValueError: a limit that is not finite and above 0, or that errors alone reach.
     """
+    if not 0.0 < limit < math.inf:
+        raise ValueError(f"safety: max_speed {limit} must be finite and above 0")
     _, at_rest = _steady_errors(0.0, plant, assumptions)
     _, at_limit = _steady_errors(limit, plant, assumptions)
     if not at_rest < limit:
@@ -83,9 +88,9 @@ def _steady_speed(limit: float, plant: LinearPlant, assumptions: Assumptions) ->
 
 def _steady_errors(speed: float, plant: LinearPlant, assumptions: Assumptions) -> tuple[float, float]:
     """By how much position and velocity can be off in a motion that goes on at `speed`."""
-    ticks = torch.arange(1 - PAST_COMMANDS, STEADY_TICKS + 1, dtype=torch.float64)
-    path = (speed * plant.period_s * ticks)[None, :, None]
-    sent, commands = path.split([PAST_COMMANDS, STEADY_TICKS], dim=1)
+    ticks = plant.settle_ticks + PAST_COMMANDS  # later they hardly grow any more
+    path = (speed * plant.period_s * torch.arange(1 - PAST_COMMANDS, ticks + 1, dtype=torch.float64))[None, :, None]
+    sent, commands = path.split([PAST_COMMANDS, ticks], dim=1)
     start = Start(State(sent[:, -1], torch.full_like(sent[:, -1], speed)), sent)
     position, velocity = (float(tube.max()) for tube in assumptions.tubes(plant, commands, start))
     return position, velocity

@@ -54,9 +54,11 @@ def test_in_float32_the_difference_is_rounding(batch: int) -> None:
     assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))  # through 25 layers
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 64])  # 3 divides no width, 64 the widest alone
-def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(threads: int) -> None:
-    network, condition, x = random_network().double(), torch.randn(2, 6).double(), torch.randn(2, 16, 2).double()
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])  # 2 serves two of the three widths, 3 none
+def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(threads: int, batch: int) -> None:
+    network = random_network().double()
+    condition, x = torch.randn(batch, 6).double(), torch.randn(batch, 16, 2).double()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

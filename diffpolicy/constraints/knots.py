@@ -1,0 +1,82 @@
+"""What constraints see of a plan, once or twice a tick, as matrices: rows are linear in commands and what came before.
+
+Shape legend: N commands of a plan, R rows of one constraint (two a segment).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.plant import LinearPlant, State
+from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
+
+CAUSES = PAST_COMMANDS + 2  # of a motion, besides the commands of the plan: position, velocity, earlier commands
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one constraint at the knots: matrix u + before start.
+
+    A constraint on positions of the motion means something for commands, too: the robot may be left to go to each
+    of them. They are further rows.
+    """
+
+    constraint: Constraint
+    matrix: Tensor  # [R, N]
+    before: Tensor  # [R, CAUSES]
+    penalty: Tensor  # [R]
+    time_s: Tensor
+
+    @property
+    def segments(self) -> bool:
+        return self.constraint.rows.segments
+
+
+def blocks(
+    constraints: Sequence[Constraint], plant: LinearPlant | None, period_s: float, horizon: int, penalty: float
+) -> list[Block]:
+    """One for each constraint, for plans of `horizon` commands.
+
+    Raises:
+        ValueError: a constraint on the motion without a plant.
+    """
+    basis = _basis(plant, period_s, horizon)
+    return [_block(constraint, basis, penalty) for constraint in constraints]
+
+
+def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajectory:
+    """A unit of each command and of each of the causes besides, a robot each; rows are linear in them."""
+    unit = torch.eye(horizon + CAUSES, dtype=torch.float64)[..., None]
+    commands, position, velocity, before = unit.split([horizon, 1, 1, PAST_COMMANDS], dim=1)
+    return Trajectory(commands, Start(State(position[:, 0], velocity[:, 0]), before), plant, period_s)
+
+
+def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> Block:
+    rows = constraint.rows
+    kinds = [rows]
+    if rows.acts_on == "motion" and rows.order == 0:
+        kinds.append(Rows("commands", segments=rows.segments))
+    knots = [_knots(basis, kind) for kind in kinds]
+    horizon = basis.commands.shape[1]
+    norms = [torch.linalg.matrix_norm(matrix[:, :horizon], 2) for matrix, _ in knots]
+    penalties = [(penalty / norm**2).expand(len(matrix)) for norm, (matrix, _) in zip(norms, knots, strict=True)]
+    matrix, before = torch.cat([matrix for matrix, _ in knots]).split([horizon, CAUSES], dim=1)
+    return Block(constraint, matrix, before, torch.cat(penalties), torch.cat([time_s for _, time_s in knots]))
+
+
+def _knots(basis: Trajectory, rows: Rows) -> tuple[Tensor, Tensor]:
+    """These rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
+
+    Speeds, and what changes them, also in the middle, where ticks have one: they may be highest there.
+    """
+    y, time_s = basis.rows(rows), basis.times_s(rows)
+    stride = 1 if rows.acts_on == "commands" else needed(basis.plant).substeps
+    if rows.segments:
+        y = torch.stack([y[:, ::stride, 0], y[:, stride - 1 :: stride, 1]], dim=2).flatten(1, 2)
+    else:
+        stride = stride // 2 if rows.order and stride % 2 == 0 else stride
+        y = y[:, stride - 1 :: stride]
+    return y[..., 0].mT, time_s[stride - 1 :: stride]
