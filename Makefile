@@ -5,8 +5,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Further settings of `make train`, such as ARGS="trainer.steps=200 seed=1"
 ARGS ?=
-# Processes of `make test`, each with one thread; one more than two cores, since many tests wait for processes of theirs
-WORKERS ?= 3
+# Processes of `make test`, each with one thread
+WORKERS ?= 2
 
 ifndef RUN
 RUN := outputs/pusht/$(shell date +%Y-%m-%d_%H-%M-%S)
@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 
 help:
 	@echo "make train   set up, train on Push-T, evaluate; settings: ARGS=\"key=value ...\", run folder: RUN=DIR"
-	@echo "make test    set up, run the tests but the slow ones; WORKERS=3 processes"
+	@echo "make test    set up, run the tests but the slow ones; WORKERS=2 processes"
 	@echo "make lint    set up, check format, style and types"
 	@echo "make clean   remove .venv and what tools left behind; keeps data and outputs"
 	@echo "Settings of all: PYTHON=python3.12 (3.11 or newer), TORCH_INDEX=https://download.pytorch.org/whl/cpu"
