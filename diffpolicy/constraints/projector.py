@@ -16,6 +16,7 @@ obstacle slot, where rows are segments), A action. Rows as a constraint sees the
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,6 +65,21 @@ class _Near:
 
     rows: list[Tensor]
     proxes: list[Prox]
+
+    @property
+    def is_met(self) -> bool:
+        """Whether all rows are in their sets, as most are: sooner known than the shortfall."""
+        return all(torch.equal(nearest, y) for nearest, y in zip(self._nearest, self.rows, strict=True))
+
+    @cached_property
+    def shortfall(self) -> Tensor:
+        """[B], see `Projector.shortfall`."""
+        off = [(nearest - y).flatten(1) for nearest, y in zip(self._nearest, self.rows, strict=True)]
+        return torch.cat(off, dim=1).abs().amax(1)
+
+    @cached_property
+    def _nearest(self) -> list[Tensor]:
+        return [prox(y) for prox, y in zip(self.proxes, self.rows, strict=True)]
 
 
 class Projector:
@@ -155,7 +171,7 @@ class Projector:
 
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
         """[B], the farthest that any row at a knot is from where its constraint wants it."""
-        return _shortfall(self._near(commands, task)) if self._blocks else commands.new_zeros(len(commands))
+        return self._near(commands, task).shortfall if self._blocks else commands.new_zeros(len(commands))
 
     def _nearer(self, plan: Tensor, commands: Tensor, task: Task, iterations: int, tolerance: float) -> Tensor:
         """The commands, where they fall short replaced by what the iterations give; the same tensor if none does.
@@ -169,7 +185,10 @@ class Projector:
         is_first = not task.proxes
         near = self._near(commands, task) if is_first else _Near(self._seen(commands, task), task.proxes)
         task.proxes = near.proxes
-        if _is_met_exactly(near) or bool((is_met := _shortfall(near) <= tolerance).all()):
+        if near.is_met:
+            return commands
+        is_met = near.shortfall <= tolerance
+        if bool(is_met.all()):
             return commands
         doubtful = (~is_met).nonzero().squeeze(1)
         if len(doubtful) == len(commands):
@@ -188,7 +207,7 @@ class Projector:
         self, plan: Tensor, commands: Tensor, near: _Near, task: Task, iterations: int, tolerance: float
     ) -> Tensor:
         task.proxes = near.proxes
-        is_short = ~(_shortfall(near) <= tolerance)
+        is_short = ~(near.shortfall <= tolerance)
         if self._may_look and not bool(is_short.any()):
             return commands
         return torch.where(is_short[:, None, None], self._solve(plan, near, task, iterations), commands)
@@ -237,14 +256,3 @@ class Projector:
             copies = task.share.shape[1]
             parts.append(part.unflatten(1, (-1, 2))[:, None].expand(-1, copies, -1, -1, -1) if block.segments else part)
         return parts
-
-
-def _is_met_exactly(near: _Near) -> bool:
-    """As most plans are; sooner known than how far they fall short."""
-    return all(torch.equal(prox(y), y) for prox, y in zip(near.proxes, near.rows, strict=True))
-
-
-def _shortfall(near: _Near) -> Tensor:
-    """[B], see `Projector.shortfall`."""
-    pairs = zip(near.proxes, near.rows, strict=True)
-    return torch.cat([(prox(y) - y).flatten(1) for prox, y in pairs], dim=1).abs().amax(1)

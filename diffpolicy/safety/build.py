@@ -42,7 +42,7 @@ def build_safety(config: SafetyConfig) -> Safety | None:
         mode=config.mode,
         candidates=config.candidates,
         slots=config.slots,
-        period_s=config.substeps * config.substep_s,
+        period_s=plant.period_s,
         zones=together(zones) if zones else None,
     )
 
