@@ -1,9 +1,9 @@
 """Diffusion policies for robot action generation."""
 
 from diffpolicy._version import __version__
-from diffpolicy.config import PolicyConfig, SamplerConfig
-from diffpolicy.controller import PolicyController
-from diffpolicy.policy import DiffusionPolicy
-from diffpolicy.sampling import ActionChunk
+from diffpolicy.control.controller import PolicyController
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.sampling import ActionChunk
+from diffpolicy.policy.settings import PolicyConfig, SamplerConfig
 
 __all__ = ["ActionChunk", "DiffusionPolicy", "PolicyConfig", "PolicyController", "SamplerConfig", "__version__"]

@@ -18,9 +18,9 @@ import torch
 from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Rows
-from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit
-from diffpolicy.constraints.obstacles import Obstacles, disc
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, disc
 from diffpolicy.constraints.plant import State, position_servo
 from diffpolicy.safety.settings import Safety
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from traced import Traced
 
-from diffpolicy import graph
-from diffpolicy.config import ModelConfig, PolicyConfig
-from diffpolicy.policy import DiffusionPolicy
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.settings import ModelConfig, PolicyConfig
+from diffpolicy.system import replay as graph
 
 REPOSITORY = Path(__file__).parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a detached shell; programs under test would inherit it

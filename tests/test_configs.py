@@ -8,10 +8,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from diffpolicy.build import build_network, build_objective, build_sampler
-from diffpolicy.config import EvaluateConfig, PolicyConfig, TrainConfig
+from diffpolicy.commands.evaluate_policy import EvaluateConfig
+from diffpolicy.policy.build import build_network, build_objective, build_sampler
+from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import MODES
+from diffpolicy.training.settings import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "safety"]

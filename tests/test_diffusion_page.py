@@ -5,7 +5,7 @@ import pkgutil
 import re
 from pathlib import Path
 
-from diffpolicy.build import SAMPLERS, SCHEDULES
+from diffpolicy.policy.build import SAMPLERS, SCHEDULES
 
 PAGE = Path(__file__).parents[1] / "docs" / "diffusion.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -16,44 +16,19 @@ ENVS = REPOSITORY / "envs" / "diffpolicy_envs"
 SCRIPTS = REPOSITORY / "scripts"
 EXAMPLES = REPOSITORY / "examples"
 
-# From the ground up. A module imports from lower floors only; a folder counts as one module and may import itself.
+# Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor do not know each
+# other. Inside a room, files may not import in a circle.
 FLOORS = (
-    {
-        "_version",
-        "checkpoint",
-        "config",
-        "constraints",
-        "data",
-        "device",
-        "diffusion",
-        "files",
-        "graph",
-        "intervals",
-        "networks",
-        "observations",
-        "stopping",
-        "video",
-    },
-    {
-        "build",
-        "distributed",
-        "metrics",
-        "plan_projection",
-        "run_checkpoints",
-        "safety",
-        "streaming",
-        "trainer_settings",
-        "training_state",
-    },
-    {"sampling"},
-    {"batches", "policy"},
-    {"controller", "ema"},
-    {"rollout"},
-    {"sharding"},
+    {"_version", "system"},
+    {"codecs", "constraints", "data", "diffusion", "networks"},
+    {"policy", "safety"},
+    {"control"},
     {"evaluation"},
-    {"trainer"},
+    {"demos", "training"},
+    {"benchmarks"},
+    {"commands"},
 )
-FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 NOT_IN_THE_CORE = [
     "zarr",
@@ -99,21 +74,38 @@ def top_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def module_in_library(path: Path) -> str:
+def room_of(path: Path) -> str:
     return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
-def modules_of_library() -> set[str]:
-    return {module_in_library(path) for path in python_files(LIBRARY)} - {"__init__"}
+def file_of(name: str) -> Path | None:
+    """The file of the library that a name such as diffpolicy.data.store.open_root comes from; None for a package."""
+    parts = name.split(".")[1:]
+    for length in (len(parts), len(parts) - 1):
+        path = LIBRARY.joinpath(*parts[:length]).with_suffix(".py") if length else None
+        if path is not None and path.is_file():
+            return path
+    return None
 
 
-def test_every_module_has_a_floor():
-    assert modules_of_library() == set(FLOOR_OF), "a new module needs a place in FLOORS, a removed one must leave it"
+def files_imported_by(path: Path) -> set[Path]:
+    found = {file_of(name) for name in imports(path, LIBRARY) if top_of(name) == "diffpolicy"}
+    return {one for one in found if one is not None}
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(path) for path in python_files(LIBRARY)} - {"__init__"}
+    assert rooms == set(FLOOR_OF), "a new room needs a place in FLOORS, a removed one must leave it"
+
+
+def test_at_the_top_of_the_library_stand_rooms_only():
+    files = {path.name for path in LIBRARY.iterdir() if path.is_file()}
+    assert files == {"__init__.py", "_version.py", "py.typed"}
 
 
 @pytest.mark.parametrize("path", python_files(LIBRARY), ids=name_of)
 def test_imports_go_down_only(path: Path):
-    here = module_in_library(path)
+    here = room_of(path)
     if here == "__init__":
         return  # gives the public names from all floors
     for name in imports(path, LIBRARY):
@@ -126,10 +118,38 @@ def test_imports_go_down_only(path: Path):
         )
 
 
+def test_no_files_import_each_other_in_a_circle():
+    left = {path: files_imported_by(path) for path in python_files(LIBRARY) if path.name != "__init__.py"}
+    while ready := [path for path, needed in left.items() if not needed & left.keys()]:
+        for path in ready:
+            del left[path]
+    assert not left, f"in a circle, or above one: {sorted(map(name_of, left))}"
+
+
+@pytest.mark.parametrize("path", python_files(LIBRARY), ids=name_of)
+def test_files_name_the_file_that_defines_what_they_import(path: Path):
+    """Not a room's own list of public names: that would load all of it, and hide who needs whom."""
+    if path.name == "__init__.py":
+        return
+    packages = [n for n in imports(path, LIBRARY) if top_of(n) == "diffpolicy" and file_of(n) is None]
+    assert [name for name in packages if not name.startswith("diffpolicy._version")] == []
+
+
+@pytest.mark.parametrize("path", [p for root in (LIBRARY, ENVS, SCRIPTS) for p in python_files(root)], ids=name_of)
+def test_no_file_is_longer_than_250_lines(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", python_files(SCRIPTS), ids=name_of)
+def test_a_script_is_a_call_of_its_command(path: Path):
+    assert (LIBRARY / "commands" / path.name).is_file()
+    assert set(imports(path, SCRIPTS)) == {f"diffpolicy.commands.{path.stem}.main"}
+
+
 @pytest.mark.parametrize("path", python_files(LIBRARY) + python_files(ENVS), ids=name_of)
 def test_library_and_envs_know_neither_each_other_nor_scripts(path: Path):
     root, other = (LIBRARY, "diffpolicy_envs") if path.is_relative_to(LIBRARY) else (ENVS, "diffpolicy")
-    above = {"scripts", "examples", "tests", other} | {script.stem for script in python_files(SCRIPTS)}
+    above = {"scripts", "examples", "tests", other}
     assert not above & {top_of(name) for name in imports(path, root)}
 
 
@@ -193,11 +213,11 @@ def test_no_text_names_a_folder_of_the_authors_machine():
 def test_the_checks_see_what_they_look_for(tmp_path: Path):
     source = tmp_path / "diffpolicy" / "data" / "module.py"
     source.parent.mkdir(parents=True)
-    source.write_text("from ..policy import DiffusionPolicy\nfrom . import windows\nimport diffpolicy.trainer\n")
+    source.write_text("from ..policy import DiffusionPolicy\nfrom . import windows\nimport diffpolicy.training\n")
     assert list(imports(source, tmp_path / "diffpolicy")) == [
         "diffpolicy.policy.DiffusionPolicy",
         "diffpolicy.data.windows",
-        "diffpolicy.trainer",
+        "diffpolicy.training",
     ]
     for folder in ("home", "Users"):
         assert HOME_PATH.search(f"data in /{folder}/me/data")

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
 import pytest
+import run_command
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -35,7 +35,7 @@ def test_its_python_programs_run_one_after_the_other(shipped_checkpoint: Path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_its_commands_are_understood(command: str):
     script, *settings = shlex.split(command)
-    done = commands.run(script.removeprefix("scripts/"), *settings, "--cfg", "job")
+    done = run_command.run(script.removeprefix("scripts/"), *settings, "--cfg", "job")
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from diffpolicy import DiffusionPolicy, SamplerConfig
-from diffpolicy.config import EnvConfig
-from diffpolicy.evaluation import evaluate, summarize
+from diffpolicy.evaluation.evaluate import evaluate, summarize
+from diffpolicy.evaluation.settings import EnvConfig
 
 
 def test_it_solves_push_t(shipped_checkpoint: Path) -> None:

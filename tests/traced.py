@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
-from diffpolicy.build import SAMPLERS
-from diffpolicy.config import ModelConfig
-from diffpolicy.graph import Function, Replay
+from diffpolicy.policy.build import SAMPLERS
+from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.system.replay import Function, Replay
 
 A_KIND_EACH = ("ddim", "dpmpp_2m", "heun", "predictor_corrector")  # plain, with earlier estimates, corrections, noise
 EVERY_SAMPLER = [

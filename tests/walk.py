@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffpolicy import checkpoint
-from diffpolicy.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.trainer import Trainer
+from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.system import checkpoint
+from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
+from diffpolicy.training.trainer import Trainer
 
 METHODS = multiprocessing.get_all_start_methods()  # no forkserver on Windows
 # The server has torch loaded, so that a process starts at once.
 CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
 CONTEXT.set_forkserver_preload(
-    ["diffpolicy.trainer", "diffpolicy_envs", "hydra", "matplotlib.backends.backend_agg", "matplotlib.figure"]
+    ["diffpolicy.training.trainer", "diffpolicy_envs", "hydra", "matplotlib.backends.backend_agg", "matplotlib.figure"]
 )
 PATIENCE_S = 300.0  # the machine may be busy; only a hang takes this long
 

@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.plant import LinearPlant
-from diffpolicy.constraints.separation import length
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 
 PAST_CHANGES = PAST_COMMANDS - 1  # of the command, that are known

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint
 from diffpolicy.constraints.margins import of_commands, of_motion, of_the_present
-from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 

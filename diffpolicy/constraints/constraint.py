@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.planar.obstacles import Obstacles
 
 Prox = Callable[[Tensor], Tensor]
 """Rows -> the nearest rows of a convex set, same shape."""

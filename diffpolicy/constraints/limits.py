@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffpolicy.constraints.constant import Constant
 from diffpolicy.constraints.constraint import Prox, Rows, Scene
-from diffpolicy.constraints.separation import length
+from diffpolicy.constraints.planar.separation import length
 
 
 class Box:

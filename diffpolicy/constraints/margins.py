@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Scene
-from diffpolicy.constraints.obstacles import Obstacles
-from diffpolicy.constraints.separation import length
+from diffpolicy.constraints.planar.obstacles import Obstacles
+from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.trajectory import Start, Trajectory, needed
 
 

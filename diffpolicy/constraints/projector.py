@@ -24,7 +24,7 @@ from torch import Tensor
 from diffpolicy.constraints.constraint import Constraint, Prox, Scene
 from diffpolicy.constraints.knots import CAUSES, blocks
 from diffpolicy.constraints.limits import Polytope
-from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import Start
 

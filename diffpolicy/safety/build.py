@@ -4,15 +4,14 @@ import math
 
 import torch
 
-from diffpolicy.config import SafetyConfig
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Rows
-from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit
-from diffpolicy.constraints.obstacles import disc, together
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import disc, together
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
-from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.settings import Safety, SafetyConfig
 
 INSET = 0.02  # of a limit on speed or acceleration, that the projection stays below it
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate, Certifier
 from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RETREAT, RUNGS, decide
-from diffpolicy.constraints.obstacles import Obstacles, no_obstacles
+from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.safety.dead_end import BACK, NEW, DeadEnd
 from diffpolicy.safety.memory import RobotMemory
+from diffpolicy.safety.projection import StepProjection
 from diffpolicy.safety.settings import Safety
-from diffpolicy.safety.step_projection import StepProjection
 
 Actions = npt.NDArray[np.float32]
 MakeProjection = Callable[[Tensor, int, int], StepProjection]

@@ -12,9 +12,9 @@ from dense_sampling import Demands, Servo, Solids, violation
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.certificate import Certificate, Certifier
 from diffpolicy.constraints.constraint import Constraint, Rows
-from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit
-from diffpolicy.constraints.obstacles import Obstacles
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import Start
 

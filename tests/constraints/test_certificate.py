@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.certificate import Certifier
 from diffpolicy.constraints.constraint import Rows, Scene
-from diffpolicy.constraints.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit
-from diffpolicy.constraints.obstacles import Obstacles, box, disc, no_obstacles, polygon
+from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, no_obstacles, polygon
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import Start
 

@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from diffpolicy.constraints.constraint import Constraint, Rows, Scene
-from diffpolicy.constraints.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit, Polytope
-from diffpolicy.constraints.obstacles import (
-    Obstacles,
-    box,
-    disc,
-    no_obstacles,
-    polygon,
-    together,
-)
+from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, no_obstacles, polygon, together
 from diffpolicy.constraints.plant import State, position_servo
 from diffpolicy.constraints.trajectory import Start, Trajectory
 

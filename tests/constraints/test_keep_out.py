@@ -9,8 +9,8 @@ import torch
 from shapely import LineString, Polygon
 
 from diffpolicy.constraints.constraint import Scene
-from diffpolicy.constraints.keep_out import BarrierDecrease, KeepOut
-from diffpolicy.constraints.obstacles import Obstacles, box, disc, polygon, together
+from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, polygon, together
 
 
 def segment(*points: tuple[float, float]) -> torch.Tensor:

@@ -12,9 +12,9 @@ from qpsolvers import solve_qp
 from scipy import sparse
 
 from diffpolicy.constraints.constraint import Constraint, Rows, Scene
-from diffpolicy.constraints.keep_out import KeepOut, half_spaces
 from diffpolicy.constraints.limits import Box, NormLimit, Polytope
-from diffpolicy.constraints.obstacles import Obstacles, disc, no_obstacles, polygon, together
+from diffpolicy.constraints.planar.keep_out import KeepOut, half_spaces
+from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles, polygon, together
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start

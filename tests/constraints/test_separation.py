@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import LineString, MultiPoint, Point
 
-from diffpolicy.constraints.separation import separation
+from diffpolicy.constraints.planar.separation import separation
 
 ROUNDING = 1e-9  # of coordinates up to 512 in float64, through a normalised direction
 NUMBERS = st.floats(-512.0, 512.0, width=32)

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from diffpolicy.build import SAMPLERS, SCHEDULES, build_sampler
-from diffpolicy.config import DiffusionConfig, SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
 from diffpolicy.diffusion.schedules import zero_terminal_snr
 from diffpolicy.diffusion.spacing import SPACINGS
+from diffpolicy.policy.build import SAMPLERS, SCHEDULES, build_sampler
+from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
 
 PLAIN = {name: make(DiffusionConfig(num_levels=1000)) for name, make in SCHEDULES.items()}
 RESCALED = {f"{n}_zero_snr": zero_terminal_snr(s) for n, s in PLAIN.items() if s.family is VARIANCE_PRESERVING}

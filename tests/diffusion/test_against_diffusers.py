@@ -21,12 +21,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from diffpolicy.build import build_objective, build_sampler
-from diffpolicy.config import DiffusionConfig, SamplerConfig
-from diffpolicy.constraints.projection import clip, identity
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, flow, karras, vp
+from diffpolicy.policy.build import build_objective, build_sampler
+from diffpolicy.policy.clip import clip, identity
+from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
 
 COSINE, FLOW = cosine(100), flow(1000)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of NumPy

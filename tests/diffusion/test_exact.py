@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffpolicy.build import PARAMETERIZATIONS, SAMPLERS, SCHEDULES, build_objective, build_sampler
-from diffpolicy.config import DiffusionConfig, SamplerConfig
-from diffpolicy.constraints.projection import identity
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable, rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import flow, ve, vp
+from diffpolicy.policy.build import PARAMETERIZATIONS, SAMPLERS, SCHEDULES, build_objective, build_sampler
+from diffpolicy.policy.clip import identity
+from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
 
 MIXTURES = {1: mixture.IN_1D, 2: mixture.IN_2D, 32: mixture.IN_32D}
 # Where a sampler is not at home on the library's cosine schedule. Heun walks in sigma / alpha, which there starts at

@@ -6,8 +6,6 @@ import mixture
 import pytest
 import torch
 
-from diffpolicy.build import SAMPLERS, SCHEDULES, build_sampler
-from diffpolicy.config import DiffusionConfig, SamplerConfig
 from diffpolicy.diffusion.guidance import (
     Guide,
     by_cost,
@@ -23,6 +21,8 @@ from diffpolicy.diffusion.samplers.table import Row, rows_at
 from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 from diffpolicy.diffusion.schedules import linear
 from diffpolicy.diffusion.spacing import log_snr, trailing
+from diffpolicy.policy.build import SAMPLERS, SCHEDULES, build_sampler
+from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
 
 SCHEDULE = linear(1000)
 LEVELS = rows_at(trailing(SCHEDULE, 20))

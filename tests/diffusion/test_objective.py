@@ -4,20 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffpolicy.build import (
-    LEVEL_DISTRIBUTIONS,
-    PARAMETERIZATIONS,
-    SCHEDULES,
-    WEIGHTINGS,
-    build_objective,
-)
-from diffpolicy.config import DiffusionConfig
 from diffpolicy.diffusion import schedules
-from diffpolicy.diffusion.objective import Objective
+from diffpolicy.diffusion.objectives.denoising import Objective
 from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, V
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.diffusion.weighting import elbo, log_normal
+from diffpolicy.policy.build import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, SCHEDULES, WEIGHTINGS, build_objective
+from diffpolicy.policy.settings import DiffusionConfig
 
 CONFIG = DiffusionConfig(num_levels=1000)
 TRAJECTORIES, NOISE = torch.randn(2, 64, 16, 2, generator=torch.Generator().manual_seed(0))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from mixture import IN_2D
 
-from diffpolicy.build import SCHEDULES
-from diffpolicy.config import DiffusionConfig
 from diffpolicy.diffusion.likelihood import elbo, gaussian_log_density, log_likelihood
 from diffpolicy.diffusion.ode import METHODS, Flow, great_circle
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedules import cosine, linear, zero_terminal_snr
+from diffpolicy.policy.build import SCHEDULES
+from diffpolicy.policy.settings import DiffusionConfig
 
 EVERY_SCHEDULE = pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr"])
 

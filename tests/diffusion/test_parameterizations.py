@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffpolicy.build import PARAMETERIZATIONS
-from diffpolicy.config import DiffusionConfig
-from diffpolicy.diffusion.objective import Objective
+from diffpolicy.diffusion.objectives.denoising import Objective
 from diffpolicy.diffusion.parameterization import SCORE, Parameterization, edm
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import trailing
+from diffpolicy.policy.build import PARAMETERIZATIONS
+from diffpolicy.policy.settings import DiffusionConfig
 
 MADE = {name: make(DiffusionConfig()) for name, make in PARAMETERIZATIONS.items()}
 EVERY = pytest.mark.parametrize("parameterization", MADE.values(), ids=MADE)

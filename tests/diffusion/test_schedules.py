@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from diffusers import DDPMScheduler
 
-from diffpolicy.build import SCHEDULES
-from diffpolicy.config import DiffusionConfig
 from diffpolicy.diffusion import schedules
-from diffpolicy.diffusion.objective import Objective
+from diffpolicy.diffusion.objectives.denoising import Objective
 from diffpolicy.diffusion.parameterization import CLEAN
 from diffpolicy.diffusion.schedule import STRAIGHT, VARIANCE_PRESERVING, Levels, Schedule
+from diffpolicy.policy.build import SCHEDULES
+from diffpolicy.policy.settings import DiffusionConfig
 
 THEIR_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffpolicy.build import SAMPLERS, build_sampler
-from diffpolicy.config import SamplerConfig
-from diffpolicy.constraints.projection import identity
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim, ddpm
 from diffpolicy.diffusion.samplers.langevin import langevin
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import SPACINGS, trailing
+from diffpolicy.policy.build import SAMPLERS, build_sampler
+from diffpolicy.policy.clip import identity
+from diffpolicy.policy.settings import SamplerConfig
 
 KARRAS = karras(1000, 0.002, 80.0, sigma_data=0.5)
 # Steps of finite length that are off their level even where the clean trajectory is known; test_exact says by how much.

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from diffpolicy.build import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, WEIGHTINGS
-from diffpolicy.config import DiffusionConfig
 from diffpolicy.diffusion import schedules, weighting
 from diffpolicy.diffusion.samplers.ancestral import ddpm
 from diffpolicy.diffusion.schedule import FloatArray, Schedule
 from diffpolicy.diffusion.spacing import trailing
+from diffpolicy.policy.build import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, WEIGHTINGS
+from diffpolicy.policy.settings import DiffusionConfig
 
 DEFAULT = DiffusionConfig()
 VP = schedules.vp(1000)

@@ -1,6 +1,5 @@
 """Push-T's scripted expert, the generator of its demonstrations, and the data set that is shipped."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -17,8 +16,9 @@ from diffpolicy_envs.experts.pusht_table import pose_of_state, push_table
 from diffpolicy_envs.pusht_world import SUCCESS_COVERAGE, block_keypoints
 from walk import PATIENCE_S, wait_for
 
+from diffpolicy.commands.generate_demos import generate
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.distributed import Ranks
+from diffpolicy.system.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "data" / "pusht_expert.zarr.zip"
@@ -38,18 +38,9 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def generator():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        yield importlib.import_module("generate_demos")
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
-@pytest.fixture(scope="module")
-def reference(generator, tmp_path_factory):
+def reference(tmp_path_factory):
     """Four demonstrations, made in one go by one process."""
-    return generator.generate("pusht", 4, 3, tmp_path_factory.mktemp("reference") / "one.zarr.zip")
+    return generate("pusht", 4, 3, tmp_path_factory.mktemp("reference") / "one.zarr.zip")
 
 
 def test_model_follows_pymunk_through_contacts(env):
@@ -101,17 +92,17 @@ def test_state_precedes_its_action(env):
     np.testing.assert_allclose(arrays["state"][1], observation, atol=0.5 / 16 + 1e-4)
 
 
-def test_result_does_not_depend_on_the_number_of_workers(generator, reference, tmp_path):
-    two = generator.generate("pusht", 4, 3, tmp_path / "two.zarr.zip", workers=2)
+def test_result_does_not_depend_on_the_number_of_workers(reference, tmp_path):
+    two = generate("pusht", 4, 3, tmp_path / "two.zarr.zip", workers=2)
     assert two.read_bytes() == reference.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore:.*rows past the last episode end")
-def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_path):
+def test_killed_generation_goes_on_to_the_same_file(reference, tmp_path):
     output = tmp_path / "killed.zarr.zip"
     code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from pathlib import Path\n"
-        f"from generate_demos import generate; generate('pusht', 4, 3, Path({str(output)!r}))"
+        "import sys; from pathlib import Path\n"
+        f"from diffpolicy.commands.generate_demos import generate; generate('pusht', 4, 3, Path({str(output)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     recording = Path(f"{output}.recording")
@@ -122,7 +113,7 @@ def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_pa
     process.wait()
     assert recording.exists()
     assert not output.exists()
-    generator.generate("pusht", 4, 3, output)
+    generate("pusht", 4, 3, output)
     assert not recording.exists()
     assert output.read_bytes() == reference.read_bytes()
 
@@ -132,8 +123,8 @@ def test_killed_generation_goes_on_to_the_same_file(generator, reference, tmp_pa
 def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment):
     output = tmp_path / "interrupted.zarr.zip"
     code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from pathlib import Path\n"
-        f"from generate_demos import generate\n"
+        "import sys; from pathlib import Path\n"
+        f"from diffpolicy.commands.generate_demos import generate\n"
         f"try:\n    generate('pusht', 10**4, 3, Path({str(output)!r}), workers=2)\n"
         f"except KeyboardInterrupt:\n    sys.exit(130)"
     )
@@ -169,29 +160,29 @@ def test_processes_of_torchrun_make_the_same_file_and_go_on_where_they_were_stop
     assert [*tmp_path.iterdir()] == [output]
 
 
-def test_more_processes_than_episodes_are_refused_before_any_work(generator, tmp_path):
+def test_more_processes_than_episodes_are_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="torchrun: 5 processes for 4 episodes; expected at most as many"):
-        generator.generate("pusht", 4, 3, tmp_path / "out.zarr.zip", ranks=Ranks(rank=4, count=5, local_rank=4))
+        generate("pusht", 4, 3, tmp_path / "out.zarr.zip", ranks=Ranks(rank=4, count=5, local_rank=4))
     assert not list(tmp_path.iterdir())
 
 
-def test_an_expert_that_always_fails_is_given_up(generator, tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "FAILURES_IN_A_ROW", 3)
+def test_an_expert_that_always_fails_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffpolicy.commands.generate_demos.FAILURES_IN_A_ROW", 3)
     settings = {"max_steps": 1, "recovery_share": 0.0}
     with pytest.raises(ValueError, match=r"expert failed 3 times in a row with .*'max_steps': 1"):
-        generator.generate("pusht", 1, 0, tmp_path / "out.zarr.zip", settings=settings)
+        generate("pusht", 1, 0, tmp_path / "out.zarr.zip", settings=settings)
 
 
-def test_finished_output_is_left_as_it_is(generator, reference):
+def test_finished_output_is_left_as_it_is(reference):
     before = reference.stat().st_mtime_ns
-    generator.generate("pusht", 4, 3, reference)
+    generate("pusht", 4, 3, reference)
     assert reference.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="exists with 4 episodes, expected 5"):
-        generator.generate("pusht", 5, 3, reference)
+        generate("pusht", 5, 3, reference)
     with pytest.raises(
         ValueError, match=r"made with push_noise 0\.0 \(expected 0\.5\), seed 3 \(expected 6\); remove it"
     ):
-        generator.generate("pusht", 4, 6, reference, settings={"push_noise": 0.5})
+        generate("pusht", 4, 6, reference, settings={"push_noise": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -208,10 +199,10 @@ def test_finished_output_is_left_as_it_is(generator, reference):
         ({"settings": {"max_steps": 2.5}}, r"max_steps is 2\.5; expected a whole number, 1 to 10000"),
     ],
 )
-def test_bad_requests_are_named(generator, tmp_path, arguments, message):
+def test_bad_requests_are_named(tmp_path, arguments, message):
     request = {"task": "pusht", "episodes": 1, "seed": 0, "output": tmp_path / "out.zarr.zip", **arguments}
     with pytest.raises(ValueError, match=message):
-        generator.generate(**request)
+        generate(**request)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from diffpolicy.networks import conv
-from diffpolicy.networks.blocks import ConvBlock
-from diffpolicy.networks.conv import Conv1d, ConvTranspose1d, GroupNormMish
-from diffpolicy.networks.unet1d import UNet1d
+from diffpolicy.networks.backbones.unet1d import UNet1d
+from diffpolicy.networks.layers import conv
+from diffpolicy.networks.layers.blocks import ConvBlock
+from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, GroupNormMish
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "kernel_5": (lambda: Conv1d(8, 6, 5, padding=2), lambda: nn.Conv1d(8, 6, 5, padding=2)),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffpolicy.networks.unet1d import UNet1d
+from diffpolicy.networks.backbones.unet1d import UNet1d
 
 LEVELS = 3
 

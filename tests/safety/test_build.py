@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from diffpolicy.config import SafetyConfig
 from diffpolicy.constraints.certificate import Certifier
 from diffpolicy.constraints.constraint import Scene
-from diffpolicy.constraints.obstacles import no_obstacles
+from diffpolicy.constraints.planar.obstacles import no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.settings import SafetyConfig
 
 TICKS = 8
 

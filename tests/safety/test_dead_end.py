@@ -6,9 +6,9 @@ import torch
 from world import BEGIN, CONSTRAINTS, DEMANDS, RADIUS, SERVO, both, safety, start
 
 from diffpolicy.constraints.constraint import Rows
-from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import NormLimit
-from diffpolicy.constraints.obstacles import disc
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.safety.dead_end import BACK, CHUNKS_BACK, FOLLOW, NEW, PATIENCE, DeadEnd
 from diffpolicy.safety.layer import SafetyLayer

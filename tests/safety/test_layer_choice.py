@@ -5,13 +5,13 @@ import torch
 from world import PERIOD_S, PLANT, both, safety
 
 from diffpolicy.constraints.certificate import Certificate
-from diffpolicy.constraints.keep_out import KeepOut
-from diffpolicy.constraints.obstacles import Obstacles, disc, no_obstacles
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.safety.layer import SafetyLayer, _Samples
-from diffpolicy.safety.step_projection import StepProjection
+from diffpolicy.safety.projection import StepProjection
 
 
 def certified(rows: list[int]) -> Certificate:

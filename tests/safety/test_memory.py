@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.obstacles import Obstacles, disc, no_obstacles
+from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.safety.memory import RobotMemory
 

@@ -25,8 +25,8 @@ from world import (
 )
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.keep_out import KeepOut
-from diffpolicy.constraints.obstacles import disc, no_obstacles, polygon, together
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import disc, no_obstacles, polygon, together
 from diffpolicy.constraints.plant import State
 
 

@@ -10,9 +10,9 @@ from dense_sampling import Demands, Servo, Solids, violation
 from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Rows
-from diffpolicy.constraints.keep_out import KeepOut
 from diffpolicy.constraints.limits import Box, NormLimit
-from diffpolicy.constraints.obstacles import Obstacles, disc, polygon
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, disc, polygon
 from diffpolicy.constraints.plant import State, position_servo
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety

@@ -1,0 +1,184 @@
+"""Who is compared: no safety, ours in parts and in full, and rivals from the literature, each with its own loop."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from diffpolicy.constraints.planar.keep_out import KeepOut
+from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
+from diffpolicy.constraints.planar.separation import separation
+from diffpolicy.constraints.plant import State
+from diffpolicy.control.controller import PolicyController
+from diffpolicy.diffusion.guidance import by_cost
+from diffpolicy.diffusion.reverse import Denoise, Project
+from diffpolicy.diffusion.samplers.table import Row, StepTable
+from diffpolicy.policy.build import Sampler
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.settings import Safety
+
+GUIDANCE_SCALES = (1.0, 3.0, 10.0, 30.0)
+BARRIER_RATES = (0.2, 0.5, 0.9)  # of the clearance that a reverse step may use up
+
+
+@dataclass(frozen=True)
+class NoisySteps:
+    """Projects the noisy x of every step, as SafeDiffuser (Xiao et al. 2023) does, in place of the clean estimate."""
+
+    table: StepTable
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.table.rows
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Tensor:
+        """From noise [rows + 1, B, H, A] to a clean trajectory; for tables without earlier estimates."""
+        x = self.rows[0].sigma * noise[0]
+        for i, row in enumerate(self.rows):
+            x = row.a * x + row.b * denoise(x, row).clamp(-1.0, 1.0) + row.s * noise[i + 1]
+            x = x + project(x, row) - x.clamp(-1.0, 1.0)  # the shift alone: `project` clips to the data first
+        return x
+
+
+class PerWaypoint:
+    """What the rivals see of the scene, waypoint by waypoint: commands for motion, points for segments.
+
+    `rate` is the share of the clearance that the barrier lets a reverse step use up.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, keep_out: KeepOut, rate: float = 1.0) -> None:
+        self._normalizer, self._distance, self._rate = policy.action_normalizer, keep_out.distance, rate
+        self.obstacles = no_obstacles(0)
+        self._before: Tensor | None = None
+
+    def clearance(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """h [B, H, M] of every waypoint, positive where it is allowed, and its gradient [B, H, M, 2]."""
+        obstacles = self.obstacles
+        points = plan[:, :, None, None].expand(-1, -1, obstacles.slots, 2, -1)
+        distance, normal = separation(points, obstacles.vertices.to(plan)[:, None])
+        h = distance - obstacles.radius.to(plan)[:, None] - self._distance
+        return torch.where(obstacles.is_used[:, None], h, torch.inf), normal
+
+    def cost(self, clean: Tensor) -> Tensor:
+        """Squared depth [B] of every waypoint of normalised plans, in (10 px)^2."""
+        h, _ = self.clearance(self._normalizer.inverse(clean))
+        return (-h / 10.0).clamp(min=0.0).square().sum((1, 2))
+
+    def barrier(self, plan: Tensor, row: Row) -> Tensor:
+        """From step to step, the clearance of a waypoint may fall by a share only; the nearest point that obeys."""
+        if self._before is None or self._before.shape != plan.shape:
+            self._before = plan
+        h, normal = self.clearance(self._before)
+        nearest = h.argmin(-1, keepdim=True)
+        h_nearest = torch.gather(h, -1, nearest)
+        n = torch.gather(normal, -2, nearest[..., None].expand(*nearest.shape, 2)).squeeze(-2)
+        moved = ((plan - self._before) * n).sum(-1, keepdim=True)
+        short = (-self._rate * h_nearest - moved).clamp(min=0.0)
+        self._before = plan + torch.where(short.isfinite(), short, 0.0) * n
+        return self._before.clone()
+
+    def forget(self) -> None:
+        """A new chunk begins."""
+        self._before = None
+
+
+class Rival:
+    """A controller whose method of its own sees the obstacles; it has neither certificate nor fallback."""
+
+    def __init__(self, controller: PolicyController, eyes: PerWaypoint, safety: Safety) -> None:
+        self._controller, self._eyes = controller, eyes
+        self.policy, self.safety = controller.policy, safety
+        self.last_plan: PlanReport | None = None
+        self.reset = controller.reset
+
+    def select_action(
+        self,
+        observation: Any,
+        plant_state: State | None = None,
+        obstacles: Obstacles | None = None,
+        time_s: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Of the controller. All robots must be planned for together, one row each."""
+        self._eyes.obstacles = (
+            obstacles if obstacles is not None else no_obstacles(len(next(iter(observation.values()))))
+        )
+        self._eyes.forget()
+        return self._controller.select_action(observation)
+
+
+Make = Callable[[DiffusionPolicy, SamplerConfig, Safety, int], Any]
+
+
+def _ours(**changes: Any) -> Make:
+    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> PolicyController:
+        return PolicyController(
+            policy, policy.sampler(sampler), safety=replace(safety, **changes), inference_batch=batch
+        )
+
+    return make
+
+
+def _noisy(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> PolicyController:
+    safety = replace(safety, mode="every_step", certify=False)
+    return PolicyController(policy, _noisy_steps(policy, sampler), safety=safety, inference_batch=batch)
+
+
+def _barrier(rate: float) -> Make:
+    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
+        eyes = PerWaypoint(policy, _keep_out(safety), rate)
+        steps = _noisy_steps(policy, sampler)
+        return Rival(PolicyController(policy, steps, inference_batch=batch, constrain=eyes.barrier), eyes, safety)
+
+    return make
+
+
+def _guidance(scale: float) -> Make:
+    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
+        eyes = PerWaypoint(policy, _keep_out(safety))
+        guide = by_cost(eyes.cost, scale)
+        table = policy.sampler(sampler)
+        return Rival(PolicyController(policy, table, inference_batch=batch, guide=guide), eyes, safety)
+
+    return make
+
+
+def _noisy_steps(policy: DiffusionPolicy, sampler: SamplerConfig) -> Sampler:
+    table = policy.sampler(sampler)
+    if not isinstance(table, StepTable) or table.c is not None:
+        raise ValueError(f"methods: noisy steps need a sampler of one estimate a row, not {sampler.name}")
+    return NoisySteps(table)  # pyright: ignore[reportReturnType]
+
+
+def _keep_out(safety: Safety) -> KeepOut:
+    return next(constraint for constraint in safety.constraints if isinstance(constraint, KeepOut))
+
+
+TUNING: Mapping[str, Make] = {
+    **{f"guidance_{scale:g}": _guidance(scale) for scale in GUIDANCE_SCALES},
+    **{f"barrier_{rate:g}": _barrier(rate) for rate in BARRIER_RATES},
+}
+"""Run only when named: what guidance and barrier are chosen from, by safe success on seeds from 60000."""
+
+METHODS: Mapping[str, Make] = {
+    "none": _ours(mode="none", certify=False),
+    "clip": _ours(mode="clip", certify=False),
+    "guidance": TUNING["guidance_3"],
+    "noisy_steps": _noisy,
+    "barrier": TUNING["barrier_0.9"],
+    "last": _ours(mode="last", certify=False),
+    "last_half": _ours(mode="last_half", certify=False),
+    "every_step": _ours(mode="every_step", certify=False),
+    "brake": _ours(mode="none"),
+    **{f"ours_{k}": _ours(mode="last_half", candidates=k) for k in (1, 4, 8, 16)},
+    **TUNING,
+}
+COMPARED = tuple(name for name in METHODS if name not in TUNING)

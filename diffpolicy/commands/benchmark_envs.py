@@ -1,0 +1,131 @@
+"""Env steps per second and core, against gym-pusht: python scripts/benchmark_envs.py peer_python=PYTHON
+
+Each contestant steps in a child process of its own. They take turns, block by block, with the same start states and
+actions, and are timed in CPU seconds, so that other load on the machine hardly matters. Writes benchmark_envs.json,
+.csv and .png.
+"""
+
+import importlib.util
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from diffpolicy.benchmarks import env_worker
+from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.files import with_range, write_rows
+from diffpolicy.commands.command import command
+
+WORKER = Path(env_worker.__file__)
+WRAPPINGS = ("made", "bare")  # as gymnasium.make returns it; without wrappers
+
+
+@dataclass
+class BenchmarkEnvsConfig:
+    """Everything that `benchmark_envs.py` reads; see configs/benchmark_envs.yaml."""
+
+    blocks: int = 7
+    episodes_per_block: int = 3
+    steps_per_episode: int = 300
+    seed: int = 0
+    peer_python: str | None = None
+
+
+class Contestant(NamedTuple):
+    """A child process that steps one env on request, as `env_worker.run_block` says."""
+
+    name: str
+    wrapping: str
+    child: Child
+
+
+@command("benchmark_envs", BenchmarkEnvsConfig)
+def main(config: BenchmarkEnvsConfig, folder: Path) -> None:
+    if config.blocks < 2 or config.episodes_per_block < 1 or config.steps_per_episode < 1:
+        raise ValueError(f"blocks {config.blocks} must be at least 2, episodes and steps at least 1")
+    rows = measure(config)
+    summary = summarise(rows)
+    write(folder, config, rows, summary)
+    for line in summary:
+        print(
+            f"{line['name']:<11} {line['wrapping']:<5} {line['median']:>8.0f} steps/s "
+            f"[{line['lowest']:.0f}, {line['highest']:.0f}]  ratio {line['ratio']:.2f} "
+            f"[{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}]  contact in {line['contact']:.0%} of the steps"
+        )
+    print(folder / "benchmark_envs.json")
+
+
+def measure(config: BenchmarkEnvsConfig) -> list[dict]:
+    """One row per counted block and contestant."""
+    contestants = start_contestants(config.peer_python)
+    rows = []
+    try:
+        for block in range(config.blocks):
+            first = config.seed + block * config.episodes_per_block
+            seeds = list(range(first, first + config.episodes_per_block))
+            for contestant in contestants if block % 2 == 0 else reversed(contestants):
+                result = contestant.child.ask({"seeds": seeds, "steps": config.steps_per_episode})
+                if block > 0:
+                    rate = result["steps"] / result["seconds"]
+                    where = {"block": block, "name": contestant.name, "wrapping": contestant.wrapping}
+                    rows.append({**where, "steps_per_second": rate, **result})
+    finally:
+        for contestant in contestants:
+            contestant.child.close()
+    return rows
+
+
+def start_contestants(peer_python: str | None) -> list[Contestant]:
+    """Ours, and gym-pusht's where there is an interpreter that has it."""
+    if peer_python is None and importlib.util.find_spec("gym_pusht"):
+        peer_python = sys.executable
+    if peer_python is not None and not Path(peer_python).exists():
+        raise ValueError(f"peer_python: {peer_python} does not exist; expected an interpreter that has gym_pusht")
+    pythons = {"diffpolicy": sys.executable} | ({} if peer_python is None else {"gym-pusht": peer_python})
+    started = [
+        Contestant(name, wrapping, Child(python, WORKER, [name, wrapping]))
+        for wrapping in WRAPPINGS
+        for name, python in pythons.items()
+    ]
+    if peer_python is None:
+        print("gym_pusht is not installed here; name an interpreter that has it: peer_python=PYTHON")
+    return started
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Per contestant: median and range of steps per second, and of the ratio to the peer's same block."""
+    rates = {(row["block"], row["name"], row["wrapping"]): row["steps_per_second"] for row in rows}
+    blocks = sorted({row["block"] for row in rows})
+    has_peer = any(row["name"] == "gym-pusht" for row in rows)
+    summary = []
+    for name, wrapping in dict.fromkeys((row["name"], row["wrapping"]) for row in rows):
+        own = [row for row in rows if (row["name"], row["wrapping"]) == (name, wrapping)]
+        speeds = [row["steps_per_second"] for row in own]
+        reference = "gym-pusht" if has_peer else name
+        ratios = [rates[block, name, wrapping] / rates[block, reference, wrapping] for block in blocks]
+        line = {"name": name, "wrapping": wrapping, "median": statistics.median(speeds)}
+        line |= {"lowest": min(speeds), "highest": max(speeds), **with_range("ratio", ratios)}
+        line |= {key: statistics.mean(row[key] for row in own) for key in ("contact", "reward")}
+        summary.append(line)
+    return sorted(summary, key=lambda line: (line["wrapping"], line["name"]))
+
+
+def write(folder: Path, config: BenchmarkEnvsConfig, rows: list[dict], summary: list[dict]) -> None:
+    """benchmark_envs.json (all), .csv (blocks), .png (blocks as points) into `folder`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    document = {"config": asdict(config), "summary": summary, "blocks": rows}
+    write_rows(folder, "benchmark_envs", document, rows)
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for position, line in enumerate(summary):
+        own = [row for row in rows if (row["name"], row["wrapping"]) == (line["name"], line["wrapping"])]
+        axes.barh(position, line["median"], color="lightsteelblue")
+        axes.plot([row["steps_per_second"] for row in own], [position] * len(own), "k.", markersize=4)
+    axes.set_yticks(range(len(summary)), [f"{line['name']}, {line['wrapping']}" for line in summary])
+    axes.set_xlabel("Push-T env steps per CPU second (bar: median, points: blocks)")
+    figure.savefig(folder / "benchmark_envs.png", dpi=150)
+    pyplot.close(figure)

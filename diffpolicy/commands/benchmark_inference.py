@@ -1,0 +1,202 @@
+"""Time of a chunk, against others: python scripts/benchmark_inference.py peer_python=PYTHON
+
+Contestants: ours (`predict_action_chunk`), our network called plainly in a loop with diffusers' scheduler, and
+LeRobot's diffusion U-Net in that loop, where an interpreter has it. On a GPU (device=cuda) ours is a CUDA graph and
+`eager` the same without it; these two alone run other samplers than ddim. All have the same weights, noise and
+observation, and their plans are compared. Each runs in a child process of its own; they take turns, block by block.
+Writes benchmark_inference.json, .csv and .png.
+"""
+
+import importlib.util
+import json
+import re
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from diffpolicy.benchmarks import inference_worker
+from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.files import with_range, write_rows
+from diffpolicy.benchmarks.inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
+from diffpolicy.commands.command import command
+from diffpolicy.networks.backbones.unet1d import UNet1d
+from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.system.device import choose_device
+
+WORKER = Path(inference_worker.__file__)
+OURS = "diffpolicy"
+SAME_PLAN = 1e-4  # of actions in [-1, 1]: ten times what rounding made of ten steps of the widest network
+LEROBOT_NAMES = [  # ours and LeRobot's, in this order
+    (r"^time_encoder\.", "diffusion_step_encoder."),
+    (r"^(down|up)\.(\d+)\.first\.", r"\1_modules.\2.0."),
+    (r"^(down|up)\.(\d+)\.second\.", r"\1_modules.\2.1."),
+    (r"^middle\.first\.", "mid_modules.0."),
+    (r"^middle\.second\.", "mid_modules.1."),
+    (r"^shrink\.(\d+)\.", r"down_modules.\1.2."),
+    (r"^grow\.(\d+)\.", r"up_modules.\1.2."),
+    (r"^head\.0\.", "final_conv.0.block."),
+    (r"^head\.1\.", "final_conv.1."),
+    (r"\.first\.", ".conv1.block."),
+    (r"\.second\.", ".conv2.block."),
+    (r"\.film\.", ".cond_encoder."),
+    (r"\.residual\.", ".residual_conv."),
+]
+
+
+@dataclass
+class BenchmarkInferenceConfig:
+    """Everything that `benchmark_inference.py` reads; see configs/benchmark_inference.yaml."""
+
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    threads: list[int] = field(default_factory=list)
+    sampler: str = "ddim"
+    steps: int = 10
+    batch: int = 1
+    device: str = "cpu"
+    blocks: int = 8
+    chunks_per_block: int = 3
+    peer_python: str | None = None
+
+
+@command("benchmark_inference", BenchmarkInferenceConfig)
+def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
+    if config.blocks < 2 or config.chunks_per_block < 1 or not config.models or not config.threads:
+        raise ValueError(f"blocks {config.blocks} must be at least 2; chunks, models and threads at least 1")
+    if config.steps < 1 or LEVELS % config.steps:
+        raise ValueError(f"steps {config.steps} must divide {LEVELS}: elsewhere diffusers' DDIM has another grid")
+    device = choose_device(config.device)
+    if config.batch < 1:
+        raise ValueError(f"batch {config.batch} must be at least 1")
+    pythons = interpreters(config, device)
+    rows = [row for name, model in config.models.items() for row in measure(config, name, model, pythons)]
+    summary = summarise(rows)
+    write(folder, config, rows, summary)
+    for line in summary:
+        print(
+            f"{line['model']:<12} {line['threads']} threads  {line['name']:<10} "
+            f"{line['wall_ms']:>8.2f} ms (p50 {line['p50_ms']:.2f}, p99 {line['p99_ms']:.2f}), "
+            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes of it "
+            f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}], of the CPU time "
+            f"{line['cpu_ratio']:.2f} [{line['cpu_ratio_lowest']:.2f}, {line['cpu_ratio_highest']:.2f}]"
+        )
+    print(folder / "benchmark_inference.json")
+
+
+def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict[str, str]:
+    """The contestants, and the interpreter of each."""
+    ours = [OURS] if device.type == "cpu" else [OURS, "eager"]
+    if config.sampler != "ddim":
+        return dict.fromkeys(ours, sys.executable)
+    peer_python = config.peer_python
+    if peer_python is None and importlib.util.find_spec("lerobot"):
+        peer_python = sys.executable
+    if peer_python is None:
+        print("lerobot is not installed here; name an interpreter that has it: peer_python=PYTHON")
+        return dict.fromkeys([*ours, "plain"], sys.executable)
+    if not Path(peer_python).exists():
+        raise ValueError(f"peer_python: {peer_python} does not exist; expected an interpreter that has lerobot")
+    return {**dict.fromkeys([*ours, "plain"], sys.executable), "lerobot": peer_python}
+
+
+def measure(config: BenchmarkInferenceConfig, name: str, model: ModelConfig, pythons: dict[str, str]) -> list[dict]:
+    """One row per counted block, number of threads and contestant."""
+    rows, children = [], list[Child]()
+    device = str(choose_device(config.device))
+    work = {"sampler": config.sampler, "steps": config.steps, "batch": config.batch, "device": device}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for contestant, python in pythons.items():
+                weights = save_weights(Path(folder), model, contestant)
+                arguments = [contestant, str(weights), json.dumps(asdict(model)), json.dumps(work)]
+                children.append(Child(python, WORKER, arguments))
+            for threads in config.threads:
+                for block in range(config.blocks):
+                    order = children if block % 2 == 0 else children[::-1]
+                    request = {"threads": threads, "chunks": config.chunks_per_block}
+                    answers = {child.name: child.ask(request) for child in order}
+                    check_plans({key: answer.pop("plan") for key, answer in answers.items()})
+                    where = {"model": name, "threads": threads, "block": block}
+                    rows += [{**where, "name": key, **answer} for key, answer in answers.items() if block > 0]
+        finally:
+            for child in children:
+                child.close()
+    return rows
+
+
+def save_weights(folder: Path, model: ModelConfig, contestant: str) -> Path:
+    """The same random weights for every contestant, under the names that it gives them."""
+    torch.manual_seed(0)
+    network = UNet1d(
+        ACTION_DIM,
+        N_OBS_STEPS * OBSERVATION_DIM,
+        model.widths,
+        model.time_embedding_dim,
+        model.kernel_size,
+        model.groups,
+    )
+    rename = lerobot_name if contestant == "lerobot" else str
+    path = folder / f"{contestant}.safetensors"
+    save_file({rename(name): value for name, value in network.state_dict().items()}, path)
+    return path
+
+
+def lerobot_name(name: str) -> str:
+    """LeRobot's name of a parameter of our U-Net."""
+    for ours, theirs in LEROBOT_NAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def check_plans(plans: dict[str, list[float]]) -> None:
+    """Raise ValueError unless all contestants made the plan that ours is."""
+    for name, plan in plans.items():
+        difference = max(abs(own - other) for own, other in zip(plans[OURS], plan, strict=True))
+        if not difference <= SAME_PLAN:
+            raise ValueError(f"{name}: its plan differs from ours by {difference:.1e}, expected at most {SAME_PLAN}")
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Per model, number of threads and contestant: medians, and the share of its time that ours takes in its block."""
+    found = {(row["model"], row["threads"], row["name"], row["block"]): row for row in rows}
+    summary = []
+    for model, threads, name in dict.fromkeys(key[:3] for key in found):
+        own = [row for key, row in found.items() if key[:3] == (model, threads, name)]
+        line = {"model": model, "threads": threads, "name": name}
+        for kind, prefix in (("wall_ms", "ratio"), ("cpu_ms", "cpu_ratio")):
+            ratios = [found[model, threads, OURS, row["block"]][kind] / row[kind] for row in own]
+            line |= {kind: statistics.median(row[kind] for row in own), **with_range(prefix, ratios)}
+        line |= {kind: statistics.median(row[kind] for row in own) for kind in ("p50_ms", "p99_ms")}
+        summary.append(line)
+    return sorted(summary, key=lambda line: (line["model"], line["threads"], line["cpu_ms"]))
+
+
+def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summary: list[dict]) -> None:
+    """benchmark_inference.json (all), .csv (blocks), .png (blocks as points) into `folder`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    machine = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    write_rows(
+        folder, "benchmark_inference", {"config": asdict(config), **machine, "summary": summary, "blocks": rows}, rows
+    )
+    figure, axes = pyplot.subplots(figsize=(7, 1.0 + 0.28 * len(summary)), layout="constrained")
+    for position, line in enumerate(reversed(summary)):
+        place = [line[key] for key in ("model", "threads", "name")]
+        own = [row["wall_ms"] for row in rows if [row["model"], row["threads"], row["name"]] == place]
+        axes.barh(position, line["wall_ms"], color="steelblue" if line["name"] == OURS else "lightsteelblue")
+        axes.plot(own, [position] * len(own), "k.", markersize=3)
+    labels = [f"{line['model']}, {line['threads']} threads, {line['name']}" for line in reversed(summary)]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"ms a call, batch {config.batch} (bar: median, points: blocks)")
+    figure.savefig(folder / "benchmark_inference.png", dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,212 @@
+"""Samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small
+
+The same seeds for every line; score and success with 95 % intervals, latency of a chunk for one robot, policy time per
+solved episode, and the CPU time of a sampler's row besides the network. Writes benchmark_samplers.json, .csv, .md
+and .png.
+"""
+
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from diffpolicy.benchmarks.files import write_rows
+from diffpolicy.commands.command import command
+from diffpolicy.diffusion.reverse import reverse
+from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, report
+from diffpolicy.evaluation.intervals import bootstrap_interval
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.plan_projection import PlanProjection
+from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.system.device import choose_device
+from diffpolicy.system.files import write_text
+from diffpolicy.system.shipped import CONFIGS
+
+NAME = "benchmark_samplers"
+SAMPLER_FILES = CONFIGS / "sampler"
+STUDY = {
+    "ddpm": [100, 50, 20, 10, 5],
+    "ddim": [100, 50, 20, 10, 5, 2, 1],
+    "dpmpp_2m": [20, 10, 5],
+    "unipc": [10, 5],
+    "heun": [10],
+}
+
+
+@dataclass
+class Contestant:
+    """Another policy for the same task."""
+
+    checkpoint: str
+    samplers: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class BenchmarkSamplersConfig:
+    """Everything that `benchmark_samplers.py` reads; see configs/benchmark_samplers.yaml."""
+
+    checkpoint: str
+    task: str | None = None
+    env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
+    data: Any = None  # these come with the task, not used
+    trainer: Any = None
+    window: Any = None
+    samplers: Any = None  # {a choice of configs/sampler: numbers of steps}; a typed dict would refuse new keys
+    others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
+    episodes: int = 200
+    seed: int = 100_000
+    inference_batch: int = 64
+    latency_calls: int = 50  # of every sampler, in turns, before the episodes
+    device: str = "auto"
+
+
+@command(NAME, BenchmarkSamplersConfig)
+def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
+    check_evaluation(config.episodes, config.inference_batch)
+    contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
+    contestants |= {label: Contestant(**one) for label, one in (config.others or {}).items()}
+    loaded = {label: _load(one, config) for label, one in contestants.items()}  # refuse what cannot be before any work
+    if len({str(policy.metadata.get("task")) for policy, *_ in loaded.values()}) > 1:
+        raise ValueError("others: policies of different tasks cannot be compared")
+    runs = [(label, *one[:2], sampler) for label, one in loaded.items() for sampler in one[2]]
+    seeds = range(config.seed, config.seed + config.episodes)
+    latencies = latency_ms([(policy, sampler) for _, policy, _, sampler in runs], config.latency_calls)
+    reports: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for (label, policy, env, sampler), latency in zip(tqdm(runs, unit="sampler"), latencies, strict=True):
+        measured = report(policy, env, sampler, seeds, config.inference_batch)
+        reports.append({"policy": label, **measured, "latency_ms": latency, "row_us": row_cost_us(policy, sampler)})
+        rows = [row(one, reports[0]) for one in reports]  # an hour, perhaps: each row is written when it is there
+        write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
+        write_text(folder / f"{NAME}.md", markdown(rows))
+    plot(rows, folder / f"{NAME}.png")
+    print(f"{markdown(rows)}\n{folder / NAME}.json")
+
+
+def _load(
+    contestant: Contestant, config: BenchmarkSamplersConfig
+) -> tuple[DiffusionPolicy, EnvConfig, list[SamplerConfig]]:
+    if not contestant.samplers:
+        raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
+    device = choose_device(config.device)
+    policy, env = load_for_evaluation(contestant.checkpoint, config.task, config.env, device)
+    samplers = [_settings(name, steps) for name, counts in contestant.samplers.items() for steps in counts]
+    for sampler in samplers:
+        policy.sampler(sampler)
+        policy.guide(sampler.guidance)
+    return policy, env, samplers
+
+
+def _settings(name: str, steps: int) -> SamplerConfig:
+    """configs/sampler/NAME.yaml with another number of steps."""
+    path = SAMPLER_FILES / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(file.stem for file in SAMPLER_FILES.glob("*.yaml"))
+        raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known)}")
+    merged = OmegaConf.merge(OmegaConf.structured(SamplerConfig), OmegaConf.load(path), {"steps": steps})
+    settings: Any = OmegaConf.to_object(merged)
+    return settings
+
+
+def row_cost_us(policy: DiffusionPolicy, settings: SamplerConfig, repeats: int = 100) -> float:
+    """Microseconds of CPU work a row besides the network: the sampler's step and the clip to the data's limits."""
+    sampler = policy.sampler(settings)
+    noise = torch.randn(len(sampler) + 1, 1, policy.config.window.horizon, policy.config.action_dim)
+    times: list[float] = []
+    for _ in range(repeats):
+        projection = PlanProjection(policy.action_normalizer, policy.config.normalizer == "limits", 0, None)
+        with torch.inference_mode():
+            start = time.process_time()
+            if isinstance(sampler, StepTable):
+                reverse(lambda x, row: x, sampler, noise, projection.project)
+            else:
+                sampler.sample(lambda x, row: x, noise, projection.project)
+        times.append(1e6 * (time.process_time() - start) / len(sampler))
+    return statistics.median(times)
+
+
+def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table; `difference` is to the reference's score on the same seeds, with a paired interval."""
+    pairs = zip(report["episodes"], reference["episodes"], strict=True)
+    differences = [own["score"] - other["score"] for own, other in pairs]
+    name = report["sampler"]["name"]
+    solved = sum(episode["success"] for episode in report["episodes"])
+    chunks = sum(-(-episode["length"] // report["n_action_steps"]) for episode in report["episodes"])
+    return {
+        "policy": report["policy"],
+        "sampler": f"{name} ({report['policy']})" if report["policy"] else name,
+        "steps": report["steps"],
+        "evaluations": report["evaluations"],
+        "n_episodes": report["n_episodes"],
+        **_with_interval("score", report["mean_score"], report["score_ci95"]),
+        **_with_interval("difference", statistics.mean(differences), bootstrap_interval(differences)),
+        **_with_interval("success", report["success_rate"], report["success_ci95"]),
+        **{f"latency_{key}_ms": value for key, value in report["latency_ms"].items()},
+        "row_us": report["row_us"],
+        "cost_per_solved_s": chunks * report["latency_ms"]["p50"] / 1e3 / solved if solved else float("inf"),
+    }
+
+
+def _with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as it stands in the README."""
+    first = f"{rows[0]['sampler']}-{rows[0]['steps']}"
+    lines = [
+        f"| sampler | steps | evaluations | mean score | score minus {first} | success | ms a chunk, p50 / p95 "
+        "| policy s per solved episode |",
+        "|---" * 8 + "|",
+    ]
+    for r in rows:
+        score = f"{r['score']:.3f} [{r['score_low']:.3f}, {r['score_high']:.3f}]"
+        lost = f"{r['difference']:+.3f} [{r['difference_low']:+.3f}, {r['difference_high']:+.3f}]"
+        success = f"{r['success']:.0%} [{r['success_low']:.0%}, {r['success_high']:.0%}]"
+        latency = f"{r['latency_p50_ms']:.1f} / {r['latency_p95_ms']:.1f}"
+        name = f"{r['sampler']} | {r['steps']} | {r['evaluations']}"
+        lines.append(f"| {name} | {score} | {lost} | {success} | {latency} | {r['cost_per_solved_s']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Score and success over the evaluations a chunk; success against latency, with what no other line beats."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    score, success, pareto = figure.subplots(1, 3)
+    for axes, name, title in ((score, "score", "mean score"), (success, "success", "success rate")):
+        _curves(axes, rows, name, "evaluations")
+        axes.set(xlabel="network evaluations a chunk", ylabel=title)
+    _curves(pareto, rows, "success", "latency_p50_ms")
+    front = pareto_front(rows)
+    pareto.plot([r["latency_p50_ms"] for r in front], [r["success"] for r in front], "k--", lw=1, label="Pareto front")
+    pareto.set(xlabel="latency of a chunk, ms (p50)", ylabel="success rate")
+    pareto.legend(fontsize=7, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def pareto_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no faster one equals in success, fastest first."""
+    front: list[dict[str, Any]] = []
+    for r in sorted(rows, key=lambda r: (r["latency_p50_ms"], -r["success"])):
+        if not front or r["success"] > front[-1]["success"]:
+            front.append(r)
+    return front
+
+
+def _curves(axes: Axes, rows: list[dict[str, Any]], name: str, over: str) -> None:
+    for sampler in dict.fromkeys(r["sampler"] for r in rows):
+        own = sorted((r for r in rows if r["sampler"] == sampler), key=lambda r: r[over])
+        values = [r[name] for r in own]
+        errors = [[r[name] - r[f"{name}_low"] for r in own], [r[f"{name}_high"] - r[name] for r in own]]
+        axes.errorbar([r[over] for r in own], values, yerr=errors, marker="o", ms=4, lw=1, capsize=2, label=sampler)
+    axes.set(xscale="log", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)

@@ -1,0 +1,126 @@
+"""Batches of images a second read from disk, and the memory that takes: python scripts/benchmark_streaming.py
+
+Nothing is trained: batches are taken as fast as they come. Writes benchmark_streaming.json and .csv.
+"""
+
+import multiprocessing
+import os
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+
+from diffpolicy.benchmarks.files import with_range, write_rows
+from diffpolicy.commands.command import command
+from diffpolicy.data.demonstrations import load_demonstrations
+from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.store import open_root
+from diffpolicy.data.windows import window_indices
+from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.training.batches import WindowBatches
+from diffpolicy.training.read_ahead import AHEAD
+
+EPISODE = 500
+SIZE = 96
+
+
+@dataclass
+class BenchmarkStreamingConfig:
+    """Everything that `benchmark_streaming.py` reads; see configs/benchmark_streaming.yaml."""
+
+    data: str | None = None
+    images: int = 4000
+    workers: list[int] = field(default_factory=lambda: [0, 1, 2, 4])
+    batch_size: int = 256
+    rounds: int = 3
+    batches_per_round: int = 10
+
+
+@command("benchmark_streaming", BenchmarkStreamingConfig)
+def main(config: BenchmarkStreamingConfig, folder: Path) -> None:
+    if (
+        config.rounds < 1
+        or config.batches_per_round < 1
+        or config.images < EPISODE
+        or min(config.workers, default=-1) < 0
+    ):
+        raise ValueError(f"rounds and batches must be at least 1, images {EPISODE}, every number of workers 0")
+    path = Path(config.data) if config.data else make_images(folder / "images.zarr", config.images)
+    rows = [measure(path, config, workers) for _ in range(config.rounds) for workers in config.workers]
+    lines = [summarise(rows, workers) for workers in config.workers]
+    amplification = decoded_per_used(path, config.batch_size)
+    document = {"config": asdict(config), "decoded_per_used": amplification, "summary": lines, "rounds": rows}
+    write_rows(folder, "benchmark_streaming", document, rows)
+    print(f"{amplification:.1f} images decoded for each that is used")
+    for line in lines:
+        low, high = line["batches_per_second_lowest"], line["batches_per_second_highest"]
+        print(
+            f"{line['workers']} workers  {line['batches_per_second']:>6.2f} batches/s [{low:.2f}, {high:.2f}]  "
+            f"{line['memory_mb']:.0f} MB of memory"
+        )
+    print(folder / "benchmark_streaming.json")
+
+
+def make_images(path: Path, images: int) -> Path:
+    """Waves with noise, which compress as badly as a camera's pictures."""
+    generator = np.random.default_rng(0)
+    specs = {"action": ((2,), "float32"), "image": ((SIZE, SIZE, 3), "uint8")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = ReplayBuffer.create(path, specs)
+    across = np.linspace(0.0, 4.0, SIZE)
+    for _ in range(images // EPISODE):
+        phase = np.arange(EPISODE)[:, None, None, None] / 50 + generator.uniform(0, 6, 3)
+        waves = 128 + 60 * np.sin(across[:, None, None] + across[:, None] / 2 + phase)
+        noisy = waves + generator.integers(-8, 9, size=waves.shape)
+        action = generator.normal(size=(EPISODE, 2)).astype("float32")
+        buffer.append_episode({"action": action, "image": noisy.astype("uint8")})
+    return path
+
+
+def measure(path: Path, config: BenchmarkStreamingConfig, workers: int) -> dict[str, float]:
+    """One round: batches a second once the workers have begun, and the largest memory of all processes together."""
+    data = load_demonstrations(path, {"image": ["image"]}, stream=["image"])
+    window, device = WindowConfig(), torch.device("cpu")
+    with closing(
+        WindowBatches(data, np.arange(data.n_episodes), window, config.batch_size, 0, device, workers)
+    ) as batches:
+        begun = 1 + 2 * AHEAD * workers  # past what was read while the processes started
+        for step in range(begun):
+            batches.batch(step)
+        memory, start = 0.0, time.perf_counter()
+        for step in range(begun, begun + config.batches_per_round):
+            batches.batch(step)
+            memory = max(memory, memory_mb())
+        rate = config.batches_per_round / (time.perf_counter() - start)
+    return {"workers": workers, "batches_per_second": rate, "memory_mb": memory}
+
+
+def memory_mb() -> float:
+    """Of this process and its workers, what they share counted once; NaN where the system does not say."""
+    total = 0.0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        rollup = Path(f"/proc/{pid}/smaps_rollup")
+        if not rollup.exists():
+            return float("nan")
+        total += next(int(line.split()[1]) for line in rollup.read_text().splitlines() if line.startswith("Pss:")) / 1e3
+    return total
+
+
+def summarise(rows: list[dict[str, float]], workers: int) -> dict[str, float]:
+    own = [row for row in rows if row["workers"] == workers]
+    rates = with_range("batches_per_second", [row["batches_per_second"] for row in own])
+    return {"workers": workers, **rates, "memory_mb": max(row["memory_mb"] for row in own)}
+
+
+def decoded_per_used(path: Path, batch_size: int, draws: int = 20) -> float:
+    """Images in the chunks that a batch touches, over the images in the batch, each counted once."""
+    image: zarr.Array = open_root(path)["data/image"]  # type: ignore[assignment]
+    buffer, window, generator = ReplayBuffer.open(path), WindowConfig(), np.random.default_rng(0)
+    index = window_indices(buffer.episode_ends, window.horizon, window.n_obs_steps - 1, window.n_action_steps - 1)
+    drawn = [np.unique(generator.choice(index[:, : window.n_obs_steps], batch_size)) for _ in range(draws)]
+    decoded = sum(len(np.unique(rows // image.chunks[0])) * image.chunks[0] for rows in drawn)
+    return decoded / sum(map(len, drawn))

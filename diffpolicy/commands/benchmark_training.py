@@ -1,0 +1,108 @@
+"""Optimiser steps a second, against a plain loop: python scripts/benchmark_training.py
+
+The plain loop is what the field's codebases run: windows cut one by one by DataLoader workers, torch's own convolutions
+and norms, diffusers' scheduler, an average kept parameter by parameter. Same network, data and batch. Each contestant
+runs in a child process of its own; they take turns, block by block. Writes benchmark_training.json, .csv and .png.
+"""
+
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from diffpolicy.benchmarks import training_worker
+from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.files import with_range, write_rows
+from diffpolicy.commands.command import command
+from diffpolicy.policy.build import lookup
+
+WORKER = Path(training_worker.__file__)
+OURS = "diffpolicy"
+MODELS = {
+    "unet_small": ["model=unet_small"],
+    "unet_medium": ["model.widths=[64,128,256]", "window.horizon=16"],
+    "unet": ["model=unet", "window.horizon=16"],  # 65.8 M parameters
+}
+
+
+@dataclass
+class BenchmarkTrainingConfig:
+    """Everything that `benchmark_training.py` reads; see configs/benchmark_training.yaml."""
+
+    models: list[str] = field(default_factory=list)
+    contestants: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    workers: int = 2
+    blocks: int = 5
+    steps_per_block: int = 10
+
+
+@command("benchmark_training", BenchmarkTrainingConfig)
+def main(config: BenchmarkTrainingConfig, folder: Path) -> None:
+    if config.blocks < 2 or config.steps_per_block < 1 or not config.models or not config.threads:
+        raise ValueError(f"blocks {config.blocks} must be at least 2; steps, models and threads at least 1")
+    if OURS not in config.contestants:
+        raise ValueError(f"contestants: {config.contestants} must name {OURS}, which the others are compared with")
+    for model in config.models:
+        lookup(MODELS, "model", model)
+    rows = [row for model in config.models for threads in config.threads for row in measure(config, model, threads)]
+    lines = summarise(rows)
+    document = {"config": asdict(config), "torch": torch.__version__, "summary": lines, "blocks": rows}
+    write_rows(folder, "benchmark_training", document, rows)
+    plot(rows, folder / "benchmark_training.png")
+    for line in lines:
+        print(
+            f"{line['model']:<12} {line['threads']} threads  {line['name']:<19} "
+            f"{line['steps_per_second']:>7.2f} steps/s; ours is {line['ratio']:.2f} "
+            f"[{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}] times as fast"
+        )
+    print(folder / "benchmark_training.json")
+
+
+def measure(config: BenchmarkTrainingConfig, model: str, threads: int) -> list[dict]:
+    """One row per counted block and contestant."""
+    rows, children = [], list[Child]()
+    settings = [*config.settings, *lookup(MODELS, "model", model)]
+    try:
+        for name in config.contestants:
+            children.append(Child(sys.executable, WORKER, [name, str(threads), str(config.workers), *settings]))
+        for block in range(config.blocks):
+            for child in children if block % 2 == 0 else children[::-1]:
+                answer = child.ask({"steps": config.steps_per_block})
+                if block > 0:
+                    rows.append({"model": model, "threads": threads, "block": block, "name": child.name, **answer})
+    finally:
+        for child in children:
+            child.close()
+    return rows
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Per model, threads and contestant: median steps a second, and by how much ours is faster in the same block."""
+    seconds = {(row["model"], row["threads"], row["name"], row["block"]): row["seconds"] for row in rows}
+    lines = []
+    for model, threads, name in dict.fromkeys(key[:3] for key in seconds):
+        own = {key[3]: value for key, value in seconds.items() if key[:3] == (model, threads, name)}
+        ratios = [value / seconds[model, threads, OURS, block] for block, value in own.items()]
+        rate = 1.0 / statistics.median(own.values())
+        line = {"model": model, "threads": threads, "name": name, "steps_per_second": rate}
+        lines.append(line | with_range("ratio", ratios))
+    return lines
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Steps a second, blocks as points."""
+    groups = list(dict.fromkeys((row["model"], row["threads"], row["name"]) for row in rows))
+    figure = Figure(figsize=(7, 1.0 + 0.3 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    for position, group in enumerate(reversed(groups)):
+        rates = [1.0 / row["seconds"] for row in rows if (row["model"], row["threads"], row["name"]) == group]
+        axes.barh(position, statistics.median(rates), color="steelblue" if group[2] == OURS else "lightsteelblue")
+        axes.plot(rates, [position] * len(rates), "k.", markersize=3)
+    axes.set_yticks(range(len(groups)), [f"{m}, {t} threads, {n}" for m, t, n in reversed(groups)])
+    axes.set_xlabel("optimiser steps a second (bar: median, points: blocks)")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,47 @@
+"""What every script shares: hydra in front, and errors that a user can act on."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from diffpolicy.system.shipped import CONFIGS
+
+Config = TypeVar("Config")
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, OmegaConfBaseException)
+
+
+def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path], None]], Callable[[], None]]:
+    """Run a function with configs/NAME.yaml, checked against `schema`, and the run's folder.
+
+    An error that the user can mend is printed as one line; the exit status is 1, and 130 after Ctrl-C.
+    """
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+    def decorate(function: Callable[[Config, Path], None]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
+        @functools.wraps(function)
+        def main(settings: DictConfig) -> None:
+            try:
+                config: Any = OmegaConf.to_object(settings)
+                function(config, Path(HydraConfig.get().runtime.output_dir))
+            except MissingMandatoryValue as error:
+                print(f"error: {error.full_key} is missing; give {error.full_key}=VALUE", file=sys.stderr)
+                sys.exit(1)
+            except USER_ERRORS as error:
+                print(f"error: {str(error).strip()}", file=sys.stderr)
+                sys.exit(1)
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
+
+        return main
+
+    return decorate

@@ -1,0 +1,77 @@
+"""Evaluate a checkpoint: python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last episodes=50
+
+With several processes: torchrun --nproc-per-node 2 scripts/evaluate_policy.py checkpoint=... hydra.run.dir=DIR
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffpolicy.commands.command import command
+from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.system.distributed import joined
+from diffpolicy.system.files import write_text
+
+LATENCY_CALLS = 100
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything that `evaluate_policy.py` reads."""
+
+    checkpoint: str
+    task: str | None = None  # refuse a checkpoint of another task
+    env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
+    data: Any = None  # these come with the task, not used
+    trainer: Any = None
+    window: Any = None
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    episodes: int = 50
+    seed: int = 100_000
+    videos: int = 3
+    inference_batch: int = 64
+    device: str = "auto"
+
+
+@command("evaluate", EvaluateConfig)
+def main(config: EvaluateConfig, folder: Path) -> None:
+    check_evaluation(config.episodes, config.inference_batch)
+    with joined() as ranks:
+        device = ranks.device(config.device)
+        policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device)
+        seeds = range(config.seed, config.seed + config.episodes)
+        safety = build_safety(config.safety)
+        found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks)
+    if not ranks.is_first:
+        return
+    results = {
+        "checkpoint": config.checkpoint,
+        "safety": asdict(config.safety),
+        **found,
+        "latency_ms": latency_ms([(policy, config.sampler)], LATENCY_CALLS)[0],
+    }
+    path = folder / "results.json"
+    write_text(path, json.dumps(results, indent=2))
+    if config.videos > 0:
+        chosen = seeds[: config.videos]
+        record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
+    low, high = results["score_ci95"]
+    low_rate, high_rate = results["success_ci95"]
+    if safety is not None:
+        print(
+            f"certified {results['certified_rate']:.1%} and fallback {results['fallback_rate']:.1%} of ticks, "
+            f"violations in {results['violation_rate']:.1%} of episodes, alarm in {results['alarm_ticks']} ticks, "
+            f"{results['unchecked_ticks']} ticks not explained by the plant"
+        )
+    print(
+        f"{results['n_episodes']} episodes, {config.sampler.name} with {config.sampler.steps} steps: "
+        f"mean score {results['mean_score']:.3f} [{low:.3f}, {high:.3f}], "
+        f"success {results['success_rate']:.1%} [{low_rate:.1%}, {high_rate:.1%}], "
+        f"{results['latency_ms']['p50']:.1f} ms a chunk\n{path}"
+    )

@@ -1,0 +1,41 @@
+"""Train a policy: python scripts/train_policy.py task=pusht
+
+With several processes: torchrun --nproc-per-node 2 scripts/train_policy.py task=pusht hydra.run.dir=DIR
+SIGTERM and Ctrl-C save a checkpoint and end with exit status 128 + the signal's number.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from diffpolicy.commands.command import command
+from diffpolicy.system.distributed import joined
+from diffpolicy.system.files import write_text
+from diffpolicy.training.settings import TrainConfig
+from diffpolicy.training.trainer import Trainer
+
+
+@command("train", TrainConfig)
+def main(config: TrainConfig, folder: Path) -> None:
+    has_checkpoint = os.path.lexists(folder / "checkpoints" / "last")
+    if has_checkpoint and not config.resume:
+        raise ValueError(f"{folder} holds a run; add resume=true to go on with it, or choose another hydra.run.dir")
+    if config.resume and not has_checkpoint:
+        raise ValueError(f"resume=true: no checkpoint in {folder}; name the run's folder with hydra.run.dir=DIR")
+    with joined() as ranks:
+        trainer = Trainer(config, folder, ranks)
+        if ranks.is_first:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        stopped = trainer.run()
+    if not ranks.is_first:
+        return
+    if stopped is not None:
+        print(
+            f"{stopped.name}: step {trainer.step} of {config.trainer.steps} is saved; to go on, run the same command "
+            f"with resume=true hydra.run.dir={folder}",
+            file=sys.stderr,
+        )
+        sys.exit(128 + stopped)
+    print(f"checkpoint: {folder / 'checkpoints' / 'last'}")

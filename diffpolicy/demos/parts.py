@@ -1,0 +1,77 @@
+"""Demonstrations by the processes that torchrun started: each records its seeds, the first puts the parts together.
+
+The parts lie beside the output, where all processes must see them, and stay there when a run is interrupted.
+"""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from tqdm import tqdm
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.demos.recording import (
+    FAILURES_IN_A_ROW,
+    Request,
+    append,
+    attempts,
+    first_seed,
+    given_up,
+    open_recording,
+)
+from diffpolicy.system.distributed import Ranks
+
+ROUND = 32  # attempts of a process at most, before all count together: none waits long for another
+
+
+def record_parts(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks) -> None:
+    """Attempt seeds in order, every process each count-th one, until there are enough demonstrations.
+
+    Raises:
+        ValueError: on all processes, where the expert fails time after time.
+    """
+    part = open_recording(_part(output, ranks.rank, ranks.count), expert, request, episodes)
+    made, failures, first = 0, 0, first_seed(request)
+    with tqdm(total=episodes, desc=output.name, unit="episode", disable=not ranks.is_first) as progress:
+        while made < episodes:
+            after = first + ranks.count * min(ROUND, -(-(episodes - made) // ranks.count))
+            found = _record_round(part, expert, request, range(first + ranks.rank, after, ranks.count), workers)
+            found = int(ranks.total(torch.tensor(found)))
+            failures = 0 if found else failures + after - first
+            if failures >= FAILURES_IN_A_ROW:
+                raise given_up(request, failures)
+            first, made = after, made + found
+            progress.update(min(made, episodes) - progress.n)
+
+
+def join_parts(output: Path, buffer: ReplayBuffer, request: Request, episodes: int, ranks: Ranks) -> None:
+    """Append the first `episodes` demonstrations of all parts, in the order of their seeds, to `buffer`."""
+    parts = [ReplayBuffer.open(_part(output, rank, ranks.count)) for rank in range(ranks.count)]
+    known = [part.episode_attributes for part in parts]
+    order = sorted((each["seed"], rank, i) for rank, all_of in enumerate(known) for i, each in enumerate(all_of))
+    for _, rank, index in order[buffer.n_episodes : episodes]:
+        attributes = {key: value for key, value in known[rank][index].items() if key != "request"}
+        append(buffer, request, parts[rank].episode(index), attributes)
+
+
+def remove_parts(output: Path, ranks: Ranks) -> None:
+    for rank in range(ranks.count):
+        shutil.rmtree(_part(output, rank, ranks.count))
+
+
+def _record_round(part: ReplayBuffer, expert: ModuleType, request: Request, seeds: range, workers: int) -> int:
+    """How many of `seeds` have a demonstration, after those not recorded before are attempted."""
+    done = [each["seed"] for each in part.episode_attributes]
+    left = [seed for seed in seeds if not done or seed > done[-1]]
+    with closing(attempts(expert, left, request, workers)) as all_attempts:
+        for seed, episode in all_attempts:
+            if episode is not None:
+                append(part, request, episode.arrays, {"seed": seed, **episode.attributes})
+                done.append(seed)
+    return len(set(done) & set(seeds))
+
+
+def _part(output: Path, rank: int, count: int) -> Path:
+    return output.with_name(f"{output.name}.recording_{rank}_of_{count}")

@@ -1,0 +1,203 @@
+"""Evaluation of a policy in a task's env: scores with intervals, latency, videos."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffpolicy._version import __version__
+from diffpolicy.control.controller import PolicyController
+from diffpolicy.evaluation.intervals import bootstrap_interval, wilson_interval
+from diffpolicy.evaluation.monitor import Monitor
+from diffpolicy.evaluation.rollout import Episode, OnTick, make_vector_env, rollout
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.sharded import sharded
+from diffpolicy.evaluation.video import VideoRecorder, Zone
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.safety.settings import Safety
+from diffpolicy.system.distributed import ALONE, Ranks
+
+WARM_UP = 3  # calls that are not timed
+
+
+def evaluate(
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    inference_batch: int,
+    safety: Safety | None = None,
+    on_tick: OnTick | None = None,
+) -> list[Episode]:
+    """One episode per seed."""
+    controller = _controller(policy, sampler, inference_batch, safety)
+    vector_env = make_vector_env(env, min(len(seeds), inference_batch))
+    try:
+        return rollout(controller, vector_env, seeds, env.reset_options, on_tick=on_tick)
+    finally:
+        vector_env.close()
+
+
+def record_videos(
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    inference_batch: int,
+    folder: Path,
+    safety: Safety | None = None,
+) -> list[Episode]:
+    """The same episodes again, rendered into `folder` with the zones of `safety`; bit-equal to those of `evaluate`."""
+    controller = _controller(policy, sampler, inference_batch, safety)
+    vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
+    recorder = VideoRecorder(folder, list(seeds), zones=_zones(safety))
+    try:
+        return rollout(controller, vector_env, seeds, env.reset_options, on_step=recorder)
+    finally:
+        recorder.close()
+        vector_env.close()
+
+
+def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Mean score and success rate with 95 % intervals."""
+    scores = [episode.score for episode in episodes]
+    successes = sum(episode.success for episode in episodes)
+    return {
+        "n_episodes": len(episodes),
+        "mean_score": float(np.mean(scores)),
+        "score_ci95": bootstrap_interval(scores),
+        "success_rate": successes / len(episodes),
+        "success_ci95": wilson_interval(successes, len(episodes)),
+    }
+
+
+def latency_ms(contestants: Sequence[tuple[DiffusionPolicy, SamplerConfig]], repeats: int) -> list[dict[str, float]]:
+    """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up.
+
+    The contestants take turns, call by call, so that other work on the machine slows all of them alike.
+    """
+    calls = [_chunk_call(policy, sampler) for policy, sampler in contestants]
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats + WARM_UP):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(1e3 * (time.perf_counter() - start))
+    return [{f"p{q}": float(np.percentile(own[WARM_UP:], q)) for q in (50, 95, 99)} for own in times]
+
+
+def _chunk_call(policy: DiffusionPolicy, sampler: SamplerConfig) -> Callable[[], None]:
+    config = policy.config
+    observation = {key: torch.zeros(1, config.window.n_obs_steps, dim) for key, dim in config.observations.items()}
+    table, guide = policy.sampler(sampler), policy.guide(sampler.guidance)
+
+    def call() -> None:
+        policy.predict_action_chunk(observation, [torch.Generator()], table, guide=guide).actions.cpu()
+
+    return call
+
+
+def _controller(
+    policy: DiffusionPolicy, sampler: SamplerConfig, inference_batch: int, safety: Safety | None
+) -> PolicyController:
+    guide = policy.guide(sampler.guidance)
+    return PolicyController(
+        policy, policy.sampler(sampler), safety=safety, inference_batch=inference_batch, guide=guide
+    )
+
+
+def _zones(safety: Safety | None) -> list[Zone]:
+    """What videos show of the obstacles that are known beforehand."""
+    if safety is None or safety.zones is None:
+        return []
+    known = safety.zones.without_empty_slots
+    return [
+        (corners.numpy(), float(radius)) for corners, radius in zip(known.vertices[0], known.radius[0], strict=True)
+    ]
+
+
+def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]:
+    """Shares of ticks that were certified and that fell back, and of episodes that broke a constraint."""
+    names = ("ticks", "certified", "fallback", "unchecked", "alarm")
+    records = list(monitor.records.values())
+    broken = sum(record.violations + record.over_limits > 0 for record in records)
+    sums = [broken, len(records), *(sum(getattr(record, name) for record in records) for name in names)]
+    broken, episodes, ticks, certified, fallback, unchecked, alarm = ranks.total(torch.tensor(sums)).tolist()
+    return {
+        "certified_rate": certified / ticks,
+        "fallback_rate": fallback / ticks,
+        "violation_rate": broken / episodes,
+        "unchecked_ticks": unchecked,
+        "alarm_ticks": alarm,
+    }
+
+
+def check_evaluation(episodes: int, inference_batch: int) -> None:
+    """Raise ValueError on numbers that cannot work."""
+    if episodes < 1 or inference_batch < 1:
+        raise ValueError(f"evaluation: episodes {episodes} and inference_batch {inference_batch} must be at least 1")
+
+
+def load_for_evaluation(
+    checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
+) -> tuple[DiffusionPolicy, EnvConfig]:
+    """The policy of a checkpoint, and `env` or else the env that it was trained for.
+
+    Raises:
+        ValueError: the checkpoint is of another task than `task`, or its task has no env.
+    """
+    policy = DiffusionPolicy.from_pretrained(checkpoint, device)
+    found = policy.metadata.get("task")
+    if task is not None and task != found:
+        raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
+    if env is None and policy.metadata.get("env") is None:
+        raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, which has no env to evaluate in")
+    return policy, env or EnvConfig(**policy.metadata["env"])
+
+
+def report(
+    policy: DiffusionPolicy,
+    env: EnvConfig,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    inference_batch: int,
+    safety: Safety | None = None,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """What results.json holds besides the checkpoint's path and the latency; several processes share the episodes."""
+    monitor = Monitor(safety) if safety else None
+
+    def run(shard: Sequence[int]) -> list[Episode]:
+        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor)
+
+    episodes = sharded(ranks, seeds, run)
+    return {
+        "version": __version__,
+        "commit": _commit(),
+        "task": policy.metadata.get("task"),
+        "training_step": policy.metadata.get("step"),
+        "sampler": asdict(sampler),
+        "steps": sampler.steps,
+        "evaluations": len(policy.sampler(sampler)),
+        "n_action_steps": policy.config.window.n_action_steps,
+        "device": str(policy.device),
+        "start_rule": env.reset_options.get("start_rule", "env"),
+        **summarize(episodes),
+        **(summarize_safety(monitor, ranks) if monitor else {}),
+        "episodes": [asdict(episode) for episode in episodes],
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

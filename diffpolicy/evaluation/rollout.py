@@ -1,0 +1,207 @@
+"""Controller x gymnasium vector env -> one result per episode.
+
+An episode depends on its seed alone: env and noise are seeded with it, and the policy is called with a fixed batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from diffpolicy.constraints.planar.obstacles import Obstacles
+from diffpolicy.constraints.plant import State
+from diffpolicy.evaluation.readings import Readings
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.settings import Safety
+
+
+class Controller(Protocol):
+    """What a rollout asks of a controller; `PolicyController`, or something round one."""
+
+    @property
+    def policy(self) -> DiffusionPolicy: ...
+
+    @property
+    def safety(self) -> Safety | None: ...
+
+    @property
+    def last_plan(self) -> PlanReport | None: ...
+
+    def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None: ...
+
+    def select_action(
+        self,
+        observation: Mapping[str, npt.ArrayLike],
+        plant_state: State | None = None,
+        obstacles: Obstacles | None = None,
+        time_s: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+
+
+OnTick = Callable[[npt.NDArray[np.intp], Readings, Mapping[str, Any], npt.NDArray[np.float32], PlanReport | None], None]
+"""(episode of every env or -1, readings before and info after the step, actions, what stands behind them)."""
+
+OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], None]
+"""(env, episode of every env or -1, best score so far of every env), before every action and after the last."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: score is its largest reward, length its number of actions."""
+
+    seed: int
+    score: float
+    success: bool
+    length: int
+
+
+def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> VectorEnv:
+    """`num_envs` copies of the task's env, never reset on their own."""
+    kwargs: dict[str, Any] = {**config.kwargs, "render_mode": render_mode}
+    try:
+        return SyncVectorEnv(
+            [lambda: gymnasium.make(config.id, **kwargs)] * num_envs, autoreset_mode=AutoresetMode.DISABLED
+        )
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+        raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
+
+
+def check_env(config: EnvConfig) -> None:
+    """Raise ValueError unless the task's env can be made and reset."""
+    env = make_vector_env(config, 1)
+    try:
+        env.reset(seed=0, options=dict(config.reset_options))
+    finally:
+        env.close()
+
+
+def rollout(
+    controller: Controller,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    reset_options: Mapping[str, Any],
+    on_step: OnStep | None = None,
+    on_tick: OnTick | None = None,
+) -> list[Episode]:
+    """Run one episode per seed and return the results in the order of the seeds.
+
+    A controller with safety is told what the env's info says of motion and obstacles: see `Readings`.
+
+    An env whose episode has ended takes the next seed when the controller's chunk ends, so that all envs stay in
+    step and are planned for in one call.
+    """
+    slots = _Slots(env.num_envs, seeds)
+    observation: Any = None
+    readings = Readings()
+    tick = 0
+    while slots.any_left:
+        if tick % controller.policy.config.window.n_action_steps == 0 and (fresh := slots.refill()).any():
+            is_first = observation is None
+            observation, info = _reset(env, slots.seeds(), reset_options, fresh | is_first)
+            readings.begin(info, fresh | is_first)
+            controller.reset(slots.seeds(), None if is_first else fresh)
+        if on_step:
+            on_step(env, slots.episode, slots.score)
+        action = _action(controller, observation, readings)
+        observation, reward, terminated, truncated, info = env.step(action)
+        if on_tick:
+            on_tick(slots.episode, readings, info, action, controller.last_plan)
+        readings.update(info, np.ones(env.num_envs, dtype=bool))
+        done = terminated | truncated
+        slots.record(reward, done, np.asarray(info.get("is_success", terminated), dtype=bool))
+        if on_step and (done & slots.is_active).any():
+            on_step(env, np.where(done, slots.episode, -1), slots.score)
+        if done.any():  # an ended env must be reset before it can step; until its refill nothing of it is recorded
+            observation, info = _reset(env, slots.seeds(), reset_options, done)
+            readings.update(info, done)
+            slots.release(done)
+        tick += 1
+    return slots.results
+
+
+class _Slots:
+    """Which episode each env is in, and how it goes."""
+
+    def __init__(self, num_envs: int, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+        self._next = 0
+        self._slot_seeds = [int(seeds[i % len(seeds)]) for i in range(num_envs)]
+        self.episode = np.full(num_envs, -1)
+        self.score = np.zeros(num_envs)
+        self.length = np.zeros(num_envs, dtype=int)
+        self._results: dict[int, Episode] = {}
+
+    @property
+    def results(self) -> list[Episode]:
+        """In the order of the seeds."""
+        return [self._results[episode] for episode in sorted(self._results)]
+
+    @property
+    def is_active(self) -> npt.NDArray[np.bool_]:
+        return self.episode >= 0
+
+    @property
+    def any_left(self) -> bool:
+        return bool(self.is_active.any()) or self._next < len(self._seeds)
+
+    def seeds(self) -> list[int]:
+        return list(self._slot_seeds)
+
+    def refill(self) -> npt.NDArray[np.bool_]:
+        """Give the next episodes to idle envs; returns which envs begin one."""
+        idle = np.flatnonzero(~self.is_active)[: len(self._seeds) - self._next]
+        for slot in idle:
+            self.episode[slot] = self._next
+            self._slot_seeds[slot] = int(self._seeds[self._next])
+            self._next += 1
+        self.score[idle] = -np.inf
+        self.length[idle] = 0
+        fresh = np.zeros(len(self.episode), dtype=bool)
+        fresh[idle] = True
+        return fresh
+
+    def record(
+        self, reward: npt.NDArray[np.float64], done: npt.NDArray[np.bool_], success: npt.NDArray[np.bool_]
+    ) -> None:
+        """What a step brought, and the results of the episodes that it ended."""
+        self.score = np.maximum(self.score, reward)
+        self.length += 1
+        for slot in np.flatnonzero(done & self.is_active).tolist():
+            self._results[int(self.episode[slot])] = Episode(
+                self._slot_seeds[slot], float(self.score[slot]), bool(success[slot]), int(self.length[slot])
+            )
+
+    def release(self, done: npt.NDArray[np.bool_]) -> None:
+        self.episode[done] = -1
+
+
+def _action(controller: Controller, observation: Any, readings: Readings) -> npt.NDArray[np.float32]:
+    seen = observation_by_key(observation, controller.policy)
+    if controller.safety is None:
+        return controller.select_action(seen)
+    return controller.select_action(seen, readings.plant_state, readings.obstacles, readings.time_s)
+
+
+def _reset(
+    env: VectorEnv, seeds: list[int], options: Mapping[str, Any], mask: npt.NDArray[np.bool_]
+) -> tuple[Any, dict[str, Any]]:
+    return env.reset(seed=seeds, options={**options, "reset_mask": mask})  # pyright: ignore[reportArgumentType]
+
+
+def observation_by_key(observation: Any, policy: DiffusionPolicy) -> dict[str, npt.NDArray[Any]]:
+    """The policy's observations from the env's; an env that returns an array has the policy's only one."""
+    keys = list(policy.config.observations)
+    if isinstance(observation, Mapping):
+        missing = sorted(set(keys) - set(observation))
+        if missing:
+            raise ValueError(f"env: observation has no {', '.join(missing)}; it has {', '.join(sorted(observation))}")
+        return {key: observation[key] for key in keys}
+    if len(keys) != 1:
+        raise ValueError(f"env: observation is one array, but the policy expects {', '.join(sorted(keys))}")
+    return {keys[0]: observation}

@@ -1,0 +1,98 @@
+"""The conditional 1D temporal U-Net of Diffusion Policy (Chi et al. 2023, figure 2a).
+
+Every layer is there and shaped as in the published network, so that its weights map onto this one name by name;
+tests/networks holds the map. Shape legend: B batch, H horizon, A action, D condition.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from diffpolicy.networks.layers.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
+from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, concatenate
+
+
+class UNet1d(nn.Module):
+    """Output of the denoising network at (x, time), given the condition.
+
+    Args:
+        action_dim: A.
+        condition_dim: D, the flattened observations.
+        widths: channels of each level; between two levels the length is halved.
+        time_embedding_dim: features of the embedded time.
+        kernel_size: of every convolution block, odd.
+        groups: of every group normalisation; divides each width.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        condition_dim: int,
+        widths: Sequence[int] = (256, 512, 1024),
+        time_embedding_dim: int = 256,
+        kernel_size: int = 5,
+        groups: int = 8,
+    ) -> None:
+        super().__init__()
+        _check(widths, time_embedding_dim, kernel_size, groups)
+        self.time_encoder = nn.Sequential(
+            SinusoidalEmbedding(time_embedding_dim),
+            nn.Linear(time_embedding_dim, 4 * time_embedding_dim),
+            nn.Mish(),
+            nn.Linear(4 * time_embedding_dim, time_embedding_dim),
+        )
+
+        def pair(channels_in: int, channels_out: int) -> _Pair:
+            return _Pair(channels_in, channels_out, time_embedding_dim + condition_dim, kernel_size, groups)
+
+        steps_down = list(pairwise([action_dim, *widths]))
+        self.down = nn.ModuleList(pair(i, o) for i, o in steps_down)
+        self.shrink = nn.ModuleList(Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
+        self.middle = pair(widths[-1], widths[-1])
+        steps_up = list(pairwise(reversed(widths)))
+        self.up = nn.ModuleList(pair(2 * i, o) for i, o in steps_up)
+        self.grow = nn.ModuleList(ConvTranspose1d(o, o, 4, stride=2, padding=1) for _, o in steps_up)
+        self.head = nn.Sequential(
+            ConvBlock(widths[0], widths[0], kernel_size, groups), Conv1d(widths[0], action_dim, 1)
+        )
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """x [B, H, A], time [B], condition [B, D] -> [B, H, A]."""
+        condition = torch.cat([self.time_encoder(time), condition], dim=-1)
+        x = x.transpose(1, 2)  # [B, A, H]
+        skips: list[Tensor] = []
+        for level, blocks in enumerate(self.down):
+            x = blocks(x, condition)
+            skips.append(x)
+            if level < len(self.shrink):
+                x = self.shrink[level](x)
+        x = self.middle(x, condition)
+        for blocks, grow in zip(self.up, self.grow, strict=True):
+            x = grow(blocks(concatenate(x, skips.pop()), condition))
+        return self.head(x).transpose(1, 2)
+
+
+class _Pair(nn.Module):
+    """The two residual blocks of one level."""
+
+    def __init__(self, channels_in: int, channels_out: int, condition: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        self.first = ConditionalResidualBlock(channels_in, channels_out, condition, kernel_size, groups)
+        self.second = ConditionalResidualBlock(channels_out, channels_out, condition, kernel_size, groups)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.second(self.first(x, condition), condition)
+
+
+def _check(widths: Sequence[int], time_embedding_dim: int, kernel_size: int, groups: int) -> None:
+    if len(widths) < 2:
+        raise ValueError(f"unet: widths {list(widths)} must have at least two levels")
+    for width in widths:
+        if width < 1 or width % groups:
+            raise ValueError(f"unet: width {width} must be a positive multiple of groups {groups}")
+    if time_embedding_dim < 4 or time_embedding_dim % 2:
+        raise ValueError(f"unet: time_embedding_dim {time_embedding_dim} must be even and at least 4")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"unet: kernel_size {kernel_size} must be odd, so that the length stays")

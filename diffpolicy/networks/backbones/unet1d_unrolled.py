@@ -1,0 +1,221 @@
+"""The U-Net's forward pass for sampling on a CPU: the function of `UNet1d.forward` in fewer and cheaper calls.
+
+- What depends on the condition or the time alone is computed once for all steps of a chunk.
+- Activations lie in memory as [B, T, C] between rows of zeros: what a kernel sees is a view, and a convolution is one
+  product of matrices with the weights as they lie.
+- The columns of a product are shared out among the threads, as a batch of products: of a few rows, the library leaves
+  one product to one thread.
+- Buffers and views are made once for all steps.
+
+The parameters are read in place at every call: there is no copy of them that a training step could leave behind.
+
+Shape legend: B batch, H horizon, A action, D condition, T time steps, L time steps out, C channels, O channels out,
+K taps of the kernel, R times, F features of all FiLM layers, P parts of the columns of a product.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffpolicy.networks.backbones.unet1d import UNet1d
+
+LEAST_COLUMNS = 16  # of a part of a product
+Layer = Any  # a part of the network; what a module consists of is unknown to type checkers
+Make = Callable[[], Tensor]  # computes a tensor [B, O, L, 1], channels last in memory
+
+
+def at_condition(
+    network: nn.Module, condition: Tensor, times: Sequence[float], horizon: int
+) -> Callable[[Tensor, float], Tensor]:
+    """`network` at one condition [B, D], as a function of x [B, H, A] and the time.
+
+    A U-Net on a CPU in float32 or float64 is unrolled for the given times and horizon; then its forward hooks are not
+    called. Where that cannot serve (gradients, autocast, torch.compile, another time, shape) it is the network itself.
+    """
+
+    def plain(x: Tensor, time: float) -> Tensor:
+        return network(x, x.new_full((len(x),), time, dtype=torch.float32), condition)
+
+    if not times or type(network) is not UNet1d or not _is_plain(condition):
+        return plain
+    unrolled = UnrolledUNet1d(network, condition, times, horizon)
+
+    def unrolled_or_plain(x: Tensor, time: float) -> Tensor:
+        serves = not torch.is_grad_enabled() and time in unrolled.times and x.shape == unrolled.shape
+        return unrolled(x, time) if serves else plain(x, time)
+
+    return unrolled_or_plain
+
+
+class UnrolledUNet1d:
+    """A U-Net as a list of steps on buffers of its own, for one condition [B, D] and one horizon.
+
+    Attributes:
+        times: those that it can be called with.
+        shape: of x and the output, (B, H, A).
+    """
+
+    def __init__(self, network: UNet1d, condition: Tensor, times: Sequence[float], horizon: int) -> None:
+        parts: Layer = network
+        block, self._head = parts.head
+        self.times, self.shape = frozenset(times), (len(condition), horizon, self._head.out_channels)
+        self._film = _Film(network, condition, times)
+        self._steps: list[Callable[[], object]] = []
+        margin = max(1, block[0].kernel_size[0] // 2)
+        self._rows = functools.partial(_Rows, condition, margin)
+        self._between = functools.cache(self._rows)  # within a residual block, so that blocks can share them
+        self._scratch = functools.cache(lambda purpose, size: condition.new_empty(size))
+        x = self._input = self._rows(*self.shape[1:])
+        skips: list[_Rows] = []
+        for level, blocks in enumerate(parts.down):
+            x = self._pair(x, blocks)
+            skips.append(x)
+            if level < len(parts.shrink):
+                x = self._shrink(x, parts.shrink[level])
+        x = self._pair(x, parts.middle)
+        for blocks, grow in zip(parts.up, parts.grow, strict=True):
+            x = self._grow(self._pair(self._concatenate(x, skips.pop()), blocks), grow)
+        self._hidden = self._conv_block(block, x)
+
+    def __call__(self, x: Tensor, time: float) -> Tensor:
+        """x [B, H, A] at one of the times -> [B, H, A]."""
+        self._film.set(time)
+        self._input.inner.copy_(x)
+        for step in self._steps:
+            step()
+        hidden = self._hidden().squeeze(3).transpose(1, 2)  # [B, H, C]
+        return F.linear(hidden, self._head.weight[..., 0], self._head.bias)
+
+    def _pair(self, x: "_Rows", blocks: Layer) -> "_Rows":
+        return self._residual(self._residual(x, blocks.first), blocks.second)
+
+    def _residual(self, x: "_Rows", block: Layer) -> "_Rows":
+        channels = block.first[0].out_channels
+        between, out = self._between(x.length, channels), self._rows(x.length, channels)
+        first, second = self._conv_block(block.first, x), self._conv_block(block.second, between)
+        scale, bias = self._film.of[block]
+        same = isinstance(block.residual, nn.Identity)
+        residual = (lambda: x.image) if same else self._convolution(block.residual, x)
+        self._steps.append(lambda: torch.addcmul(bias, first(), scale, out=between.image))
+        self._steps.append(lambda: torch.add(second(), residual(), out=out.image))
+        return out
+
+    def _shrink(self, x: "_Rows", layer: Layer) -> "_Rows":
+        convolution, out = self._convolution(layer, x), self._rows(x.length // 2, x.channels)
+        self._steps.append(lambda: out.image.copy_(convolution()))
+        return out
+
+    def _concatenate(self, x: "_Rows", skip: "_Rows") -> "_Rows":
+        out = self._rows(x.length, x.channels + skip.channels)
+        self._steps.append(lambda: torch.cat([x.inner, skip.inner], dim=2, out=out.inner))
+        return out
+
+    def _grow(self, x: "_Rows", layer: Layer) -> "_Rows":
+        """Stride 2, padding 1, 4 taps: rows 2 t and 2 t + 1 meet taps 1 and 2 at t, 3 at t - 1 and 0 at t + 1."""
+        out = self._rows(2 * x.length, layer.out_channels)
+        parts = _parts(layer.out_channels)
+        weight = layer.weight.view(x.channels, parts, -1).transpose(0, 1)  # [P, C, O / P * 4]
+        bias = layer.bias.view(parts, -1)
+        product = x.inner.new_empty(parts, self.shape[0] * x.length, weight.shape[2])
+        taps = product.view(parts, self.shape[0], x.length, -1, 4).permute(4, 1, 2, 0, 3)  # [4, B, T, P, O / P]
+        before, at_even, at_odd, after = taps[0][:, 1:], taps[1], taps[2], taps[3][:, :-1]
+        rows = out.inner.unflatten(2, (parts, -1))
+        even, odd = rows[:, ::2], rows[:, 1::2]
+        later_even, earlier_odd = even[:, 1:], odd[:, :-1]
+
+        def step() -> None:
+            torch.bmm(x.inner.flatten(0, 1).expand(parts, -1, -1), weight, out=product)
+            torch.add(at_even, bias, out=even)
+            torch.add(at_odd, bias, out=odd)
+            later_even.add_(after)
+            earlier_odd.add_(before)
+
+        self._steps.append(step)
+        return out
+
+    def _conv_block(self, block: Layer, x: "_Rows") -> Make:
+        convolution, norm = self._convolution(block[0], x), block[1]
+        groups, weight, bias, eps = norm.num_groups, norm.weight, norm.bias, norm.eps
+        return lambda: F.mish(torch.group_norm(convolution(), groups, weight, bias, eps), inplace=True)
+
+    def _convolution(self, layer: Layer, x: "_Rows") -> Make:
+        """What it makes is good until the next convolution."""
+        windows = x.windows(layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
+        batch, length, parts = *windows.shape[:2], _parts(layer.out_channels)
+        weight = layer.weight.view(parts, -1, windows[0, 0].numel()).transpose(1, 2)  # [P, C * K, O / P]
+        bias = layer.bias.view(parts, 1, -1)
+        is_matrix = windows.is_contiguous()  # of one tap and one robot
+        copy = windows if is_matrix else self._scratch("windows", windows.numel()).view(windows.shape)
+        matrix = copy.view(1, -1, weight.shape[1]).expand(parts, -1, -1)  # [P, B * L, C * K]
+        size = batch * length * layer.out_channels
+        out = self._scratch("out", size).view(-1, parts, weight.shape[2])  # [B * L, P, O / P]
+        product = out.transpose(0, 1) if parts == 1 else self._scratch("parts", size).view(parts, -1, weight.shape[2])
+        image = out.view(batch, length, 1, -1).permute(0, 3, 1, 2)
+
+        def make() -> Tensor:
+            if not is_matrix:
+                copy.copy_(windows)
+            torch.baddbmm(bias, matrix, weight, out=product)
+            if parts > 1:
+                out.copy_(product.transpose(0, 1))
+            return image
+
+        return make
+
+
+class _Rows:
+    """A tensor [B, T, C] between `margin` rows of zeros, of the batch and type of `like` [B, D].
+
+    Attributes:
+        inner: the tensor, a view.
+        image: the same as [B, C, T, 1], which torch's layers take for channels last.
+    """
+
+    def __init__(self, like: Tensor, margin: int, length: int, channels: int) -> None:
+        self.length, self.channels, self._margin = length, channels, margin
+        self._padded = like.new_zeros(len(like), length + 2 * margin, channels)
+        self.inner = self._padded[:, margin : margin + length]
+        self.image = self.inner.transpose(1, 2).unsqueeze(3)
+
+    def windows(self, kernel: int, stride: int, padding: int) -> Tensor:
+        """What each position of a kernel sees, a view [B, L, C, K]."""
+        (batch, rows, channels), start = self._padded.shape, (self._margin - padding) * self.channels
+        shape = (batch, (self.length + 2 * padding - kernel) // stride + 1, channels, kernel)
+        return self._padded.as_strided(shape, (rows * channels, stride * channels, 1, channels), start)
+
+
+class _Film:
+    """Scale and bias of every residual block, for the condition and the time that was set."""
+
+    def __init__(self, network: UNet1d, condition: Tensor, times: Sequence[float]) -> None:
+        self._place = {time: place for place, time in enumerate(dict.fromkeys(times))}
+        embedded = F.mish(network.time_encoder(torch.tensor(list(self._place))))  # [R, D']
+        encoded, split = F.mish(condition), embedded.shape[1]
+        pairs = [*network.down, network.middle, *network.up]
+        blocks = [block for pair in pairs for block in (pair.first, pair.second)]
+        layers = [block.film[1] for block in blocks]
+        self._of_time = torch.cat([F.linear(embedded, one.weight[:, :split], one.bias) for one in layers], dim=1)
+        self._of_condition = torch.cat([F.linear(encoded, one.weight[:, split:]) for one in layers], dim=1)
+        self._now = torch.empty_like(self._of_condition)
+        parts = self._now.split([layer.out_features for layer in layers], dim=1)
+        views = [part.view(len(condition), 2, -1, 1, 1).unbind(1) for part in parts]
+        self.of = dict(zip(blocks, views, strict=True))  # scale and bias, views [B, O, 1, 1]
+
+    def set(self, time: float) -> None:
+        torch.add(self._of_condition, self._of_time[self._place[time]], out=self._now)
+
+
+def _parts(channels: int) -> int:
+    """Into how many equal parts a product with so many columns is cut: as many as divide them and the threads."""
+    return math.gcd(max(1, channels // LEAST_COLUMNS), torch.get_num_threads())
+
+
+def _is_plain(x: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

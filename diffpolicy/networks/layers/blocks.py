@@ -1,0 +1,58 @@
+"""Building blocks of the temporal U-Net (Chi et al. 2023, section III; Janner et al. 2022).
+
+Shape legend: B batch, C channels, T time steps, D features of the conditioning vector.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffpolicy.networks.layers.conv import Conv1d, GroupNormMish
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of a scalar at geometric frequencies (Vaswani et al. 2017): [B] -> [B, dim]."""
+
+    frequency: Tensor  # [dim / 2]
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        frequency = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10_000) / (half - 1)))
+        self.register_buffer("frequency", frequency.float(), persistent=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        angle = time[:, None] * self.frequency  # [B, dim / 2]
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution over time that keeps the length, group normalisation, Mish: [B, C, T] -> [B, C', T]."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, groups: int) -> None:
+        super().__init__(
+            Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2),
+            GroupNormMish(groups, channels_out),
+        )
+
+
+class ConditionalResidualBlock(nn.Module):
+    """Two convolution blocks around a residual; FiLM scales and shifts between them (Perez et al. 2018).
+
+    Input [B, C, T] and condition [B, D]; output [B, C', T].
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, condition: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        self.first = ConvBlock(channels_in, channels_out, kernel_size, groups)
+        self.second = ConvBlock(channels_out, channels_out, kernel_size, groups)
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * channels_out))
+        same = channels_in == channels_out
+        self.residual = nn.Identity() if same else Conv1d(channels_in, channels_out, kernel_size=1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, bias = rearrange(self.film(condition), "b (two c) -> two b c 1", two=2)
+        hidden = torch.addcmul(bias, self.first(x), scale)
+        return self.second(hidden) + self.residual(x)

@@ -1,0 +1,120 @@
+"""Training and validation batches, cut by index from tensors that stay on the device, or read from disk.
+
+A batch is a function of (seed, step): there is no sampler state to save, and a resumed run sees what an uninterrupted
+one would have seen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.data.stream import StreamedRows
+from diffpolicy.data.windows import window_indices
+from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.training.read_ahead import ReadAhead, Step
+
+
+@dataclass(frozen=True)
+class Batch:
+    """observations {key: [batch, n_obs_steps, dim]} (images: [batch, n_obs_steps, height, width, channels] of their
+    own type), actions [batch, horizon, action]."""
+
+    observations: dict[str, Tensor]
+    actions: Tensor
+
+
+class WindowBatches:
+    """Every window of some episodes, once an epoch, in an order drawn from (seed, epoch).
+
+    Observations that stay on disk are read by `workers` processes ahead of the steps; `close` ends them.
+    """
+
+    def __init__(
+        self,
+        data: Demonstrations,
+        episodes: np.ndarray,
+        window: WindowConfig,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int = 0,
+    ) -> None:
+        pad_before, pad_after = window.n_obs_steps - 1, window.n_action_steps - 1
+        index = window_indices(data.episode_ends, window.horizon, pad_before, pad_after, episodes)
+        self.n_windows = len(index)
+        self.batch_size = min(batch_size, self.n_windows)
+        self._order = _Order(self.n_windows, self.batch_size, seed, device)
+        self._index = torch.from_numpy(index).to(device)
+        self._actions = data.actions.to(device)
+        self._n_obs_steps = window.n_obs_steps
+        self._resident = {k: v.to(device) for k, v in data.observations.items() if isinstance(v, Tensor)}
+        self._streamed = {k: v for k, v in data.observations.items() if isinstance(v, StreamedRows)}
+        self._past = torch.from_numpy(index[:, : window.n_obs_steps].copy())
+        self._order_ahead = _Order(self.n_windows, self.batch_size, seed, torch.device("cpu"))
+        self._ahead = ReadAhead(self._streamed, self._rows_of, workers)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; a remainder waits for another epoch's order."""
+        return self._order.steps_per_epoch
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of optimiser step `step`, or some of its rows.
+
+        Raises:
+            OSError: observations that cannot be read.
+        """
+        streamed = self._ahead.read((step, rows)) if self._streamed else {}
+        return self._cut(self._order.windows(step)[rows], streamed)
+
+    def first(self, n_windows: int) -> Batch:
+        """The same windows at every call, evenly spread over the episodes."""
+        windows = torch.linspace(0, self.n_windows - 1, min(n_windows, self.n_windows)).long()
+        streamed = {key: value[self._past[windows]] for key, value in self._streamed.items()}
+        return self._cut(windows.to(self._index.device), streamed)
+
+    def close(self) -> None:
+        """End the processes that read ahead; another batch starts them again."""
+        self._ahead.close()
+
+    def _rows_of(self, step: Step) -> Tensor:
+        """[rows, n_obs_steps], on the CPU."""
+        return self._past[self._order_ahead.windows(step[0])[step[1]]]
+
+    def _cut(self, windows: Tensor, streamed: Mapping[str, Tensor]) -> Batch:
+        rows = self._index[windows]  # [batch, horizon]
+        past = rows[:, : self._n_obs_steps]
+        resident = {key: value[past] for key, value in self._resident.items()}
+        moved = {key: value.to(rows.device) for key, value in streamed.items()}
+        return Batch(resident | moved, self._actions[rows])
+
+
+class _Order:
+    """Which windows make up the batch of a step."""
+
+    def __init__(self, n_windows: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self._n_windows, self._batch_size, self._seed, self._device = n_windows, batch_size, seed, device
+        self._epoch = -1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._n_windows // self._batch_size
+
+    def windows(self, step: int) -> Tensor:
+        """[batch_size]."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
+            self._order = torch.randperm(self._n_windows, generator=generator).to(self._device)
+            self._epoch = epoch
+        start = position * self._batch_size
+        return self._order[start : start + self._batch_size]
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers; any change of any of them gives an unrelated stream."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

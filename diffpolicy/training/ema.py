@@ -1,0 +1,28 @@
+"""Exponential moving average of a policy's weights."""
+
+import copy
+
+import torch
+
+from diffpolicy.policy.diffusion import DiffusionPolicy
+
+
+class Ema:
+    """average += (1 - decay) * (weights - average), decay = min(max_decay, 1 - (1 + step)^-power).
+
+    The warm-up is Diffusion Policy's; the decay follows from the step alone, so that there is no counter to lose.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, power: float, max_decay: float) -> None:
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self._power = power
+        self._max_decay = max_decay
+
+    def decay(self, step: int) -> float:
+        """Of the update after optimiser step `step`, counted from 0."""
+        return min(self._max_decay, 1.0 - (1.0 + step) ** -self._power)
+
+    @torch.no_grad()
+    def update(self, policy: DiffusionPolicy, step: int) -> None:
+        average, weights = list(self.policy.parameters()), list(policy.parameters())
+        torch._foreach_lerp_(average, weights, 1.0 - self.decay(step))  # pyright: ignore

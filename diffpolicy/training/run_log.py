@@ -1,0 +1,112 @@
+"""Where the numbers of a run go: metrics.jsonl, figures/curves.png and, if wished, Weights & Biases."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffpolicy.system.files import write_text
+from diffpolicy.training.settings import LoggerConfig
+
+PANELS = {  # title -> the metrics drawn in it
+    "loss": ("loss", "validation_loss"),
+    "score": ("mean_score", "success_rate"),
+    "learning rate": ("learning_rate",),
+    "gradient norm": ("grad_norm",),
+}
+
+
+def check_logger(logger: LoggerConfig) -> None:
+    """Raise ValueError on settings that cannot work."""
+    if logger.name not in ("none", "wandb"):
+        raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
+    if logger.mode not in ("online", "offline"):
+        raise ValueError(f"logger: mode {logger.mode!r} must be online or offline")
+
+
+class Metrics:
+    """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl.
+
+    On resume, rows past `step` are dropped, and unless it `is_evaluated` that step's scores, which will come again.
+    """
+
+    def __init__(
+        self, folder: Path, logger: LoggerConfig, config: Mapping[str, Any], step: int = 0, is_evaluated: bool = True
+    ) -> None:
+        self._folder = folder
+        self._path = folder / "metrics.jsonl"
+        rows = [row for row in _read(self._path) if row["step"] <= step]
+        self.rows = [row for row in rows if row["step"] < step or is_evaluated or "mean_score" not in row]
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_text(self._path, text)
+        self._wandb = _start_wandb(folder, logger, config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **values})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def plot(self) -> None:
+        """Draw figures/curves.png from all rows."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+            for name in names:
+                points = [(row["step"], row[name]) for row in self.rows if name in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None)
+            axes.set(title=title, xlabel="step")
+            if title == "loss":
+                axes.set_yscale("log")
+            if title == "score":
+                axes.set_ylim(0, 1.02)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+        path = self._folder / "figures" / "curves.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class NoMetrics:
+    """What processes besides the first have in place of `Metrics`."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def plot(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole rows; a line that a killed process left unfinished is dropped."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _start_wandb(folder: Path, logger: LoggerConfig, config: Mapping[str, Any]) -> Any:
+    if logger.name == "none":
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("logger: wandb is not installed; run: pip install 'diffpolicy[wandb]'") from error
+    mode = "online" if logger.mode == "online" else "offline"
+    try:
+        return wandb.init(project=logger.project, mode=mode, dir=str(folder), config=dict(config))
+    except wandb.Error as error:
+        raise ValueError(f"logger: wandb does not start: {error}; without a login use logger.mode=offline") from error

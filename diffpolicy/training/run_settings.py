@@ -1,0 +1,101 @@
+"""What follows from the settings of a run: checks, data, learning rate, and what a resumed run must share."""
+
+import hashlib
+import math
+from dataclasses import asdict
+from typing import Any
+
+from diffpolicy.codecs.normalizer import BLOCK_ROWS
+from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.sources import find_data_set
+from diffpolicy.policy.settings import PolicyConfig
+from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
+
+REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # free to differ on resume
+WHERE = ("stream", "workers")  # of data; batches do not depend on where it lies, so these are free to differ too
+AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
+ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
+AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
+
+
+def check_trainer(trainer: TrainerConfig) -> None:
+    """Raise ValueError on settings that cannot work."""
+    for names, low, is_above in ((AT_LEAST_1, 1, False), (ABOVE_0, 0, True), (AT_LEAST_0, 0, False)):
+        for name in names:
+            value = getattr(trainer, name)
+            if not (math.isfinite(value) and (value > low if is_above else value >= low)):
+                raise ValueError(f"trainer: {name} {value} must be {'above' if is_above else 'at least'} {low}")
+    if trainer.ema_max_decay >= 1:
+        raise ValueError(f"trainer: ema_max_decay {trainer.ema_max_decay} must be below 1")
+    if trainer.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"trainer: precision {trainer.precision!r} must be float32 or bfloat16")
+    if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):
+        raise ValueError(f"trainer: betas {list(trainer.betas)} must be two numbers in [0, 1)")
+
+
+def load_data(data: DataConfig) -> Demonstrations:
+    """The demonstrations, found or downloaded, as `load_demonstrations` gives them."""
+    if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
+        raise ValueError(
+            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
+        )
+    if data.workers < 0:
+        raise ValueError(f"data: workers {data.workers} must be at least 0")
+    return load_demonstrations(find_data_set(data.path), data.observations, data.action, data.stream)
+
+
+def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
+    """Those of the policy that is trained; ValueError where it would have to see images."""
+    for key, value in data.observations.items():
+        if len(value.shape) != 2:
+            raise ValueError(
+                f"data: observation {key!r} holds images {list(value.shape[1:])}, no network here sees them"
+            )
+    return PolicyConfig(
+        observations={key: value.shape[1] for key, value in data.observations.items()},
+        action_dim=data.actions.shape[1],
+        normalizer=config.data.normalizer,
+        window=config.window,
+        model=config.model,
+        diffusion=config.diffusion,
+    )
+
+
+def learning_rate(trainer: TrainerConfig, step: int) -> float:
+    """Linear warm-up, then a half cosine to 0 at the last step."""
+    warmup = min(1.0, (step + 1) / max(1, trainer.warmup_steps))
+    progress = max(0.0, (step - trainer.warmup_steps) / max(1, trainer.steps - trainer.warmup_steps))
+    return trainer.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]:
+    """All on which the weights and the choice of the best checkpoint depend."""
+    everything = asdict(config)
+    kept = ("task", "data", "env", "window", "model", "diffusion", "sampler", "evaluation", "seed")
+    trainer = {name: value for name, value in everything["trainer"].items() if name not in REPORTING}
+    everything["data"] = {name: value for name, value in everything["data"].items() if name not in WHERE}
+    return {**{name: everything[name] for name in kept}, "trainer": trainer, "data_sha256": fingerprint(data)}
+
+
+def fingerprint(data: Demonstrations) -> str:
+    """SHA-256 of actions, observations and episode ends."""
+    digest = hashlib.sha256(data.episode_ends.tobytes())
+    for values in (data.actions, *(data.observations[key] for key in sorted(data.observations))):
+        for block in values.split(BLOCK_ROWS):
+            digest.update(block.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_same_settings(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise ValueError, naming what differs, unless a run may go on with these settings."""
+    before, now = _flatten(found), _flatten(expected)
+    different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if different:
+        listed = ", ".join(f"{name} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different)
+        raise ValueError(f"resume: the settings differ: {listed}; give the same, or a new folder")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: repr(value)}
+    return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".strip(".")).items()}

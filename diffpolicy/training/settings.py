@@ -1,0 +1,79 @@
+"""Settings of a training run: the schema of configs/train.yaml."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.settings import DiffusionConfig, ModelConfig, SamplerConfig, WindowConfig
+
+
+@dataclass
+class DataConfig:
+    """Demonstrations: where they are, and which arrays are action and observations."""
+
+    path: str
+    action: str = "action"
+    # {key: [array, ...]}, arrays as "state" or "state[:2]"; a typed dict would refuse new keys
+    observations: Any = None
+    normalizer: str = "limits"
+    validation_fraction: float = 0.02
+    stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
+    workers: int = 2  # processes that read them
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop; lengths in optimiser steps."""
+
+    steps: int = 5000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    weight_decay: float = 1e-6
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
+    max_grad_norm: float = 1.0
+    ema_power: float = 0.75
+    ema_max_decay: float = 0.9999
+    precision: str = "float32"  # or bfloat16, by autocast
+    compile: bool = False  # the network, by torch.compile, which needs a C++ compiler or, on a GPU, Triton
+    log_every: int = 50
+    validate_every: int = 500
+    evaluate_every: int = 2500
+    checkpoint_every: int = 1000
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation during training; its seeds are not those of reported figures."""
+
+    episodes: int = 20
+    seed: int = 50_000
+    inference_batch: int = 64  # fixed, so that a result does not depend on the number of episodes
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    name: str = "none"  # or wandb
+    project: str = "diffpolicy"
+    mode: str = "online"  # wandb: online or offline
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `train_policy.py` reads."""
+
+    task: str
+    data: DataConfig
+    env: EnvConfig | None = None  # none: evaluation is off
+    window: WindowConfig = field(default_factory=WindowConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # of the evaluation during training
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 0
+    device: str = "auto"  # cuda, mps or cpu, the first there is
+    resume: bool = False

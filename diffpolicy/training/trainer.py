@@ -1,0 +1,296 @@
+"""The one training loop: AdamW with warm-up and cosine, EMA, validation, evaluation, checkpoints, resume.
+
+All randomness is a function of (seed, step), and so are learning rate and EMA decay: what must be saved is weights,
+averages and the optimiser's moments.
+"""
+
+import contextlib
+import math
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.data.windows import split_episodes
+from diffpolicy.evaluation.evaluate import check_evaluation, evaluate, summarize
+from diffpolicy.evaluation.rollout import Episode, check_env
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.sharded import sharded
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.stopping import StoppedError, StopSignals
+from diffpolicy.training import state as training_state
+from diffpolicy.training.batches import WindowBatches, mixed_seed
+from diffpolicy.training.ema import Ema
+from diffpolicy.training.run_checkpoints import RunCheckpoints
+from diffpolicy.training.run_log import Metrics, NoMetrics, check_logger
+from diffpolicy.training.run_settings import (
+    REPORTING,
+    check_same_settings,
+    check_trainer,
+    learning_rate,
+    load_data,
+    policy_settings,
+    settings_of_run,
+)
+from diffpolicy.training.settings import TrainConfig, TrainerConfig
+from diffpolicy.training.sharded_loss import ShardedLoss
+
+VALIDATION_WINDOWS = 1024
+AGREE_EVERY = 10  # steps, between the moments when several processes ask each other whether to stop
+
+
+class Trainer:
+    """Trains a policy as `config` says, in the run folder `folder`; of several processes only the first writes there.
+
+    Raises:
+        ValueError: settings or data that do not fit, a checkpoint of other settings or a damaged one on resume.
+        FileNotFoundError: no data.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
+        check_trainer(config.trainer)
+        check_logger(config.logger)
+        check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch)
+        if config.env is not None:
+            ranks.shard(range(config.evaluation.episodes))
+            check_env(config.env)
+        self.config = config
+        self.folder = folder
+        self.ranks = ranks
+        self.device = ranks.device(config.device)
+        data = load_data(config.data)
+        self.policy = _new_policy(config, data)
+        self.settings = settings_of_run(config, data)
+        self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
+        self.policy.to(self.device)
+        train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
+        self.batches = self._windows("training", data, train)
+        self._rows = ranks.rows(self.batches.batch_size)
+        self.validation = None
+        if len(validation):
+            self.validation = self._windows("validation", data, validation).first(VALIDATION_WINDOWS)
+        self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
+        if config.trainer.compile:
+            self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
+        self.optimizer = _optimizer(config.trainer, self.policy)
+        self.checkpoints = RunCheckpoints(folder)
+        self.step = 0
+        self.best_score = -math.inf
+        self._is_evaluated = True  # false in a checkpoint that was saved on being stopped during an evaluation
+        self._recent: list[Tensor] = []  # [2], loss and gradient norm of every step since the last row that was logged
+        self._stop = StopSignals()
+        if config.resume:
+            self._resume()
+        self._loss = ranks.parallel(ShardedLoss(self.policy, ranks))
+
+    def run(self) -> signal.Signals | None:
+        """Train to the last step, or until SIGTERM or Ctrl-C, which is then returned; all done so far is saved.
+
+        Raises:
+            OSError: a file cannot be written, an evaluation failed.
+            FloatingPointError: a loss or gradient that is not finite.
+        """
+        steps = self.config.trainer.steps
+        bar = tqdm(
+            total=steps,
+            initial=self.step,
+            desc=self.config.task,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.ranks.is_first,
+        )
+        try:
+            metrics = self._open()
+            with self._stop, contextlib.closing(metrics), contextlib.closing(self.batches), bar:
+                try:
+                    self._train(metrics, bar)
+                except StoppedError:
+                    self._save()
+        except FloatingPointError as error:  # the same settings would give it again
+            left = self.checkpoints.left(can_go_on=False)
+            raise FloatingPointError(f"training, step {self.step}: {error}; {left}") from error
+        except OSError as error:
+            kind = ChildProcessError if isinstance(error, ChildProcessError) else OSError
+            left = self.checkpoints.left(can_go_on=True)
+            raise kind(f"training, step {self.step}: {error}; {left}") from error
+        self.ranks.largest(0)  # the end of a process would end the first, which may still write
+        return self._stop.received if self.step < steps or not self._is_evaluated else None
+
+    def _open(self) -> Metrics | NoMetrics:
+        if not self.ranks.is_first:
+            return NoMetrics()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clean()
+        return Metrics(self.folder, self.config.logger, asdict(self.config), self.step, self._is_evaluated)
+
+    def _stop_if_asked(self) -> None:
+        """All processes stop at the same step, whichever got the signal."""
+        if number := self.ranks.largest(self._stop.received or 0):
+            self._stop.received = signal.Signals(number)
+        self._stop.check()
+
+    def _train(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
+        trainer = self.config.trainer
+        if not self._is_evaluated:
+            self._validate_and_evaluate(metrics, bar)
+        while self.step < trainer.steps:
+            if self.ranks.count == 1 or self.step % AGREE_EVERY == 0:
+                self._stop_if_asked()
+            self._recent.append(torch.stack(self.train_step()))
+            self.step += 1
+            bar.update()
+            self._report(metrics, bar)
+            if self._is_due(trainer.checkpoint_every):
+                self._save()
+        metrics.plot()
+
+    def _report(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
+        trainer = self.config.trainer
+        if any(self._is_due(getattr(trainer, name)) for name in REPORTING):
+            loss, grad_norm = self._checked_recent().mean(dim=0).tolist()
+            if self._is_due(trainer.log_every):
+                rate = learning_rate(trainer, self.step - 1)
+                metrics.write(self.step, {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm})
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                self._recent.clear()
+        self._validate_and_evaluate(metrics, bar)
+
+    def _windows(self, split: str, data: Demonstrations, episodes: np.ndarray) -> WindowBatches:
+        config = self.config
+        try:
+            batch_size, workers = config.trainer.batch_size, config.data.workers
+            return WindowBatches(data, episodes, config.window, batch_size, config.seed, self.device, workers)
+        except ValueError as error:
+            raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One optimiser step; the loss and the gradient norm stay on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.trainer, self.step)
+        batch = self.batches.batch(self.step, self._rows)
+        generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 1, self.step))
+        with self._autocast():
+            loss = self._loss(batch.observations, batch.actions, generator)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.trainer.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.policy, self.step)
+        return loss.detach(), grad_norm
+
+    def _validate_and_evaluate(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
+        values: dict[str, float] = {}
+        if self.validation is not None and self._is_due(self.config.trainer.validate_every):
+            values["validation_loss"] = self._validation_loss()
+        if self.config.env is not None and self._is_due(self.config.trainer.evaluate_every):
+            values |= self._evaluation(self.config.env)
+        if values:
+            metrics.write(self.step, values)
+            metrics.plot()
+            if not bar.disable:
+                bar.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        if values.get("mean_score", -math.inf) > self.best_score:
+            self.best_score = values["mean_score"]
+            self._save(is_best=True)
+
+    def _evaluation(self, env: EnvConfig) -> dict[str, float]:
+        """Score and success of the averaged weights; saves the step where the evaluation does not come to its end."""
+        config = self.config.evaluation
+        self._is_evaluated = False
+
+        def run(seeds: Sequence[int]) -> list[Episode]:
+            policy, sampler = self.ema.policy, self.config.sampler
+            return evaluate(policy, env, sampler, seeds, config.inference_batch, on_tick=self._stop.check)
+
+        try:
+            episodes = sharded(self.ranks, range(config.seed, config.seed + config.episodes), run)
+        except Exception as error:
+            self._stop_if_asked()  # a signal to all processes ends the env's too
+            self._save()
+            if isinstance(error, OSError | EOFError):  # what a pipe to a dead process raises
+                raise ChildProcessError(f"the evaluation broke off, an env died ({error!r})") from error
+            raise
+        self._is_evaluated = True
+        summary = summarize(episodes)
+        return {key: summary[key] for key in ("mean_score", "success_rate")}
+
+    def _validation_loss(self) -> float:
+        """The averaged weights' loss on the validation windows, with the same levels and noise every time."""
+        assert self.validation is not None
+        generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 2))
+        with torch.inference_mode(), self._autocast():
+            return float(self.ema.policy.loss(self.validation.observations, self.validation.actions, generator))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.config.trainer.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.trainer.steps
+
+    def _save(self, is_best: bool = False) -> None:
+        numbers = {
+            "best_score": torch.tensor(self.best_score, dtype=torch.float64),
+            "is_evaluated": torch.tensor(self._is_evaluated),
+            "recent": self._checked_recent(),
+        }
+        if not self.ranks.is_first:
+            return
+        state = training_state.pack(self.policy, self.optimizer, numbers)
+        self.ema.policy.metadata = {**self.policy.metadata, "step": self.step}
+        model = self.ema.policy.state_dict()
+        self.checkpoints.write(self.step, self.ema.policy.checkpoint_config(), model, state, is_best)
+
+    def _resume(self) -> None:
+        """Go on from checkpoints/last as if there had been no interruption."""
+        content, model, state = self.checkpoints.read_last()
+        check_same_settings(content["training"], self.settings)
+        self.ema.policy.load_state_dict(model)
+        numbers = training_state.unpack(state, self.policy, self.optimizer)
+        self.step = int(content["step"])
+        self.best_score = float(numbers["best_score"])
+        self._is_evaluated = bool(numbers["is_evaluated"])
+        self._recent = list(numbers["recent"].to(self.device))
+
+    def _checked_recent(self) -> Tensor:
+        """[steps, 2] loss and gradient norm of the whole batch; finite, so the weights are too and may be saved."""
+        if not self._recent:
+            return torch.empty(0, 2)
+        recent = self.ranks.mean(torch.stack(self._recent))
+        loss, grad_norm = recent.mean(dim=0).tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise FloatingPointError(
+                f"loss {loss}, gradient norm {grad_norm}: begin anew with a lower trainer.learning_rate, or look for "
+                "outliers in the data"
+            )
+        return recent
+
+
+def _new_policy(config: TrainConfig, data: Demonstrations) -> DiffusionPolicy:
+    """Not trained yet. Refuses what cannot be sampled before any work."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        policy = DiffusionPolicy(policy_settings(config, data))
+    policy.sampler(config.sampler)
+    policy.guide(config.sampler.guidance)
+    policy.fit_normalizers(data.observations, data.actions)
+    return policy
+
+
+def _optimizer(config: TrainerConfig, policy: DiffusionPolicy) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )

@@ -1,0 +1,67 @@
+"""The inference benchmark: its files, and that the contestants make the same plans.
+
+LeRobot pins versions that this package does not. The comparison with it runs where DIFFPOLICY_LEROBOT_PYTHON names an
+interpreter that has it.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_command import run
+
+LEROBOT_PYTHON = os.environ.get("DIFFPOLICY_LEROBOT_PYTHON")
+SMALL = [
+    "~models.unet",
+    "~models.unet_medium",
+    "models.unet_small.widths=[8,16,32]",
+    "threads=[1]",
+    "blocks=2",
+    "chunks_per_block=1",
+]
+
+
+def benchmark(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return run("benchmark_inference.py", f"hydra.run.dir={folder}", *SMALL, *overrides)
+
+
+def test_writes_json_csv_and_figure(tmp_path: Path) -> None:
+    result = benchmark(tmp_path)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "benchmark_inference.json").read_text(encoding="utf-8"))
+    names = ["diffpolicy", "plain"]
+    assert sorted((line["threads"], line["name"]) for line in written["summary"]) == [(1, name) for name in names]
+    ours = [line for line in written["summary"] if line["name"] == "diffpolicy"]
+    assert all(line["ratio"] == line["cpu_ratio"] == 1.0 for line in ours)
+    with (tmp_path / "benchmark_inference.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == len(written["blocks"]) == 2
+    assert (tmp_path / "benchmark_inference.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("peer_python=no/such/python", "peer_python: no/such/python does not exist"),
+        (f"peer_python={sys.executable}", "lerobot in .* gave no result"),
+        ("blocks=1", "blocks 1 must be at least 2"),
+        ("steps=30", "steps 30 must divide 100"),
+    ],
+)
+def test_errors_name_the_cause(tmp_path: Path, override: str, message: str) -> None:
+    result = benchmark(tmp_path, override)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr)
+
+
+@pytest.mark.skipif(LEROBOT_PYTHON is None, reason="DIFFPOLICY_LEROBOT_PYTHON names no interpreter with lerobot")
+def test_lerobots_network_with_our_weights_makes_our_plan(tmp_path: Path) -> None:
+    result = benchmark(tmp_path, f"peer_python={LEROBOT_PYTHON}")
+    assert result.returncode == 0, result.stderr  # the benchmark compares the plans
+    written = json.loads((tmp_path / "benchmark_inference.json").read_text(encoding="utf-8"))
+    assert {line["name"] for line in written["summary"]} == {"diffpolicy", "plain", "lerobot"}

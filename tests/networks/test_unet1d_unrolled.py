@@ -1,0 +1,148 @@
+"""The unrolled U-Net is the U-Net."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from diffpolicy.networks.backbones.unet1d import UNet1d
+from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d, at_condition
+
+TIMES = [99.0, 12.5, 99.0, 0.0]
+
+
+def random_network(
+    widths: tuple[int, ...] = (16, 32, 64), kernel: int = 5, action_dim: int = 2, condition_dim: int = 6
+) -> UNet1d:
+    torch.manual_seed(0)
+    network = UNet1d(action_dim, condition_dim, widths, 16, kernel)
+    with torch.no_grad():
+        for parameter in network.parameters():  # no scale of 1 or bias of 0 that would hide a missing one
+            parameter += 0.3 * torch.randn_like(parameter)
+    return network
+
+
+def plain(network: UNet1d, x: Tensor, time: float, condition: Tensor) -> Tensor:
+    return network(x, torch.full((len(x),), time), condition)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 64])
+@pytest.mark.parametrize(
+    ("widths", "kernel", "horizon"), [((16, 32, 64), 5, 16), ((24, 8), 3, 4), ((8, 16, 8, 32), 1, 16), ((8, 8), 7, 6)]
+)
+def test_the_output_is_the_networks(batch: int, widths: tuple[int, ...], kernel: int, horizon: int) -> None:
+    network = random_network(widths, kernel, action_dim=3).double()
+    condition = torch.randn(batch, 6).double()
+    with torch.inference_mode():
+        unrolled = UnrolledUNet1d(network, condition, TIMES, horizon)
+        for time in TIMES:  # later calls find the buffers as the ones before left them
+            x = torch.randn(batch, horizon, 3).double()
+            expected = plain(network, x, time, condition)
+            assert expected.std() > 0.1
+            assert_close(unrolled(x, time), expected, rtol=1e-8, atol=1e-8)  # float64 rounding through 25 layers
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_in_float32_the_difference_is_rounding(batch: int) -> None:
+    network, condition, x = random_network((32, 64, 128)), torch.randn(batch, 6), torch.randn(batch, 16, 2)
+    with torch.inference_mode():
+        found = UnrolledUNet1d(network, condition, TIMES, 16)(x, 99.0)
+        expected = plain(network, x, 99.0, condition)
+    assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))  # through 25 layers
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])  # 2 serves two of the three widths, 3 none
+def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(threads: int, batch: int) -> None:
+    network = random_network().double()
+    condition, x = torch.randn(batch, 6).double(), torch.randn(batch, 16, 2).double()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            found = UnrolledUNet1d(network, condition, TIMES, 16)(x, 99.0)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(found, plain(network, x, 99.0, condition), rtol=1e-8, atol=1e-8)  # float64 rounding
+
+
+def test_an_output_is_not_overwritten_by_the_next() -> None:
+    network, condition = random_network(), torch.randn(2, 6)
+    with torch.inference_mode():
+        unrolled = UnrolledUNet1d(network, condition, TIMES, 16)
+        first = unrolled(torch.randn(2, 16, 2), 99.0)
+        kept = first.clone()
+        unrolled(torch.randn(2, 16, 2), 99.0)
+    assert_close(first, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [8, 24, 64])
+@pytest.mark.parametrize("widths", [(8, 16, 32), (32, 64, 128)])
+def test_in_a_batch_of_a_multiple_of_8_a_row_depends_neither_on_its_place_nor_on_its_neighbours(
+    batch: int, widths: tuple[int, ...]
+) -> None:
+    network = random_network(widths)
+    x, condition = torch.randn(1, 16, 2), torch.randn(1, 6)
+    found = []
+    with torch.inference_mode():
+        for place in range(batch):
+            all_x, all_conditions = torch.randn(batch, 16, 2), torch.randn(batch, 6)
+            all_x[place], all_conditions[place] = x[0], condition[0]
+            found.append(UnrolledUNet1d(network, all_conditions, TIMES, 16)(all_x, 99.0)[place])
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_changed_weights_are_seen_at_once() -> None:
+    network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, 16, 2)
+    other = random_network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.1
+        before = at_condition(network, condition, TIMES, 16)(x, 99.0)
+        network.load_state_dict(other.state_dict())
+        after = at_condition(network, condition, TIMES, 16)(x, 99.0)
+    assert (after - before).abs().max() > 1e-3
+    assert_close(after, plain(other, x, 99.0, condition), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("times", "time", "horizon"), [(TIMES, 55.5, 16), (TIMES, 99.0, 8), ((), 99.0, 16)], ids=["time", "horizon", "none"]
+)
+def test_what_it_was_not_made_for_goes_to_the_network_itself(times, time: float, horizon: int) -> None:
+    network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, horizon, 2)
+    with torch.no_grad():
+        found = at_condition(network, condition, times, 16)(x, time)
+        assert_close(found, plain(network, x, time, condition), rtol=0, atol=0)
+
+
+def test_gradients_go_through_the_network_itself() -> None:
+    network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, 16, 2, requires_grad=True)
+    with torch.no_grad():
+        output = at_condition(network, condition, TIMES, 16)
+    (found,) = torch.autograd.grad(output(x, 99.0).sum(), x)
+    (expected,) = torch.autograd.grad(plain(network, x, 99.0, condition).sum(), x)
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_autocast_goes_to_the_network_itself() -> None:
+    network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, 16, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = at_condition(network, condition, TIMES, 16)(x, 99.0)
+        assert found.dtype == torch.bfloat16
+        assert_close(found, plain(network, x, 99.0, condition), rtol=0, atol=0)
+
+
+def test_its_buffers_go_with_it() -> None:
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            unrolled = UnrolledUNet1d(random_network(), torch.randn(1, 6), TIMES, 16)
+            unrolled(torch.randn(1, 16, 2), 99.0)
+        alive = weakref.ref(unrolled)
+        del unrolled
+        assert alive() is None, "a cycle of references would hold megabytes until the collector comes by"
+    finally:
+        gc.enable()

@@ -1,0 +1,112 @@
+"""The reverse loop reads no value on the host and stays on its device: what a captured CUDA graph may not do."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from traced import EVERY_SAMPLER
+from world import CONSTRAINTS, safety, start
+
+from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
+from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.limits import Polytope
+from diffpolicy.constraints.planar.keep_out import BarrierDecrease
+from diffpolicy.constraints.planar.obstacles import disc
+from diffpolicy.constraints.plant import State
+from diffpolicy.constraints.trajectory import Start
+from diffpolicy.policy.plan_projection import PlanProjection
+from diffpolicy.policy.sampling import sampled
+from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.safety.projection import StepProjection
+from diffpolicy.system.replay import tensors_in, with_tensors
+
+ALL_CONSTRAINTS = [*CONSTRAINTS, Polytope([[1, 0], [0, 1]], [9.5, 9.5], Rows("commands")), BarrierDecrease(0.5, 0.2)]
+
+
+class NoHost(TorchDispatchMode):
+    """Refuses to copy between GPU and host.
+
+    The GPU is torch's meta device, which has shapes and no values: what reads a value on the host raises by itself.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)]
+        assert all(one.device.type == "meta" for one in tensors), f"{func} reaches to the host"
+        return result
+
+
+class NoNumbers(TorchFunctionMode):
+    """Refuses to make tensors from Python's numbers, which would be copied to the GPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.tensor, torch.as_tensor, Tensor.new_tensor), f"{func} takes numbers from the host"
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def make_policy(sampler: str) -> DiffusionPolicy:
+    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=ModelConfig(widths=[8, 8], time_embedding_dim=8))
+    if sampler.startswith("flow"):
+        config.diffusion.schedule = config.diffusion.parameterization = "flow"
+    policy = DiffusionPolicy(config)
+    policy.fit_normalizers({"position": torch.eye(3), "goal": torch.eye(2)}, 10.0 * torch.eye(2))
+    return policy.eval()
+
+
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER)
+def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) -> None:
+    policy, batch = make_policy(sampler), 2
+    controller, _ = start(policy, safety(ALL_CONSTRAINTS, mode="every_step"), np.full((batch, 2), 3.0))
+    assert controller._layer is not None
+    projector = controller._layer._projector
+    state = State(torch.full((batch, 2), 3.0), torch.zeros(batch, 2))
+    near = disc(6.5, 6.5, 0.8).rows(torch.zeros(batch, dtype=torch.long))
+    task = projector.task(Start(state, torch.full((batch, 3, 2), 3.0)), near)
+    projector._may_look = False  # as off the CPU
+    for name, part in vars(projector).items():
+        if isinstance(part, Tensor):
+            setattr(projector, name, on_meta(part))
+    policy.to("meta")
+    task = with_tensors(task, {id(one): on_meta(one) for one in tensors_in(task)})
+    table = policy.sampler(SamplerConfig(sampler, 3, langevin_steps=1))
+    noise = torch.empty(len(table) + 1, batch, 16, 2, device="meta")
+    observation = {key: torch.empty(batch, 2, dim, device="meta") for key, dim in {"position": 3, "goal": 2}.items()}
+
+    def projection() -> PlanProjection:
+        constrain = StepProjection(controller.safety, projector, task, 1, len(table))
+        return PlanProjection(policy.action_normalizer, True, 1, constrain)
+
+    before_capture, captured = projection(), projection()
+    with torch.inference_mode():
+        denoise = policy._denoiser(observation, None, table)
+        sampled(denoise, table, noise, before_capture)  # copies the constants of constraints, once
+        with NoNumbers(), NoHost():
+            clean = sampled(policy._denoiser(observation, None, table), table, noise, captured)
+    assert clean.shape == (batch, 16, 2)
+    assert all(one.device.type == "meta" for one in captured.left())
+
+
+def test_the_check_sees_what_it_looks_for() -> None:
+    values = torch.empty(2, device="meta")
+    for call in (
+        lambda: bool(values.any()),
+        lambda: values.tolist(),
+        lambda: values.nonzero(),
+        lambda: values[0].item(),
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            call()
+    for call in (
+        lambda: torch.zeros(2).to("meta"),
+        lambda: values + torch.zeros(2).to("meta"),
+        lambda: values.new_tensor([0.0, 1.0]),
+    ):
+        with NoNumbers(), NoHost(), pytest.raises(AssertionError):
+            call()

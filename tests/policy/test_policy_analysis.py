@@ -1,0 +1,219 @@
+"""What can be asked of a policy besides a plan: its likelihood, its noise and back, a plan between two; guidance."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController, SamplerConfig
+from diffpolicy.diffusion.guidance import by_cost, inpaint
+from diffpolicy.policy.build import SCHEDULES
+from diffpolicy.policy.settings import DiffusionConfig, GuidanceConfig, ModelConfig
+
+HORIZON = 8
+ACTIONS = torch.linspace(0.0, 10.0, 50)[:, None].expand(-1, 2)
+
+
+def policy_with(**diffusion: Any) -> DiffusionPolicy:
+    """Untrained; observations lie in [0, 1], actions in [0, 10]."""
+    torch.manual_seed(0)
+    config = PolicyConfig({"goal": 2}, 2, model=ModelConfig(widths=[8, 16], time_embedding_dim=16, groups=4))
+    config.window.horizon, config.window.n_action_steps = HORIZON, 4
+    config.diffusion = DiffusionConfig(**diffusion)
+    policy = DiffusionPolicy(config)
+    policy.fit_normalizers({"goal": ACTIONS / 10.0}, ACTIONS)
+    return policy.eval()
+
+
+def observation(batch: int = 2) -> dict[str, torch.Tensor]:
+    return {"goal": torch.rand(batch, 2, 2, generator=torch.Generator().manual_seed(5))}
+
+
+def plan(batch: int = 2) -> torch.Tensor:
+    return 4.0 + torch.rand(batch, HORIZON, 2, generator=torch.Generator().manual_seed(6))
+
+
+def generators(batch: int = 2) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(batch)]
+
+
+def test_the_log_likelihood_has_no_chance_and_does_not_depend_on_the_batch() -> None:
+    policy = policy_with()
+    both = policy.log_likelihood(observation(), plan(), steps=4)
+    alone = policy.log_likelihood({key: value[1:] for key, value in observation().items()}, plan()[1:], steps=4)
+    assert both.normalized.shape == (2,)
+    torch.testing.assert_close(alone.normalized[0], both.normalized[1], rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_physical_units_differ_by_the_normalisers_stretch() -> None:
+    """Actions of range 10 px are halved and divided by 5 into [-1, 1]: log 5 nats for each of 16 numbers."""
+    found = policy_with().log_likelihood(observation(), plan(), steps=2)
+    expected = torch.full((2,), -HORIZON * 2 * float(torch.log(torch.tensor(5.0))))
+    torch.testing.assert_close(found.physical - found.normalized, expected, rtol=0, atol=1e-3)
+
+
+def test_a_solver_without_a_divergence_is_refused() -> None:
+    with pytest.raises(ValueError, match="method 'ddim' is unknown, expected rk4 or adaptive"):
+        policy_with().log_likelihood(observation(), plan(), method="ddim")
+
+
+def test_hutchinsons_probes_come_near_the_exact_divergence() -> None:
+    policy = policy_with()
+    exact = policy.log_likelihood(observation(), plan(), steps=4).normalized
+    found = policy.log_likelihood(observation(), plan(), 4, probes=256, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.normalized, exact, rtol=0, atol=0.5)
+
+
+def test_the_elbo_is_below_the_log_likelihood_of_a_policy_on_its_own_plans() -> None:
+    policy = policy_with()
+    plans = policy.predict_action_chunk(observation(), generators()).plan
+    exact = policy.log_likelihood(observation(), plans, steps=8).normalized
+    bound = policy.elbo(observation(), plans, torch.Generator().manual_seed(0)).normalized
+    assert (bound < exact).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_gives_a_density_and_a_way_back(schedule: str) -> None:
+    policy = policy_with(schedule=schedule, num_levels=1000)
+    assert policy.log_likelihood(observation(), plan(), steps=4).physical.isfinite().all()
+    back = policy.decode(observation(), policy.encode(observation(), plan(), 25, "rk4"), 25, "rk4")
+    torch.testing.assert_close(back, plan(), rtol=0, atol=0.1)  # px; float32, an untrained network
+
+
+def test_interpolation_goes_from_one_plan_to_the_other() -> None:
+    policy = policy_with()
+    first, second = plan(), plan().flip(0)
+    for fraction, end in ((0.0, first), (1.0, second)):
+        found = policy.interpolate(observation(), first, second, fraction, steps=40)
+        torch.testing.assert_close(found, end, rtol=0, atol=0.5)  # px; DDIM inversion is of order 1
+    middle = policy.interpolate(observation(), first, second, 0.5, steps=40)
+    assert float((middle - first).norm()) < float((second - first).norm())
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 5, 2), torch.full((2, HORIZON, 2), torch.nan)])
+def test_a_plan_of_the_wrong_shape_or_with_nan_is_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"plan: shape .* expected \[2, 8, 2\].*all finite"):
+        policy_with().log_likelihood(observation(), bad)
+
+
+def test_dropout_of_the_condition_trains_a_null_token_that_travels_with_the_checkpoint(tmp_path) -> None:
+    policy = policy_with(condition_dropout=0.5)
+    loss = policy.loss(observation(64), plan(64), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert policy.null_condition.grad.abs().sum() > 0
+    policy.null_condition.data.fill_(0.3)
+    policy.save_pretrained(tmp_path / "checkpoint")
+    loaded = DiffusionPolicy.from_pretrained(tmp_path / "checkpoint")
+    torch.testing.assert_close(loaded.null_condition, policy.null_condition, rtol=0, atol=0)
+
+
+def test_without_dropout_there_is_no_null_token_and_classifier_free_guidance_is_refused() -> None:
+    policy = policy_with()
+    assert "null_condition" not in policy.state_dict()
+    with pytest.raises(ValueError, match="condition_dropout above 0"):
+        policy.guide(GuidanceConfig(weight=1.0))
+
+
+def test_guidance_of_minus_1_forgets_the_observation() -> None:
+    policy = policy_with(condition_dropout=0.1)
+    guide = policy.guide(GuidanceConfig(weight=-1.0))
+    others = {key: 1.0 - value for key, value in observation().items()}
+    first = policy.predict_action_chunk(observation(), generators(), guide=guide).plan
+    second = policy.predict_action_chunk(others, generators(), guide=guide).plan
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    free = policy.predict_action_chunk(others, generators()).plan
+    assert (free - second).abs().max() > 1e-3
+
+
+def test_settings_that_ask_for_nothing_give_no_guide() -> None:
+    assert policy_with().guide(GuidanceConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rescale": 2.0, "weight": 1.0}, {"rescale": 0.5}, {"threshold": 0.1}, {"epsilon_scale": 0.0}, {"weight": -2.0}],
+)
+def test_numbers_out_of_range_are_refused_before_any_work(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        policy_with(condition_dropout=0.1).guide(dataclasses.replace(GuidanceConfig(), **wrong))
+
+
+def test_a_users_cost_pulls_the_plan_and_the_constraint_comes_last(shipped_checkpoint: Path) -> None:
+    """On a trained policy: the cost is low at the right edge, the constraint forbids the right half."""
+    policy = DiffusionPolicy.from_pretrained(shipped_checkpoint)
+    pixels = {"keypoints": 200.0 + 100.0 * torch.rand(1, 2, 20, generator=torch.Generator().manual_seed(0))}
+
+    def cost(clean: torch.Tensor) -> torch.Tensor:
+        return (clean[..., 0] - 1.0).square().sum(1)
+
+    def act(**arguments: Any) -> torch.Tensor:
+        return policy.predict_action_chunk(pixels, generators(1), **arguments).actions[..., 0]
+
+    guide = by_cost(cost, 0.5)
+    assert act(guide=guide).mean() > act().mean()
+    assert (act(guide=guide, constrain=lambda plan, row: plan.clamp(max=256.0)) <= 256.0).all()
+
+
+def test_a_controller_passes_its_guide_on() -> None:
+    policy = policy_with()
+    known = torch.full((1, HORIZON, 2), 0.5)
+    controller = PolicyController(policy, guide=inpaint(known, torch.ones(HORIZON, 2, dtype=torch.bool)))
+    controller.reset([0])
+    assert controller.select_action({"goal": [[0.5, 0.5]]}).tolist() == [[7.5, 7.5]]  # 0.5 of [-1, 1] is 7.5 of [0, 10]
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["DDPMScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerDiscreteScheduler"]
+)
+def test_a_scheduler_of_diffusers_samples_under_constraint(scheduler: str) -> None:
+    policy = policy_with()
+    sampler = policy.sampler(SamplerConfig(name="diffusers", steps=10, scheduler=scheduler))
+    rows = []
+
+    def constrain(plan: torch.Tensor, row) -> torch.Tensor:
+        rows.append(row)
+        return plan.clamp(4.0, 4.5)
+
+    found = policy.predict_action_chunk(observation(), generators(), sampler, constrain).actions
+    assert ((found >= 4.0) & (found <= 4.5)).all()
+    assert len(rows) == len(sampler) + 1
+
+
+def test_our_ddim_and_that_of_diffusers_make_the_same_plan() -> None:
+    policy = policy_with()
+    options = {"timestep_spacing": "trailing"}
+    theirs = SamplerConfig(name="diffusers", scheduler="DDIMScheduler", scheduler_options=options)
+    plans = [
+        policy.predict_action_chunk(observation(), generators(), policy.sampler(config)).plan
+        for config in (SamplerConfig(name="ddim"), theirs)
+    ]
+    torch.testing.assert_close(plans[0], plans[1], rtol=0, atol=1e-3)  # px; their alpha_bar is float32
+
+
+def test_a_row_has_the_noise_that_the_scheduler_says() -> None:
+    """With Karras' sigmas the schedulers of the multistep family round the timesteps, but step by the sigmas."""
+    options = {"use_karras_sigmas": True}
+    config = SamplerConfig(name="diffusers", scheduler="DPMSolverMultistepScheduler", scheduler_options=options)
+    found = [row.sigma / row.alpha for row in policy_with().sampler(config).rows]
+    schedule = policy_with().objective.schedule
+    ends = schedule.levels.sigma[[-1, 0]] / schedule.levels.alpha[[-1, 0]]
+    high, low = ends ** (1.0 / 7.0)  # Karras et al. 2022, eq. 5
+    expected = np.linspace(high, low, 10) ** 7.0
+    np.testing.assert_allclose(found, expected, rtol=1e-3)  # their alpha_bar is float32: 1 - alpha_bar has few digits
+
+
+@pytest.mark.parametrize(
+    ("settings", "diffusion", "reason"),
+    [
+        ({"scheduler": "MagicScheduler"}, {}, "'MagicScheduler' is unknown, expected one of .*DDIMScheduler"),
+        ({"scheduler": "KarrasVeScheduler"}, {}, "takes no betas"),
+        ({"steps": 0}, {}, "steps 0"),
+        ({}, {"schedule": "flow", "parameterization": "flow"}, "variance-preserving"),
+    ],
+)
+def test_what_diffusers_cannot_do_is_refused(settings: dict, diffusion: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        policy_with(**diffusion).sampler(SamplerConfig(**{"name": "diffusers", **settings}))

@@ -1,0 +1,162 @@
+"""Checkpoints: the same policy comes back, and nothing damaged or foreign gets in."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from diffpolicy import DiffusionPolicy
+from diffpolicy.system import checkpoint
+
+
+@pytest.fixture
+def folder(small_policy: DiffusionPolicy, tmp_path: Path) -> Path:
+    small_policy.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rewrite(folder: Path, change) -> None:
+    """Write the checkpoint anew with other tensors, hashes valid."""
+    config = checkpoint.read_config(folder)
+    tensors = change(checkpoint.read_tensors(folder, "model"))
+    shutil.rmtree(folder)
+    checkpoint.write(folder, {k: v for k, v in config.items() if k != "sha256"}, {"model": tensors})
+
+
+def test_a_loaded_policy_plans_as_the_saved_one(small_policy: DiffusionPolicy, folder: Path) -> None:
+    observation = {"position": torch.rand(2, 2, 3), "goal": torch.rand(2, 2, 2)}
+    loaded = DiffusionPolicy.from_pretrained(folder)
+    plans = [
+        policy.predict_action_chunk(observation, [torch.Generator().manual_seed(i) for i in range(2)]).plan
+        for policy in (small_policy, loaded)
+    ]
+    torch.testing.assert_close(*plans, rtol=0, atol=0)
+    assert loaded.config == small_policy.config
+
+
+def test_the_folder_holds_json_and_safetensors_alone(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.99])
+def test_a_flipped_bit_in_the_weights_is_refused(folder: Path, position: float) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[int(position * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: SHA-256"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_a_changed_setting_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["policy"]["window"]["n_action_steps"] = 4
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not match its own SHA-256"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "\x00", '{"format_version": 1}'])
+def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|has format_version None|does not match)"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_another_format_version_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(ValueError, match="format_version 2, this version reads 1"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {k: v for k, v in tensors.items() if k != "network.head.1.bias"})
+    with pytest.raises(ValueError, match=r"missing tensors \['network\.head\.1\.bias'\], unknown tensors \[\]"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_an_extra_tensor_is_named(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "surplus": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"missing tensors \[\], unknown tensors \['surplus'\]"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "network.head.1.bias": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"network\.head\.1\.bias has shape \[3\], expected \[2\]"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_dtype_is_named(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "network.head.1.bias": torch.zeros(2, dtype=torch.float16)})
+    with pytest.raises(ValueError, match=r"network\.head\.1\.bias is torch\.float16, expected torch\.float32"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_file_in_place_of_the_folder_is_refused(folder: Path, file: str) -> None:
+    with pytest.raises(ValueError, match=r"is a file, expected a folder such as RUN/checkpoints/last"):
+        DiffusionPolicy.from_pretrained(folder / file)
+
+
+def test_missing_statistics_are_refused(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "action_normalizer.scale": torch.full((2,), torch.nan)})
+    with pytest.raises(ValueError, match="no normalisation statistics for action"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing.replace(".", r"\.")):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_an_existing_folder_is_never_overwritten(small_policy: DiffusionPolicy, folder: Path) -> None:
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(FileExistsError, match="exists already"):
+        small_policy.save_pretrained(folder)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        checkpoint.write(tmp_path / "new", {"policy": object()}, {"model": {"weight": torch.zeros(2)}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_last_is_a_relative_link_that_is_swapped(folder: Path, small_policy: DiffusionPolicy) -> None:
+    small_policy.save_pretrained(folder.parent / "newer")
+    link = folder.parent / "last"
+    for target in (folder, folder.parent / "newer"):
+        checkpoint.point(link, target)
+        assert link.readlink() == Path(target.name)
+    assert DiffusionPolicy.from_pretrained(link).config == small_policy.config
+
+
+def test_last_as_a_text_file_is_followed(folder: Path, small_policy: DiffusionPolicy, monkeypatch) -> None:
+    def refuse(*arguments, **options) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    link = folder.parent / "last"
+    checkpoint.point(link, folder)
+    assert link.is_file()
+    assert DiffusionPolicy.from_pretrained(link).config == small_policy.config
+
+
+def test_weights_are_what_safetensors_reads(folder: Path, small_policy: DiffusionPolicy) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    assert set(tensors) == set(small_policy.state_dict())
