@@ -4,6 +4,6 @@ from diffpolicy._version import __version__
 from diffpolicy.control.controller import PolicyController
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.sampling import ActionChunk
-from diffpolicy.policy.settings import PolicyConfig, SamplerConfig
+from diffpolicy.policy.settings import PolicyConfig
 
-__all__ = ["ActionChunk", "DiffusionPolicy", "PolicyConfig", "PolicyController", "SamplerConfig", "__version__"]
+__all__ = ["ActionChunk", "DiffusionPolicy", "PolicyConfig", "PolicyController", "__version__"]

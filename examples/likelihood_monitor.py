@@ -14,6 +14,7 @@ import torch
 
 from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.policy.analysis import PolicyAnalysis
 
 
 def windows(path: str, count: int, n_obs_steps: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--shifts", type=float, nargs="+", default=[5.0, 10.0, 20.0, 40.0], help="px")
     arguments = parser.parse_args()
     policy = DiffusionPolicy.from_pretrained(arguments.checkpoint)
-    window = policy.config.window
+    analysis, window = PolicyAnalysis(policy), policy.config.window
     observations, plans = windows(arguments.data, arguments.windows, window.n_obs_steps, window.horizon)
 
     def scores(shift_px: float) -> np.ndarray:
@@ -53,7 +54,8 @@ def main() -> None:
         moved[..., 1:-2:2] += shift_px * np.sin(angles)[:, None, None]
         observation = {"keypoints": torch.from_numpy(moved).float()}
         generator = torch.Generator().manual_seed(0)
-        density = policy.log_likelihood(observation, torch.from_numpy(plans), steps=10, probes=4, generator=generator)
+        plan = torch.from_numpy(plans)
+        density = analysis.log_likelihood(observation, plan, steps=10, probes=4, generator=generator)
         return density.physical.numpy()
 
     familiar = scores(0.0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from traced import Traced
 
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import ModelConfig, PolicyConfig
+from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system import replay as graph
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,11 +27,9 @@ def small_policy() -> DiffusionPolicy:
     """An untrained policy; observations lie in [0, 1], actions in [0, 10]. Each test has its own."""
     torch.manual_seed(0)
     observations = {"position": 3, "goal": 2}
-    policy = DiffusionPolicy(PolicyConfig(observations, 2, model=ModelConfig(widths=[16, 32], time_embedding_dim=16)))
+    policy = DiffusionPolicy(PolicyConfig(observations, 2, model=UNet1dConfig(widths=[16, 32], time_embedding_dim=16)))
     share = torch.linspace(0.0, 1.0, 100)[:, None]
-    policy.fit_normalizers(
-        {key: share.expand(-1, dim) for key, dim in observations.items()}, 10.0 * share.expand(-1, 2)
-    )
+    policy.fit({key: share.expand(-1, dim) for key, dim in observations.items()}, 10.0 * share.expand(-1, 2))
     return policy.eval()
 
 
@@ -44,9 +43,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained policy with the observations and actions of Push-T, quick to run."""
     torch.manual_seed(0)
-    policy = DiffusionPolicy(PolicyConfig({"keypoints": 20}, 2, model=ModelConfig(widths=[8, 16, 32])))
+    policy = DiffusionPolicy(PolicyConfig({"keypoints": 20}, 2, model=UNet1dConfig(widths=[8, 16, 32])))
     pixels = torch.linspace(0.0, 512.0, 100)[:, None]
-    policy.fit_normalizers({"keypoints": pixels.expand(-1, 20)}, pixels.expand(-1, 2))
+    policy.fit({"keypoints": pixels.expand(-1, 20)}, pixels.expand(-1, 2))
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     policy.save_pretrained(folder)
     return folder

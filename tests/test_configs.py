@@ -9,21 +9,33 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from diffpolicy.commands.evaluate_policy import EvaluateConfig
+from diffpolicy.networks.condition import ConditionShape
 from diffpolicy.policy.build import build_network, build_objective, build_sampler
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import MODES
+from diffpolicy.training.schemas import register_choices
 from diffpolicy.training.settings import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+CONDITION = ConditionShape(vector=(40,))
 CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "safety"]
 MODES_OF_SAFETY = sorted(path.stem for path in CONFIGS.glob("safety/*.yaml"))
 
 
 def settings(*overrides: str) -> TrainConfig:
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    register_choices()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return OmegaConf.to_object(compose("train", list(overrides)))
+
+
+def parameters(config: TrainConfig) -> int:
+    """Of the network for Push-T's keypoints."""
+    policy = PolicyConfig({"keypoints": 20}, 2, model=config.model)
+    with torch.device("meta"):
+        network = build_network(policy, (policy.window.horizon, 2), CONDITION)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
@@ -35,12 +47,13 @@ def test_every_choice_builds(group: str, choice: str) -> None:
     assert build_sampler(objective.schedule, config.sampler).rows
     policy = PolicyConfig({"state": 20}, 2, window=config.window, model=config.model, diffusion=config.diffusion)
     with torch.device("meta"):
-        build_network(policy, condition_dim=40)
+        build_network(policy, (policy.window.horizon, 2), CONDITION)
 
 
 @pytest.mark.parametrize("mode", MODES_OF_SAFETY)
 def test_every_choice_of_safety_builds(mode: str) -> None:
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+    register_choices()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_object(compose("evaluate", ["checkpoint=x", f"safety={mode}", "safety.max_speed=300"]))
     safety = build_safety(config.safety)
@@ -54,7 +67,9 @@ def test_there_is_a_choice_for_every_mode_of_safety() -> None:
 def test_the_default_is_the_small_network_in_float32_for_a_fixed_number_of_steps() -> None:
     config = settings()
     policy = PolicyConfig({"keypoints": 20}, 2, model=config.model)
-    assert sum(p.numel() for p in build_network(policy, 40).parameters()) == 1_393_314
+    assert (
+        sum(p.numel() for p in build_network(policy, (policy.window.horizon, 2), CONDITION).parameters()) == 1_393_314
+    )
     assert config.trainer.precision == "float32"
     assert config.trainer.steps == settings("device=cpu").trainer.steps
     assert config.env is not None
@@ -63,7 +78,10 @@ def test_the_default_is_the_small_network_in_float32_for_a_fixed_number_of_steps
 def test_the_published_network_is_one_choice_away() -> None:
     policy = PolicyConfig({"keypoints": 20}, 2, model=settings("model=unet").model)
     with torch.device("meta"):
-        assert sum(p.numel() for p in build_network(policy, 40).parameters()) == 65_783_298
+        assert (
+            sum(p.numel() for p in build_network(policy, (policy.window.horizon, 2), CONDITION).parameters())
+            == 65_783_298
+        )
 
 
 def test_in_training_and_reported_evaluations_use_other_seeds() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffpolicy import DiffusionPolicy, SamplerConfig
+from diffpolicy import DiffusionPolicy
 from diffpolicy.evaluation.evaluate import evaluate, summarize
 from diffpolicy.evaluation.settings import EnvConfig
 
@@ -11,7 +11,7 @@ def test_it_solves_push_t(shipped_checkpoint: Path) -> None:
     """Sixteen episodes on seeds of their own; a policy that fails scores about 0.2, a good one above 0.93."""
     policy = DiffusionPolicy.from_pretrained(shipped_checkpoint)
     env = EnvConfig(**policy.metadata["env"])
-    summary = summarize(evaluate(policy, env, SamplerConfig("ddim", 10), range(70_000, 70_016), inference_batch=16))
+    summary = summarize(evaluate(policy, env, {"name": "ddim", "steps": 10}, range(70_000, 70_016), inference_batch=16))
     assert summary["mean_score"] > 0.8
     assert summary["success_rate"] > 0.35
 

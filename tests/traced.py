@@ -3,21 +3,21 @@
 import contextlib
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
-from diffpolicy.policy.build import SAMPLERS
-from diffpolicy.policy.settings import ModelConfig
+from diffpolicy import DiffusionPolicy, PolicyConfig
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.policy.build import TABLES
 from diffpolicy.system.replay import Function, Replay
 
 A_KIND_EACH = ("ddim", "dpmpp_2m", "heun", "predictor_corrector")  # plain, with earlier estimates, corrections, noise
-EVERY_SAMPLER = [
-    name if name in A_KIND_EACH else pytest.param(name, marks=pytest.mark.slow) for name in sorted(SAMPLERS)
-]
+EVERY_SAMPLER = [name if name in A_KIND_EACH else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TABLES)]
 
 
 class Traced:
@@ -45,24 +45,26 @@ def make_policy(sampler: str = "ddim") -> DiffusionPolicy:
     """Untrained, for the schedule that the sampler wants; observations in [0, 1], actions in [0, 10]."""
     torch.manual_seed(0)
     observations = {"position": 3, "goal": 2}
-    config = PolicyConfig(observations, 2, model=ModelConfig(widths=[8, 8], time_embedding_dim=8))
+    config = PolicyConfig(observations, 2, model=UNet1dConfig(widths=[8, 8], time_embedding_dim=8))
     if sampler.startswith("flow"):
-        config.diffusion.schedule = config.diffusion.parameterization = "flow"
+        config.diffusion = DenoisingConfig(schedule="flow", parameterization="flow")
     policy = DiffusionPolicy(config)
     share = torch.linspace(0.0, 1.0, 100)[:, None]
     statistics = {key: share.expand(-1, dim) for key, dim in observations.items()}
-    policy.fit_normalizers(statistics, 10.0 * share.expand(-1, 2))
+    policy.fit(statistics, 10.0 * share.expand(-1, 2))
     return policy.eval()
 
 
 def compiled(policy: DiffusionPolicy) -> DiffusionPolicy:
     other = copy.deepcopy(policy)
-    other.compile()
+    other.capture()
     return other
 
 
-def sampler_config(name: str, steps: int = 3) -> SamplerConfig:
-    return SamplerConfig(name, steps=steps, langevin_steps=1)
+def sampler_config(name: str, steps: int = 3) -> dict[str, Any]:
+    """With one Langevin step a level, where there are any."""
+    walks = {"langevin_steps": 1} if name in ("langevin", "predictor_corrector") else {}
+    return {"name": name, "steps": steps, **walks}
 
 
 def plan(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.system import checkpoint
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 from diffpolicy.training.trainer import Trainer
@@ -50,7 +50,7 @@ def settings(data_set: Path, **changes) -> TrainConfig:
     config = TrainConfig(
         task="walk",
         data=DataConfig(str(data_set), observations={"state": ["state"]}, validation_fraction=0.2),
-        model=ModelConfig(widths=[8, 16], time_embedding_dim=8),
+        model=UNet1dConfig(widths=[8, 16], time_embedding_dim=8),
         trainer=TrainerConfig(**{**short, **changes.pop("trainer", {})}),
         device="cpu",
     )

@@ -72,7 +72,7 @@ def noise(work: Work) -> Tensor:
 def diffpolicy(weights: dict[str, Tensor], model: dict, work: Work) -> Plan:
     """`predict_action_chunk`, with all that it checks and normalises; as a CUDA graph where there is a GPU."""
     policy = make_policy(weights, model).to(work.device)
-    policy.compile()
+    policy.capture()
     return chunks_of(policy, work)
 
 
@@ -83,9 +83,7 @@ def eager(weights: dict[str, Tensor], model: dict, work: Work) -> Plan:
 
 def chunks_of(policy: Any, work: Work) -> Plan:
     """What `predict_action_chunk` plans."""
-    from diffpolicy.policy.settings import SamplerConfig
-
-    sampler, seen = policy.sampler(SamplerConfig(work.sampler, work.steps)), {"keypoints": observation(work.batch)}
+    sampler, seen = policy.sampler(work.sampler, work.steps), {"keypoints": observation(work.batch)}
     seeds = range(work.batch)
     return lambda: policy.predict_action_chunk(seen, [torch.Generator().manual_seed(i) for i in seeds], sampler).plan
 
@@ -121,11 +119,11 @@ CONTESTANTS = {"diffpolicy": diffpolicy, "eager": eager, "plain": plain, "lerobo
 def make_policy(weights: dict[str, Tensor], model: dict) -> Any:
     """Our policy with these weights; its normalisers change nothing."""
     from diffpolicy.policy.diffusion import DiffusionPolicy
-    from diffpolicy.policy.settings import ModelConfig, PolicyConfig
+    from diffpolicy.policy.settings import PolicyConfig
 
-    policy = DiffusionPolicy(PolicyConfig({"keypoints": OBSERVATION_DIM}, ACTION_DIM, model=ModelConfig(**model)))
+    policy = DiffusionPolicy(PolicyConfig({"keypoints": OBSERVATION_DIM}, ACTION_DIM, model=model))
     limits = torch.tensor([[-1.0], [1.0]])
-    policy.fit_normalizers({"keypoints": limits.expand(-1, OBSERVATION_DIM)}, limits.expand(-1, ACTION_DIM))
+    policy.fit({"keypoints": limits.expand(-1, OBSERVATION_DIM)}, limits.expand(-1, ACTION_DIM))
     policy.network.load_state_dict(weights)
     return policy.eval()
 

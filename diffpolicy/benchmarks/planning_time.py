@@ -11,7 +11,7 @@ from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.evaluation.rollout import Controller, make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
 
@@ -73,7 +73,7 @@ class _Timed:
         self._tick += 1
 
     @property
-    def policy(self) -> DiffusionPolicy:
+    def policy(self) -> Policy:
         return self._controller.policy
 
     @property

@@ -19,9 +19,9 @@ from diffpolicy.diffusion.reverse import Denoise, Project
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
+from diffpolicy.system.tables import Choice
 
 GUIDANCE_SCALES = (1.0, 3.0, 10.0, 30.0)
 BARRIER_RATES = (0.2, 0.5, 0.9)  # of the clearance that a reverse step may use up
@@ -56,7 +56,7 @@ class PerWaypoint:
     """
 
     def __init__(self, policy: DiffusionPolicy, keep_out: KeepOut, rate: float = 1.0) -> None:
-        self._normalizer, self._distance, self._rate = policy.action_normalizer, keep_out.distance, rate
+        self._codec, self._distance, self._rate = policy.codec, keep_out.distance, rate
         self.obstacles = no_obstacles(0)
         self._before: Tensor | None = None
 
@@ -70,7 +70,7 @@ class PerWaypoint:
 
     def cost(self, clean: Tensor) -> Tensor:
         """Squared depth [B] of every waypoint of normalised plans, in (10 px)^2."""
-        h, _ = self.clearance(self._normalizer.inverse(clean))
+        h, _ = self.clearance(self._codec.decode(clean))
         return (-h / 10.0).clamp(min=0.0).square().sum((1, 2))
 
     def barrier(self, plan: Tensor, row: Row) -> Tensor:
@@ -115,11 +115,11 @@ class Rival:
         return self._controller.select_action(observation)
 
 
-Make = Callable[[DiffusionPolicy, SamplerConfig, Safety, int], Any]
+Make = Callable[[DiffusionPolicy, Choice, Safety, int], Any]
 
 
 def _ours(**changes: Any) -> Make:
-    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> PolicyController:
+    def make(policy: DiffusionPolicy, sampler: Choice, safety: Safety, batch: int) -> PolicyController:
         return PolicyController(
             policy, policy.sampler(sampler), safety=replace(safety, **changes), inference_batch=batch
         )
@@ -127,13 +127,13 @@ def _ours(**changes: Any) -> Make:
     return make
 
 
-def _noisy(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> PolicyController:
+def _noisy(policy: DiffusionPolicy, sampler: Choice, safety: Safety, batch: int) -> PolicyController:
     safety = replace(safety, mode="every_step", certify=False)
     return PolicyController(policy, _noisy_steps(policy, sampler), safety=safety, inference_batch=batch)
 
 
 def _barrier(rate: float) -> Make:
-    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
+    def make(policy: DiffusionPolicy, sampler: Choice, safety: Safety, batch: int) -> Rival:
         eyes = PerWaypoint(policy, _keep_out(safety), rate)
         steps = _noisy_steps(policy, sampler)
         return Rival(PolicyController(policy, steps, inference_batch=batch, constrain=eyes.barrier), eyes, safety)
@@ -142,7 +142,7 @@ def _barrier(rate: float) -> Make:
 
 
 def _guidance(scale: float) -> Make:
-    def make(policy: DiffusionPolicy, sampler: SamplerConfig, safety: Safety, batch: int) -> Rival:
+    def make(policy: DiffusionPolicy, sampler: Choice, safety: Safety, batch: int) -> Rival:
         eyes = PerWaypoint(policy, _keep_out(safety))
         guide = by_cost(eyes.cost, scale)
         table = policy.sampler(sampler)
@@ -151,10 +151,10 @@ def _guidance(scale: float) -> Make:
     return make
 
 
-def _noisy_steps(policy: DiffusionPolicy, sampler: SamplerConfig) -> Sampler:
+def _noisy_steps(policy: DiffusionPolicy, sampler: Choice) -> Sampler:
     table = policy.sampler(sampler)
     if not isinstance(table, StepTable) or table.c is not None:
-        raise ValueError(f"methods: noisy steps need a sampler of one estimate a row, not {sampler.name}")
+        raise ValueError(f"methods: noisy steps need a sampler of one estimate a row, not {type(table).__name__}")
     return NoisySteps(table)  # pyright: ignore[reportReturnType]
 
 

@@ -28,6 +28,7 @@ from diffpolicy.data.sources import find_data_set
 from diffpolicy.data.windows import split_episodes, window_indices
 from diffpolicy.networks.layers import conv
 from diffpolicy.system.shipped import CONFIGS
+from diffpolicy.training.schemas import register_choices
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.trainer import Trainer
 
@@ -39,6 +40,7 @@ def main() -> None:
     name, threads, workers, *overrides = sys.argv[1:]
     torch.set_num_threads(int(threads))
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    register_choices()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config: Any = OmegaConf.to_object(compose("train", overrides))
     step = CONTESTANTS[name](config, int(workers))

@@ -1,0 +1,6 @@
+"""Codecs: actions to what is denoised, and back."""
+
+from diffpolicy.codecs.codec import Codec
+from diffpolicy.codecs.normalizer import Normalizer
+
+__all__ = ["Codec", "Normalizer"]

@@ -24,8 +24,7 @@ from diffpolicy.benchmarks.child import Child
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.benchmarks.inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
 from diffpolicy.commands.command import command
-from diffpolicy.networks.backbones.unet1d import UNet1d
-from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
 from diffpolicy.system.device import choose_device
 
 WORKER = Path(inference_worker.__file__)
@@ -52,7 +51,7 @@ LEROBOT_NAMES = [  # ours and LeRobot's, in this order
 class BenchmarkInferenceConfig:
     """Everything that `benchmark_inference.py` reads; see configs/benchmark_inference.yaml."""
 
-    models: dict[str, ModelConfig] = field(default_factory=dict)
+    models: dict[str, UNet1dConfig] = field(default_factory=dict)
     threads: list[int] = field(default_factory=list)
     sampler: str = "ddim"
     steps: int = 10
@@ -103,7 +102,7 @@ def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict
     return {**dict.fromkeys([*ours, "plain"], sys.executable), "lerobot": peer_python}
 
 
-def measure(config: BenchmarkInferenceConfig, name: str, model: ModelConfig, pythons: dict[str, str]) -> list[dict]:
+def measure(config: BenchmarkInferenceConfig, name: str, model: UNet1dConfig, pythons: dict[str, str]) -> list[dict]:
     """One row per counted block, number of threads and contestant."""
     rows, children = [], list[Child]()
     device = str(choose_device(config.device))
@@ -128,7 +127,7 @@ def measure(config: BenchmarkInferenceConfig, name: str, model: ModelConfig, pyt
     return rows
 
 
-def save_weights(folder: Path, model: ModelConfig, contestant: str) -> Path:
+def save_weights(folder: Path, model: UNet1dConfig, contestant: str) -> Path:
     """The same random weights for every contestant, under the names that it gives them."""
     torch.manual_seed(0)
     network = UNet1d(

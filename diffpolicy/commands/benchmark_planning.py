@@ -18,7 +18,6 @@ from diffpolicy.commands.command import command
 from diffpolicy.control.controller import PolicyController
 from diffpolicy.policy.build import lookup
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
@@ -36,7 +35,7 @@ class BenchmarkPlanningConfig:
     modes: list[str] = field(default_factory=lambda: ["last", "last_half", "every_step"])
     candidates: list[int] = field(default_factory=lambda: [1, 4, 8])
     batches: list[int] = field(default_factory=lambda: [1, 64])
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: Any = "ddim"
     episodes: int = 6
     max_ticks: int | None = None
     seed: int = 60_000

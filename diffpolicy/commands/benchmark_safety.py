@@ -26,7 +26,6 @@ from diffpolicy.evaluation.rollout import Episode, make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.build import lookup
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
@@ -46,7 +45,7 @@ class BenchmarkSafetyConfig:
     scenes: list[str] = field(default_factory=lambda: ["random", "narrow_gap"])
     methods: list[str] | None = None
     faults: list[str] = field(default_factory=lambda: ["none"])
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: Any = "ddim"
     episodes: int = 200
     seed: int = 100_000
     inference_batch: int = 64

@@ -24,12 +24,13 @@ from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, report
 from diffpolicy.evaluation.intervals import bootstrap_interval
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.build import SAMPLERS
 from diffpolicy.policy.plan_projection import PlanProjection
-from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
 from diffpolicy.system.shipped import CONFIGS
+from diffpolicy.system.tables import settings_of
 
 NAME = "benchmark_samplers"
 SAMPLER_FILES = CONFIGS / "sampler"
@@ -92,9 +93,7 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     print(f"{markdown(rows)}\n{folder / NAME}.json")
 
 
-def _load(
-    contestant: Contestant, config: BenchmarkSamplersConfig
-) -> tuple[DiffusionPolicy, EnvConfig, list[SamplerConfig]]:
+def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Policy, EnvConfig, list[Any]]:
     if not contestant.samplers:
         raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
     device = choose_device(config.device)
@@ -106,24 +105,24 @@ def _load(
     return policy, env, samplers
 
 
-def _settings(name: str, steps: int) -> SamplerConfig:
+def _settings(name: str, steps: int) -> Any:
     """configs/sampler/NAME.yaml with another number of steps."""
     path = SAMPLER_FILES / f"{name}.yaml"
     if not path.exists():
         known = sorted(file.stem for file in SAMPLER_FILES.glob("*.yaml"))
         raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known)}")
-    merged = OmegaConf.merge(OmegaConf.structured(SamplerConfig), OmegaConf.load(path), {"steps": steps})
-    settings: Any = OmegaConf.to_object(merged)
-    return settings
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    own = {key: value for key, value in content.items() if key != "defaults"}
+    return settings_of(SAMPLERS, "sampler", {**own, "steps": steps})
 
 
-def row_cost_us(policy: DiffusionPolicy, settings: SamplerConfig, repeats: int = 100) -> float:
+def row_cost_us(policy: Policy, settings: Any, repeats: int = 100) -> float:
     """Microseconds of CPU work a row besides the network: the sampler's step and the clip to the data's limits."""
     sampler = policy.sampler(settings)
-    noise = torch.randn(len(sampler) + 1, 1, policy.config.window.horizon, policy.config.action_dim)
+    noise = torch.randn(len(sampler) + 1, 1, *policy.codec.encoded_shape(policy.config.window.horizon))
     times: list[float] = []
     for _ in range(repeats):
-        projection = PlanProjection(policy.action_normalizer, policy.config.normalizer == "limits", 0, None)
+        projection = PlanProjection(policy.codec, 0, None)
         with torch.inference_mode():
             start = time.process_time()
             if isinstance(sampler, StepTable):

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffpolicy.system.shipped import CONFIGS
+from diffpolicy.training.schemas import register_choices
 
 Config = TypeVar("Config")
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, OmegaConfBaseException)
@@ -24,6 +25,7 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
     An error that the user can mend is printed as one line; the exit status is 1, and 130 after Ctrl-C.
     """
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    register_choices()
 
     def decorate(function: Callable[[Config, Path], None]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)

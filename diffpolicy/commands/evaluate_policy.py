@@ -11,7 +11,6 @@ from typing import Any
 from diffpolicy.commands.command import command
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import SafetyConfig
 from diffpolicy.system.distributed import joined
@@ -30,7 +29,7 @@ class EvaluateConfig:
     data: Any = None  # these come with the task, not used
     trainer: Any = None
     window: Any = None
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: Any = "ddim"
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     episodes: int = 50
     seed: int = 100_000
@@ -70,7 +69,7 @@ def main(config: EvaluateConfig, folder: Path) -> None:
             f"{results['unchecked_ticks']} ticks not explained by the plant"
         )
     print(
-        f"{results['n_episodes']} episodes, {config.sampler.name} with {config.sampler.steps} steps: "
+        f"{results['n_episodes']} episodes, {results['sampler']['name']} with {results['steps']} steps: "
         f"mean score {results['mean_score']:.3f} [{low:.3f}, {high:.3f}], "
         f"success {results['success_rate']:.1%} [{low_rate:.1%}, {high_rate:.1%}], "
         f"{results['latency_ms']['p50']:.1f} ms a chunk\n{path}"

@@ -22,7 +22,7 @@ from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import DiffusionConfig
+from diffpolicy.system.tables import made
 
 MODES, STD = (-0.6, 0.5), 0.12  # the density with two modes
 PATHS = 40
@@ -50,8 +50,8 @@ def schedules() -> Figure:
     """alpha, sigma and log-SNR over the levels."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     alpha, sigma, log_snr = figure.subplots(1, 3)
-    for name, make in SCHEDULES.items():
-        levels = make(DiffusionConfig(num_levels=1000)).levels
+    for name in SCHEDULES:
+        levels = made(SCHEDULES, "schedule", name, 1000).levels
         share = np.linspace(0.0, 1.0, len(levels))
         alpha.plot(share, levels.alpha, label=name)
         sigma.plot(share, levels.sigma)
@@ -114,7 +114,7 @@ def plan(policy: DiffusionPolicy) -> Figure:
 
     def remember(denoise: Denoise, _: Denoise | None) -> Denoise:
         def remembering(x: Tensor, row: Row) -> Tensor:
-            seen.append(policy.action_normalizer.inverse(x))
+            seen.append(policy.codec.decode(x))
             return denoise(x, row)
 
         return remembering

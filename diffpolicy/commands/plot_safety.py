@@ -24,7 +24,6 @@ from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.rollout import make_vector_env, observation_by_key
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.projection import StepProjection
 
@@ -100,7 +99,7 @@ def drive(policy: DiffusionPolicy, scene: str, seed: int) -> Moment:
     steps = policy.config.window.n_obs_steps
     past = [observation_by_key(observation, policy)] * steps
     generator = torch.Generator().manual_seed(seed)
-    sampler = policy.sampler(SamplerConfig())
+    sampler = policy.sampler()
     for tick in range(TICKS_AHEAD):
         if tick % policy.config.window.n_action_steps == 0:
             chunk = policy.predict_action_chunk(stacked(past), [generator], sampler).actions[0].numpy()
@@ -126,11 +125,12 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     assert obstacles is not None
     window, everyone = policy.config.window, torch.zeros(samples, dtype=torch.long)
     present = window.n_obs_steps - 1
-    metric = policy.action_normalizer.scale.square()
+    metric = policy.codec.metric
+    assert metric is not None
     horizon = window.horizon - present
     projector = Projector(safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.all_slots)
     start = Start(state, state.position[:, None].expand(-1, PAST_COMMANDS, -1)).rows(everyone)
-    sampler = policy.sampler(SamplerConfig())
+    sampler = policy.sampler()
     project = StepProjection(safety, projector, projector.task(start, obstacles.rows(everyone)), present, len(sampler))
     seen: list[Tensor] = []
 

@@ -6,15 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffpolicy.codecs.normalizer import Normalizer
 from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
-from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain
-from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.layer import MakeProjection, PlanReport, SafetyLayer
 from diffpolicy.safety.settings import Safety
 
@@ -50,7 +48,7 @@ class PolicyController:
 
     def __init__(
         self,
-        policy: DiffusionPolicy,
+        policy: Policy,
         sampler: str | Sampler = "ddim",
         num_inference_steps: int = 10,
         safety: Safety | None = None,
@@ -61,7 +59,7 @@ class PolicyController:
         if safety is not None and constrain is not None:
             raise ValueError("controller: safety and constrain cannot both be given")
         if isinstance(sampler, str):
-            sampler = policy.sampler(SamplerConfig(name=sampler, steps=num_inference_steps))
+            sampler = policy.sampler(sampler, num_inference_steps)
         self.policy = policy
         self.sampler = sampler
         self.safety = safety
@@ -145,7 +143,9 @@ class PolicyController:
         samples = self.safety.candidates if self.safety else 1
         self._generators = [[torch.Generator() for _ in range(samples)] for _ in range(batch)]
         self._layer = self._safety_layer(batch)
-        self._history = {key: torch.zeros(batch, steps, dim) for key, dim in config.observations.items()}
+        self._history = {
+            key: torch.zeros(batch, steps, *spec.shape, dtype=spec.dtype) for key, spec in config.observations.items()
+        }
         self._chunk = np.zeros((batch, config.window.n_action_steps, config.action_dim), dtype=np.float32)
         self._position = np.zeros(batch, dtype=np.intp)
         self._is_first = np.ones(batch, dtype=bool)
@@ -189,13 +189,13 @@ class PolicyController:
     def _safety_layer(self, batch: int) -> SafetyLayer | None:
         if self.safety is None:
             return None
-        normalizer, window = self.policy.action_normalizer, self.policy.config.window
-        if not isinstance(normalizer, Normalizer):
+        codec, window = self.policy.codec, self.policy.config.window
+        metric = codec.metric
+        if metric is None:
             raise ValueError(
-                f"safety: actions are normalised by {type(normalizer).__name__}; the projection's metric needs a scale "
-                "and an offset per axis (Normalizer)"
+                f"safety: actions are encoded by {type(codec).__name__}, which has no metric; the projection needs a "
+                "scale per axis, as the codec normalizer has"
             )
-        metric = normalizer.scale.square()
         if self._layer is not None and self._layer.serves(self.safety, batch, metric):
             return self._layer
         horizon = window.horizon - (window.n_obs_steps - 1)

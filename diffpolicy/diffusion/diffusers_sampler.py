@@ -8,15 +8,28 @@ projected estimate. Slower than a step table and not exportable.
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy.diffusion.guidance import GuidanceConfig
 from diffpolicy.diffusion.reverse import Denoise, Project
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, FloatArray, Schedule, check_steps
+
+
+@dataclass
+class DiffusersConfig:
+    """Settings of `DiffusersSampler`: a scheduler's class by name and its arguments, as {use_karras_sigmas: true}."""
+
+    name: str = "diffusers"
+    steps: int = 10
+    scheduler: str = "UniPCMultistepScheduler"
+    scheduler_options: Any = None
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 class DiffusersSampler:

@@ -1,9 +1,10 @@
-"""Guidance: each guide makes of a denoiser another one, so they compose, and the projection still comes last.
+"""Guidance: each guide wraps the denoiser, so guides compose, and the projection still comes last.
 
 All act on the clean estimate. Legend: noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,34 @@ Guide = Callable[[Denoise, Denoise | None], Denoise]
 
 Cost = Callable[[Tensor], Tensor]
 """Clean normalised trajectories [batch, horizon, action] -> cost [batch]."""
+
+
+@dataclass
+class GuidanceConfig:
+    """What steers the samples, besides the observations; the defaults steer nothing."""
+
+    weight: float = 0.0  # classifier-free: (1 + weight) with condition - weight without
+    rescale: float = 0.0  # share of the conditional estimate's standard deviation that is restored
+    threshold: float = 1.0  # quantile of dynamic thresholding; 1: no more than the data's limits
+    epsilon_scale: float = 1.0  # divides the noise estimate
+
+
+def build_guide(config: GuidanceConfig) -> Guide | None:
+    """The guidance whose settings differ from their neutral values, thresholding last; None if none do.
+
+    Raises:
+        ValueError: a number out of its range, a rescaling without a weight.
+    """
+    neutral, guides = GuidanceConfig(), list[Guide]()
+    if config.rescale != neutral.rescale and config.weight == neutral.weight:
+        raise ValueError(f"guidance: rescale {config.rescale} needs a weight, which is {config.weight}")
+    if config.weight != neutral.weight:
+        guides.append(classifier_free(config.weight, config.rescale))
+    if config.epsilon_scale != neutral.epsilon_scale:
+        guides.append(epsilon_scaling(config.epsilon_scale))
+    if config.threshold != neutral.threshold:
+        guides.append(dynamic_threshold(config.threshold))
+    return compose(*guides) if guides else None
 
 
 def compose(*guides: Guide) -> Guide:

@@ -58,6 +58,14 @@ FLOW = Parameterization(  # the velocity noise - clean, Lipman et al. 2023, Liu 
 )
 
 
+@dataclass
+class EdmConfig:
+    """Setting of EDM's parameterization and weighting: the standard deviation of normalised actions."""
+
+    name: str = "edm"
+    sigma_data: float = 0.5
+
+
 def edm(sigma_data: float) -> Parameterization:
     """Preconditioning for data of standard deviation `sigma_data` (Karras et al. 2022, table 1), for any alpha.
 

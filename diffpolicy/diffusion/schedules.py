@@ -4,6 +4,8 @@ Legend: beta, the variance that one training step adds; alpha_bar, alpha^2 of a 
 running product of 1 - beta; t, diffusion time in (0, 1].
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from diffpolicy.diffusion.schedule import (
@@ -20,6 +22,25 @@ TIME_SCALE = 1000.0  # a sinusoidal embedding is nearly constant over t in [0, 1
 SIGMA_TIME_SCALE = 250.0  # c_noise of Karras et al. 2022, log(sigma) / 4, times 1000
 MAX_BETA = 0.999
 KARRAS_RHO = 7.0
+
+
+@dataclass
+class BetasConfig:
+    """Settings of the schedules linear and scaled_linear."""
+
+    name: str
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+
+@dataclass
+class SigmasConfig:
+    """Settings of the schedules ve and karras; sigma_data is the standard deviation of normalised actions."""
+
+    name: str
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
 
 
 def from_betas(betas: FloatArray) -> Schedule:

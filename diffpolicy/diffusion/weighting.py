@@ -6,6 +6,7 @@ A weighting takes the levels and `out`, the factor of the network's output in th
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +15,41 @@ from diffpolicy.diffusion.schedule import FloatArray, Levels
 Weighting = Callable[[Levels, FloatArray], FloatArray]
 LevelDistribution = Callable[[Levels], FloatArray]
 """Levels -> how often each is drawn [levels], adding up to 1."""
+
+
+@dataclass
+class MinSnrConfig:
+    """Setting of `min_snr`."""
+
+    name: str = "min_snr"
+    gamma: float = 5.0
+
+
+@dataclass
+class P2Config:
+    """Settings of `p2`."""
+
+    name: str = "p2"
+    gamma: float = 1.0
+    k: float = 1.0
+
+
+@dataclass
+class LogNormalConfig:
+    """Settings of `log_normal`, as in Karras et al. 2022."""
+
+    name: str = "log_normal"
+    mean: float = -1.2
+    std: float = 1.2
+
+
+@dataclass
+class LogitNormalConfig:
+    """Settings of `log_normal` as the logit-normal distribution of Esser et al. 2024."""
+
+    name: str = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
 
 
 def simple(levels: Levels, out: FloatArray) -> FloatArray:

@@ -18,18 +18,20 @@ from diffpolicy.evaluation.rollout import Episode, OnTick, make_vector_env, roll
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.evaluation.video import VideoRecorder, Zone
-from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import SamplerConfig
+from diffpolicy.policy.build import SAMPLERS
+from diffpolicy.policy.kinds import load_policy
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.tables import Choice, settings_of
 
 WARM_UP = 3  # calls that are not timed
 
 
 def evaluate(
-    policy: DiffusionPolicy,
+    policy: Policy,
     env: EnvConfig,
-    sampler: SamplerConfig,
+    sampler: Choice,
     seeds: Sequence[int],
     inference_batch: int,
     safety: Safety | None = None,
@@ -45,9 +47,9 @@ def evaluate(
 
 
 def record_videos(
-    policy: DiffusionPolicy,
+    policy: Policy,
     env: EnvConfig,
-    sampler: SamplerConfig,
+    sampler: Choice,
     seeds: Sequence[int],
     inference_batch: int,
     folder: Path,
@@ -77,7 +79,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def latency_ms(contestants: Sequence[tuple[DiffusionPolicy, SamplerConfig]], repeats: int) -> list[dict[str, float]]:
+def latency_ms(contestants: Sequence[tuple[Policy, Choice]], repeats: int) -> list[dict[str, float]]:
     """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up.
 
     The contestants take turns, call by call, so that other work on the machine slows all of them alike.
@@ -92,10 +94,13 @@ def latency_ms(contestants: Sequence[tuple[DiffusionPolicy, SamplerConfig]], rep
     return [{f"p{q}": float(np.percentile(own[WARM_UP:], q)) for q in (50, 95, 99)} for own in times]
 
 
-def _chunk_call(policy: DiffusionPolicy, sampler: SamplerConfig) -> Callable[[], None]:
+def _chunk_call(policy: Policy, sampler: Choice) -> Callable[[], None]:
     config = policy.config
-    observation = {key: torch.zeros(1, config.window.n_obs_steps, dim) for key, dim in config.observations.items()}
-    table, guide = policy.sampler(sampler), policy.guide(sampler.guidance)
+    observation = {
+        key: torch.zeros(1, config.window.n_obs_steps, *spec.shape, dtype=spec.dtype)
+        for key, spec in config.observations.items()
+    }
+    table, guide = policy.sampler(sampler), policy.guide(settings_of(SAMPLERS, "sampler", sampler).guidance)
 
     def call() -> None:
         policy.predict_action_chunk(observation, [torch.Generator()], table, guide=guide).actions.cpu()
@@ -103,10 +108,8 @@ def _chunk_call(policy: DiffusionPolicy, sampler: SamplerConfig) -> Callable[[],
     return call
 
 
-def _controller(
-    policy: DiffusionPolicy, sampler: SamplerConfig, inference_batch: int, safety: Safety | None
-) -> PolicyController:
-    guide = policy.guide(sampler.guidance)
+def _controller(policy: Policy, sampler: Choice, inference_batch: int, safety: Safety | None) -> PolicyController:
+    guide = policy.guide(settings_of(SAMPLERS, "sampler", sampler).guidance)
     return PolicyController(
         policy, policy.sampler(sampler), safety=safety, inference_batch=inference_batch, guide=guide
     )
@@ -146,13 +149,13 @@ def check_evaluation(episodes: int, inference_batch: int) -> None:
 
 def load_for_evaluation(
     checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
-) -> tuple[DiffusionPolicy, EnvConfig]:
+) -> tuple[Policy, EnvConfig]:
     """The policy of a checkpoint, and `env` or else the env that it was trained for.
 
     Raises:
         ValueError: the checkpoint is of another task than `task`, or its task has no env.
     """
-    policy = DiffusionPolicy.from_pretrained(checkpoint, device)
+    policy = load_policy(checkpoint, device)
     found = policy.metadata.get("task")
     if task is not None and task != found:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
@@ -162,9 +165,9 @@ def load_for_evaluation(
 
 
 def report(
-    policy: DiffusionPolicy,
+    policy: Policy,
     env: EnvConfig,
-    sampler: SamplerConfig,
+    sampler: Choice,
     seeds: Sequence[int],
     inference_batch: int,
     safety: Safety | None = None,
@@ -172,6 +175,7 @@ def report(
 ) -> dict[str, Any]:
     """What results.json holds besides the checkpoint's path and the latency; several processes share the episodes."""
     monitor = Monitor(safety) if safety else None
+    settings = settings_of(SAMPLERS, "sampler", sampler)
 
     def run(shard: Sequence[int]) -> list[Episode]:
         return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor)
@@ -182,8 +186,8 @@ def report(
         "commit": _commit(),
         "task": policy.metadata.get("task"),
         "training_step": policy.metadata.get("step"),
-        "sampler": asdict(sampler),
-        "steps": sampler.steps,
+        "sampler": asdict(settings),
+        "steps": settings.steps,
         "evaluations": len(policy.sampler(sampler)),
         "n_action_steps": policy.config.window.n_action_steps,
         "device": str(policy.device),

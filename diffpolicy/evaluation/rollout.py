@@ -16,7 +16,7 @@ from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
 
@@ -25,7 +25,7 @@ class Controller(Protocol):
     """What a rollout asks of a controller; `PolicyController`, or something round one."""
 
     @property
-    def policy(self) -> DiffusionPolicy: ...
+    def policy(self) -> Policy: ...
 
     @property
     def safety(self) -> Safety | None: ...
@@ -194,7 +194,7 @@ def _reset(
     return env.reset(seed=seeds, options={**options, "reset_mask": mask})  # pyright: ignore[reportArgumentType]
 
 
-def observation_by_key(observation: Any, policy: DiffusionPolicy) -> dict[str, npt.NDArray[Any]]:
+def observation_by_key(observation: Any, policy: Policy) -> dict[str, npt.NDArray[Any]]:
     """The policy's observations from the env's; an env that returns an array has the policy's only one."""
     keys = list(policy.config.observations)
     if isinstance(observation, Mapping):

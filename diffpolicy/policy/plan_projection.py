@@ -10,7 +10,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffpolicy.codecs.normalizer import Normalizer
+from diffpolicy.codecs.codec import Codec
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.policy.clip import clip, identity
 
@@ -49,16 +49,14 @@ class PlanProjection:
     """To the data's limits, then to what the user demands, so that the demand is met last.
 
     Args:
-        normalizer: of the actions.
-        is_limited: whether the data lie in [-1, 1] once normalised.
+        codec: of the actions.
         present: index of the present; waypoints before it pass unchanged.
         constrain: the user's demand; it may work in place, and returns the plan then, too.
     """
 
-    def __init__(self, normalizer: Normalizer, is_limited: bool, present: int, constrain: Constrain | None) -> None:
-        self._normalizer = normalizer
-        self._is_limited = is_limited
-        self._to_data = clip(-1.0, 1.0) if is_limited else identity
+    def __init__(self, codec: Codec, present: int, constrain: Constrain | None) -> None:
+        self._codec = codec
+        self._to_data = identity if codec.limits is None else clip(*codec.limits)
         self._present = present
         self._constrain = constrain
         self._estimates: list[Tensor] = []  # before clip and constraint, which could hide what is not finite
@@ -69,8 +67,8 @@ class PlanProjection:
         clean = self._to_data(clean, row)
         if self._constrain is None:
             return clean
-        plan = self._constrained(self._constrain, self._normalizer.inverse(clean), row)
-        return clean if plan is None else self._after_past(clean, self._normalizer(plan))
+        plan = self._constrained(self._constrain, self._codec.decode(clean), row)
+        return clean if plan is None else self._after_past(clean, self._codec.encode(plan))
 
     def finish(self, clean: Tensor, row: Row) -> Tensor:
         """The plan [B, H, A] in physical units, constrained once more.
@@ -78,7 +76,7 @@ class PlanProjection:
         Raises:
             ValueError: the plan or an estimate on the way has NaN or infinite values.
         """
-        plan = self._normalizer.inverse(clean)
+        plan = self._codec.decode(clean)
         if self._constrain is not None:
             constrained = self._constrained(self._constrain, plan, row)
             plan = plan if constrained is None else self._after_past(plan, constrained)
@@ -99,7 +97,7 @@ class PlanProjection:
 
     def twin(self, tensors: Sequence[Tensor]) -> "PlanProjection":
         constrain = self._replayable.twin(tensors) if self._replayable else None
-        return PlanProjection(self._normalizer, self._is_limited, self._present, constrain)
+        return PlanProjection(self._codec, self._present, constrain)
 
     def left(self) -> list[Tensor]:
         return [torch.stack(self._estimates), *(self._replayable.left() if self._replayable else [])]

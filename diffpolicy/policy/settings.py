@@ -1,91 +1,90 @@
-"""Settings of a policy, as plain dataclasses: what a checkpoint's config.json holds."""
+"""All that defines a policy besides its weights: what a checkpoint's config.json holds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-
-@dataclass
-class ModelConfig:
-    """The denoising network."""
-
-    name: str = "unet1d"
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128])
-    time_embedding_dim: int = 128
-    kernel_size: int = 5
-    groups: int = 8
-
-
-@dataclass
-class DiffusionConfig:
-    """The objective: noise schedule, parameterization, and what each level counts."""
-
-    schedule: str = "cosine"
-    num_levels: int = 100
-    beta_start: float = 1e-4  # schedules linear, scaled_linear
-    beta_end: float = 2e-2
-    zero_terminal_snr: bool = False
-    sigma_min: float = 0.002  # schedules ve, karras
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5  # standard deviation of normalised actions, for ve, karras and edm
-    parameterization: str = "clean"
-    weighting: str = "simple"
-    level_distribution: str = "uniform"
-    condition_dropout: float = 0.0  # share of windows whose observations a learned null token replaces
-
-
-@dataclass
-class GuidanceConfig:
-    """What steers the samples, besides the observations."""
-
-    weight: float = 0.0  # classifier-free: (1 + weight) with condition - weight without
-    rescale: float = 0.0  # share of the conditional estimate's standard deviation that is restored
-    threshold: float = 1.0  # quantile of dynamic thresholding; 1: no more than the data's limits
-    epsilon_scale: float = 1.0  # divides the noise estimate
-
-
-@dataclass
-class SamplerConfig:
-    """How actions are sampled."""
-
-    name: str = "ddim"
-    steps: int = 10
-    spacing: str | None = None  # trailing, leading, log_snr, karras; by default the sampler's own
-    eta: float = 0.0  # ddim
-    variance: str = "posterior"  # ddpm: posterior or beta
-    churn: float = 0.0  # heun
-    langevin_steps: int | None = None  # at each level: langevin, predictor_corrector; by default the sampler's own
-    langevin_rate: float | None = None  # length of a Langevin step over sigma^2
-    scheduler: str = "UniPCMultistepScheduler"  # diffusers
-    scheduler_options: Any = None  # diffusers: arguments of the scheduler, as in {use_karras_sigmas: true}
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+from diffpolicy.networks.observation import ObservationSpec, vector
+from diffpolicy.system.tables import read_settings
 
 
 @dataclass
 class WindowConfig:
-    """What the policy sees, plans and executes, in time steps."""
+    """What the policy sees, plans and executes, in time steps.
+
+    A plan made at time t with the defaults:
+
+        time      t-1    t  t+1  t+2  t+3  t+4  t+5  t+6  t+7  t+8  t+9 t+10 t+11 t+12 t+13 t+14
+        row         0    1    2    3    4    5    6    7    8    9   10   11   12   13   14   15
+        observed    o    o                                                                       2 n_obs_steps
+        planned     p    p    p    p    p    p    p    p    p    p    p    p    p    p    p    p  16 horizon
+        executed         x    x    x    x    x    x    x    x                                    8 n_action_steps
+        next plan                                                ^ made at t+8
+
+    Attributes:
+        horizon: actions in a plan; the first belongs to the first observation. At least n_obs_steps - 1 +
+            n_action_steps, and for the U-Net divisible by 2 to the number of its down-samplings.
+        n_obs_steps: observations that the policy sees, the present one last. Rows before row n_obs_steps - 1, the
+            present, are the past: a projection leaves them unchanged.
+        n_action_steps: actions that the robot executes, from the present on, before the next plan.
+    """
 
     horizon: int = 16
     n_obs_steps: int = 2
     n_action_steps: int = 8
 
+    def check(self) -> None:
+        """Raise ValueError unless the steps fit into the horizon."""
+        for name in ("horizon", "n_obs_steps", "n_action_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"window: {name} {getattr(self, name)} must be at least 1")
+        needed = self.n_obs_steps - 1 + self.n_action_steps
+        if needed > self.horizon:
+            raise ValueError(
+                f"window: horizon {self.horizon} must be at least n_obs_steps - 1 + n_action_steps = {needed}"
+            )
+
 
 @dataclass
 class PolicyConfig:
-    """All that defines a policy besides its weights."""
+    """Settings of a policy; a choice is a name, a mapping with a name and settings, or the settings themselves.
 
-    observations: dict[str, int]  # key -> features of one time step
+    Attributes:
+        observations: key -> `ObservationSpec`; a number stands for a vector of so many features.
+        normalizer: of vector observations and, by the codec `normalizer`, of actions: limits or gaussian.
+        name: of the kind of policy.
+        codec, encoder, model, diffusion: choices.
+    """
+
+    observations: Mapping[str, Any]
     action_dim: int
     normalizer: str = "limits"
     window: WindowConfig = field(default_factory=WindowConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    model: Any = "unet1d"
+    diffusion: Any = "denoising"
+    encoder: Any = "low_dim"
+    codec: Any = "normalizer"
+    name: str = "diffusion"
+
+    def __post_init__(self) -> None:
+        self.observations = {key: _spec(key, value) for key, value in self.observations.items()}
 
 
 def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
-    """The settings that a checkpoint holds; ValueError where they are those of another version."""
-    nested = {"window": WindowConfig, "model": ModelConfig, "diffusion": DiffusionConfig}
-    try:
-        return PolicyConfig(**{k: nested[k](**v) if k in nested else v for k, v in content.items()})
-    except TypeError as error:
-        raise ValueError(f"checkpoint: settings do not fit this version of diffpolicy: {error}") from error
+    """The settings that a checkpoint holds.
+
+    Raises:
+        ValueError: they are not those of this version.
+    """
+    return read_settings(PolicyConfig, content, "checkpoint: policy")
+
+
+def _spec(key: str, value: Any) -> ObservationSpec:
+    if isinstance(value, ObservationSpec):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return vector(value)
+    names = {one.name for one in fields(ObservationSpec)}
+    if not isinstance(value, Mapping) or set(value) != names:
+        raise ValueError(f"observation {key!r}: {value!r}, expected an ObservationSpec or a number of features")
+    return ObservationSpec(value["kind"], tuple(value["shape"]))

@@ -20,7 +20,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # what earlier formats hold, the policy's migration knows
 CONFIG = "config.json"
 
 
@@ -70,8 +71,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"checkpoint: {path} is not valid JSON ({error}); restore it from a copy") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"checkpoint: {path} has format_version {version!r}, this version reads {FORMAT_VERSION}")
+    if version not in READABLE:
+        raise ValueError(f"checkpoint: {path} has format_version {version!r}, this version reads {READABLE}")
     hashes = content.get("sha256")
     if not isinstance(hashes, dict) or hashes.get(CONFIG) != _config_hash(content):
         raise ValueError(f"checkpoint: {path} does not match its own SHA-256; it was changed or damaged")

@@ -1,0 +1,17 @@
+"""Training: settings, the one loop, what it leaves behind."""
+
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.training.settings import DataConfig, EvaluationConfig, LoggerConfig, TrainConfig, TrainerConfig
+from diffpolicy.training.trainer import Trainer
+
+__all__ = [
+    "DataConfig",
+    "EnvConfig",
+    "EvaluationConfig",
+    "LoggerConfig",
+    "TrainConfig",
+    "Trainer",
+    "TrainerConfig",
+    "WindowConfig",
+]

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.protocol import Policy
 
 
 class Ema:
@@ -13,8 +13,10 @@ class Ema:
     The warm-up is Diffusion Policy's; the decay follows from the step alone, so that there is no counter to lose.
     """
 
-    def __init__(self, policy: DiffusionPolicy, power: float, max_decay: float) -> None:
-        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+    def __init__(self, policy: Policy, power: float, max_decay: float) -> None:
+        self.policy: Policy = copy.deepcopy(policy).eval()
+        for parameter in self.policy.parameters():
+            parameter.requires_grad_(False)
         self._power = power
         self._max_decay = max_decay
 
@@ -22,7 +24,13 @@ class Ema:
         """Of the update after optimiser step `step`, counted from 0."""
         return min(self._max_decay, 1.0 - (1.0 + step) ** -self._power)
 
+    def sync(self, policy: Policy) -> None:
+        """Take over what is not averaged, since only training needs it."""
+        acting = policy.acting_state()
+        others = {name: value for name, value in policy.state_dict().items() if name not in acting}
+        self.policy.load_state_dict(others, strict=False)
+
     @torch.no_grad()
-    def update(self, policy: DiffusionPolicy, step: int) -> None:
+    def update(self, policy: Policy, step: int) -> None:
         average, weights = list(self.policy.parameters()), list(policy.parameters())
         torch._foreach_lerp_(average, weights, 1.0 - self.decay(step))  # pyright: ignore

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.system import checkpoint
 
 Content = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
@@ -101,4 +102,8 @@ class RunCheckpoints:
 
 def _read(folder: Path) -> Content:
     content = checkpoint.read_config(folder)
-    return content, checkpoint.read_tensors(folder, "model"), checkpoint.read_tensors(folder, "training_state")
+    model, state = (
+        migrated_tensors(content["format_version"], checkpoint.read_tensors(folder, name))
+        for name in ("model", "training_state")
+    )
+    return migrated(content), model, state

@@ -2,15 +2,24 @@
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import torch
 
 from diffpolicy.codecs.normalizer import BLOCK_ROWS
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.sources import find_data_set
+from diffpolicy.networks.observation import ObservationSpec
+from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, SAMPLERS, resolved
+from diffpolicy.policy.kinds import build_policy
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
+from diffpolicy.system.tables import read_settings, settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
+CHOICES = ("model", "diffusion", "encoder", "codec")
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # free to differ on resume
 WHERE = ("stream", "workers")  # of data; batches do not depend on where it lies, so these are free to differ too
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
@@ -45,20 +54,36 @@ def load_data(data: DataConfig) -> Demonstrations:
 
 
 def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
-    """Those of the policy that is trained; ValueError where it would have to see images."""
-    for key, value in data.observations.items():
-        if len(value.shape) != 2:
-            raise ValueError(
-                f"data: observation {key!r} holds images {list(value.shape[1:])}, no network here sees them"
-            )
-    return PolicyConfig(
-        observations={key: value.shape[1] for key, value in data.observations.items()},
-        action_dim=data.actions.shape[1],
-        normalizer=config.data.normalizer,
-        window=config.window,
-        model=config.model,
-        diffusion=config.diffusion,
+    """Those of the policy that is trained, with the settings of every choice filled in."""
+    kinds = {2: "vector", 4: "image"}  # by the dimensions of [n_steps, *shape]
+    specs = {
+        key: ObservationSpec(kinds[len(value.shape)], tuple(value.shape[1:]))
+        for key, value in data.observations.items()
+    }
+    return resolved(
+        PolicyConfig(
+            observations=specs,
+            action_dim=data.actions.shape[1],
+            normalizer=config.data.normalizer,
+            window=config.window,
+            model=config.model,
+            diffusion=config.diffusion,
+            encoder=config.encoder,
+            codec=config.codec,
+            name=config.policy,
+        )
     )
+
+
+def new_policy(config: TrainConfig, data: Demonstrations) -> Policy:
+    """Not trained yet. Refuses what cannot be sampled before any work."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        policy = build_policy(policy_settings(config, data))
+    policy.sampler(config.sampler)
+    policy.guide(settings_of(SAMPLERS, "sampler", config.sampler).guidance)
+    policy.fit(data.observations, data.actions)
+    return policy
 
 
 def learning_rate(trainer: TrainerConfig, step: int) -> float:
@@ -71,10 +96,15 @@ def learning_rate(trainer: TrainerConfig, step: int) -> float:
 def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]:
     """All on which the weights and the choice of the best checkpoint depend."""
     everything = asdict(config)
-    kept = ("task", "data", "env", "window", "model", "diffusion", "sampler", "evaluation", "seed")
-    trainer = {name: value for name, value in everything["trainer"].items() if name not in REPORTING}
-    everything["data"] = {name: value for name, value in everything["data"].items() if name not in WHERE}
-    return {**{name: everything[name] for name in kept}, "trainer": trainer, "data_sha256": fingerprint(data)}
+    policy = asdict(policy_settings(config, data))
+    return {
+        **{name: everything[name] for name in ("task", "env", "window", "evaluation", "seed", "policy")},
+        **{name: policy[name] for name in CHOICES},
+        "sampler": asdict(settings_of(SAMPLERS, "sampler", config.sampler)),
+        "data": _without(everything["data"], WHERE),
+        "trainer": _without(everything["trainer"], REPORTING),
+        "data_sha256": fingerprint(data),
+    }
 
 
 def fingerprint(data: Demonstrations) -> str:
@@ -86,16 +116,35 @@ def fingerprint(data: Demonstrations) -> str:
     return digest.hexdigest()
 
 
-def check_same_settings(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise ValueError, naming what differs, unless a run may go on with these settings."""
-    before, now = _flatten(found), _flatten(expected)
+def check_same_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming what differs, unless a run may go on with these settings.
+
+    Settings that came later than the run have their defaults there.
+    """
+    before, now = _flatten(_filled(found)), _flatten(expected)
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if different:
         listed = ", ".join(f"{name} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different)
         raise ValueError(f"resume: the settings differ: {listed}; give the same, or a new folder")
 
 
+def _filled(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run, complete."""
+    defaults = {"policy": "diffusion", "encoder": "low_dim", "codec": "normalizer"}
+    filled = {**defaults, **found}
+    choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS, "sampler": SAMPLERS}
+    for kind, table in choices.items():
+        filled[kind] = asdict(settings_of(table, kind, filled[kind]))
+    for name, schema, free in (("data", DataConfig, WHERE), ("trainer", TrainerConfig, REPORTING)):
+        filled[name] = _without(asdict(read_settings(schema, filled[name], f"checkpoint: {name}")), free)
+    return filled
+
+
+def _without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: repr(value)}
+    if not isinstance(value, Mapping):
+        return {prefix: repr(list(value) if isinstance(value, tuple) else value)}
     return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".strip(".")).items()}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.settings import DiffusionConfig, ModelConfig, SamplerConfig, WindowConfig
+from diffpolicy.policy.settings import WindowConfig
 
 
 @dataclass
@@ -62,15 +62,18 @@ class LoggerConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that `train_policy.py` reads."""
+    """Everything that `train_policy.py` reads; for the choices (model, diffusion, ...) see `PolicyConfig`."""
 
     task: str
     data: DataConfig
     env: EnvConfig | None = None  # none: evaluation is off
     window: WindowConfig = field(default_factory=WindowConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # of the evaluation during training
+    policy: str = "diffusion"
+    model: Any = "unet1d"
+    diffusion: Any = "denoising"
+    encoder: Any = "low_dim"
+    codec: Any = "normalizer"
+    sampler: Any = "ddim"  # of the evaluation during training
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

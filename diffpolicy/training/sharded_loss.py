@@ -5,17 +5,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.distributed import Ranks
 
 
 class ShardedLoss(nn.Module):
     """The loss of this process' part of a batch, as a forward: there is where DistributedDataParallel acts."""
 
-    def __init__(self, policy: DiffusionPolicy, ranks: Ranks) -> None:
+    def __init__(self, policy: Policy, ranks: Ranks) -> None:
         super().__init__()
         self.policy = policy
         self._part = (ranks.rank, ranks.count)
 
-    def forward(self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
-        return self.policy.loss(observations, actions, generator, self._part)
+    def forward(
+        self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator, step: int
+    ) -> Tensor:
+        return self.policy.loss(observations, actions, generator, self._part, step)

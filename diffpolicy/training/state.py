@@ -3,22 +3,24 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffpolicy.policy.protocol import Policy
 from diffpolicy.system import checkpoint
 
 NUMBERS = ("best_score", "is_evaluated", "recent")
 
 
-def pack(policy: nn.Module, optimizer: torch.optim.Optimizer, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names are model.NAME, optimizer.INDEX.NAME and those of `numbers`, which are NUMBERS."""
+def pack(policy: Policy, optimizer: torch.optim.Optimizer, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names are model.NAME, optimizer.NAME.MOMENT by the parameter's name, and those of `numbers`: NUMBERS."""
     state = {f"model.{name}": value for name, value in policy.state_dict().items()}
+    names = _names(policy, optimizer)
     for index, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        state |= {f"optimizer.{names[index]}.{name}": value for name, value in moments.items()}
     return {**state, **numbers}
 
 
-def unpack(state: Mapping[str, Tensor], policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def unpack(state: Mapping[str, Tensor], policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Load weights and moments; returns the numbers.
 
     Raises:
@@ -30,10 +32,20 @@ def unpack(state: Mapping[str, Tensor], policy: nn.Module, optimizer: torch.opti
     if missing:
         raise ValueError(f"training state: has no {', '.join(missing)}; it was written by another version")
     policy.load_state_dict(weights)
+    index_of = {name: index for index, name in enumerate(_names(policy, optimizer))}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
+            parameter, _, moment = name.removeprefix("optimizer.").rpartition(".")
+            index = int(parameter) if parameter.isdecimal() else index_of.get(parameter)  # format 1 counted them
+            if index is None:
+                raise ValueError(f"training state: moments of {parameter}, which the policy does not have")
+            moments.setdefault(index, {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return {name: state[name] for name in NUMBERS}
+
+
+def _names(policy: Policy, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the parameters, in the optimiser's order."""
+    name_of = {id(parameter): name for name, parameter in policy.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -23,12 +23,12 @@ from diffpolicy.evaluation.evaluate import check_evaluation, evaluate, summarize
 from diffpolicy.evaluation.rollout import Episode, check_env
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
-from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.pretrained import checkpoint_config
 from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.stopping import StoppedError, StopSignals
-from diffpolicy.training import state as training_state
 from diffpolicy.training.batches import WindowBatches, mixed_seed
 from diffpolicy.training.ema import Ema
+from diffpolicy.training.optimization import Optimization
 from diffpolicy.training.run_checkpoints import RunCheckpoints
 from diffpolicy.training.run_log import Metrics, NoMetrics, check_logger
 from diffpolicy.training.run_settings import (
@@ -37,11 +37,11 @@ from diffpolicy.training.run_settings import (
     check_trainer,
     learning_rate,
     load_data,
-    policy_settings,
+    new_policy,
     settings_of_run,
 )
-from diffpolicy.training.settings import TrainConfig, TrainerConfig
-from diffpolicy.training.sharded_loss import ShardedLoss
+from diffpolicy.training.settings import TrainConfig
+from diffpolicy.training.state import pack, unpack
 
 VALIDATION_WINDOWS = 1024
 AGREE_EVERY = 10  # steps, between the moments when several processes ask each other whether to stop
@@ -55,7 +55,7 @@ class Trainer:
         FileNotFoundError: no data.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: TrainConfig, folder: str | Path, ranks: Ranks = ALONE) -> None:
         check_trainer(config.trainer)
         check_logger(config.logger)
         check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch)
@@ -63,11 +63,11 @@ class Trainer:
             ranks.shard(range(config.evaluation.episodes))
             check_env(config.env)
         self.config = config
-        self.folder = folder
+        self.folder = folder = Path(folder)
         self.ranks = ranks
         self.device = ranks.device(config.device)
         data = load_data(config.data)
-        self.policy = _new_policy(config, data)
+        self.policy = new_policy(config, data)
         self.settings = settings_of_run(config, data)
         self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.to(self.device)
@@ -80,7 +80,7 @@ class Trainer:
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         if config.trainer.compile:
             self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
-        self.optimizer = _optimizer(config.trainer, self.policy)
+        self._optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
         self.checkpoints = RunCheckpoints(folder)
         self.step = 0
         self.best_score = -math.inf
@@ -89,7 +89,7 @@ class Trainer:
         self._stop = StopSignals()
         if config.resume:
             self._resume()
-        self._loss = ranks.parallel(ShardedLoss(self.policy, ranks))
+        self._optimization.share()
 
     def run(self) -> signal.Signals | None:
         """Train to the last step, or until SIGTERM or Ctrl-C, which is then returned; all done so far is saved.
@@ -173,18 +173,7 @@ class Trainer:
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss and the gradient norm stay on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.trainer, self.step)
-        batch = self.batches.batch(self.step, self._rows)
-        generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 1, self.step))
-        with self._autocast():
-            loss = self._loss(batch.observations, batch.actions, generator)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.trainer.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.policy, self.step)
-        return loss.detach(), grad_norm
+        return self._optimization.step(self.batches.batch(self.step, self._rows), self.step)
 
     def _validate_and_evaluate(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         values: dict[str, float] = {}
@@ -225,14 +214,11 @@ class Trainer:
     def _validation_loss(self) -> float:
         """The averaged weights' loss on the validation windows, with the same levels and noise every time."""
         assert self.validation is not None
+        self.ema.sync(self.policy)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 2))
-        with torch.inference_mode(), self._autocast():
-            return float(self.ema.policy.loss(self.validation.observations, self.validation.actions, generator))
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.config.trainer.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        with torch.inference_mode(), self._optimization.autocast():
+            batch = self.validation
+            return float(self.ema.policy.loss(batch.observations, batch.actions, generator, step=self.step))
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.trainer.steps
@@ -245,17 +231,17 @@ class Trainer:
         }
         if not self.ranks.is_first:
             return
-        state = training_state.pack(self.policy, self.optimizer, numbers)
-        self.ema.policy.metadata = {**self.policy.metadata, "step": self.step}
-        model = self.ema.policy.state_dict()
-        self.checkpoints.write(self.step, self.ema.policy.checkpoint_config(), model, state, is_best)
+        state = pack(self.policy, self._optimization.optimizer, numbers)
+        average = self.ema.policy
+        average.metadata = {**self.policy.metadata, "step": self.step}
+        self.checkpoints.write(self.step, checkpoint_config(average), average.acting_state(), state, is_best)
 
     def _resume(self) -> None:
         """Go on from checkpoints/last as if there had been no interruption."""
         content, model, state = self.checkpoints.read_last()
         check_same_settings(content["training"], self.settings)
-        self.ema.policy.load_state_dict(model)
-        numbers = training_state.unpack(state, self.policy, self.optimizer)
+        self.ema.policy.load_state_dict(model, strict=False)
+        numbers = unpack(state, self.policy, self._optimization.optimizer)
         self.step = int(content["step"])
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])
@@ -273,24 +259,3 @@ class Trainer:
                 "outliers in the data"
             )
         return recent
-
-
-def _new_policy(config: TrainConfig, data: Demonstrations) -> DiffusionPolicy:
-    """Not trained yet. Refuses what cannot be sampled before any work."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        policy = DiffusionPolicy(policy_settings(config, data))
-    policy.sampler(config.sampler)
-    policy.guide(config.sampler.guidance)
-    policy.fit_normalizers(data.observations, data.actions)
-    return policy
-
-
-def _optimizer(config: TrainerConfig, policy: DiffusionPolicy) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.learning_rate,
-        betas=(config.betas[0], config.betas[1]),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )

@@ -15,8 +15,9 @@ from diffpolicy.benchmarks import safety_methods, safety_scenes
 from diffpolicy.commands import benchmark_safety
 from diffpolicy.evaluation.monitor import EpisodeRecord
 from diffpolicy.evaluation.rollout import Episode
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import ModelConfig, PolicyConfig
+from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.safety.build import build_safety
 
 COMMON = ["episodes=1", "inference_batch=1", "max_ticks=24", "latency_episodes=0", "sampler.steps=2", "device=cpu"]
@@ -29,9 +30,9 @@ def reach_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(space, gymnasium.spaces.Dict)
     dims = {key: int(np.prod(box.shape)) for key, box in space.items()}
     torch.manual_seed(0)
-    policy = DiffusionPolicy(PolicyConfig(dims, 2, model=ModelConfig(widths=[8, 16, 32])))
+    policy = DiffusionPolicy(PolicyConfig(dims, 2, model=UNet1dConfig(widths=[8, 16, 32])))
     pixels = torch.linspace(0.0, 512.0, 100)[:, None]
-    policy.fit_normalizers({key: pixels.expand(-1, dim) for key, dim in dims.items()}, pixels.expand(-1, 2))
+    policy.fit({key: pixels.expand(-1, dim) for key, dim in dims.items()}, pixels.expand(-1, 2))
     folder = tmp_path_factory.mktemp("reach") / "checkpoint"
     policy.save_pretrained(folder)
     return folder

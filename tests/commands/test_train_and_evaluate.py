@@ -10,9 +10,9 @@ import pytest
 import torch
 from run_command import run
 
-from diffpolicy import DiffusionPolicy, SamplerConfig
+from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.policy.settings import GuidanceConfig
+from diffpolicy.diffusion.guidance import GuidanceConfig
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "device=cpu"]
 
@@ -139,7 +139,7 @@ def test_every_objective_trains_and_is_sampled(toy_data: Path, tmp_path: Path, d
     assert result.returncode == 0, result.stderr
     policy = DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last")
     name = "flow_heun" if diffusion == "flow" else "heun"
-    sampler, guide = policy.sampler(SamplerConfig(name, 5)), policy.guide(GuidanceConfig(weight=0.5))
+    sampler, guide = policy.sampler({"name": name, "steps": 5}), policy.guide(GuidanceConfig(weight=0.5))
     observation = {"pose": torch.zeros(1, policy.config.window.n_obs_steps, policy.config.observations["pose"])}
     plan = policy.predict_action_chunk(observation, [torch.Generator().manual_seed(0)], sampler, guide=guide).plan
     assert plan.isfinite().all()

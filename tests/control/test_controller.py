@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from diffpolicy import DiffusionPolicy, PolicyController
-from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 
 
 @pytest.fixture
 def policy_of_unet_small(small_policy: DiffusionPolicy) -> DiffusionPolicy:
     """`small_policy` with the network of the default settings."""
     torch.manual_seed(0)
-    policy = DiffusionPolicy(dataclasses.replace(small_policy.config, model=ModelConfig()))
+    policy = DiffusionPolicy(dataclasses.replace(small_policy.config, model=UNet1dConfig()))
     assert policy.config.model.widths == [32, 64, 128]
     share = torch.linspace(0.0, 1.0, 100)[:, None]
-    policy.fit_normalizers({"position": share.expand(-1, 3), "goal": share.expand(-1, 2)}, 10.0 * share.expand(-1, 2))
+    policy.fit({"position": share.expand(-1, 3), "goal": share.expand(-1, 2)}, 10.0 * share.expand(-1, 2))
     return policy.eval()
 
 

@@ -159,7 +159,7 @@ def test_what_the_controller_cannot_keep_safe_is_refused(small_policy) -> None:
         PolicyController(small_policy, safety=safety(plant=None))
     with pytest.raises(ValueError, match="cannot both be given"):
         PolicyController(small_policy, safety=safety(), constrain=lambda plan, row: plan)
-    small_policy.action_normalizer = torch.nn.Identity()
+    small_policy.codec = torch.nn.Identity()
     with pytest.raises(ValueError, match="normalised by Identity"):
         PolicyController(small_policy, safety=safety())
 

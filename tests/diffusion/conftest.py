@@ -1,6 +1,7 @@
 """Every schedule, and every sampler on every schedule: an entry added to the tables inherits the tests."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -8,21 +9,23 @@ from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
 from diffpolicy.diffusion.schedules import zero_terminal_snr
 from diffpolicy.diffusion.spacing import SPACINGS
-from diffpolicy.policy.build import SAMPLERS, SCHEDULES, build_sampler
-from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
+from diffpolicy.policy.build import SCHEDULES, TABLES, build_sampler
+from diffpolicy.system.tables import made, settings_of
 
-PLAIN = {name: make(DiffusionConfig(num_levels=1000)) for name, make in SCHEDULES.items()}
+PLAIN = {name: made(SCHEDULES, "schedule", name, 1000) for name in SCHEDULES}
 RESCALED = {f"{n}_zero_snr": zero_terminal_snr(s) for n, s in PLAIN.items() if s.family is VARIANCE_PRESERVING}
 EVERY_SCHEDULE = PLAIN | RESCALED
 
-EVERY_SAMPLER = [SamplerConfig(name=name) for name in SAMPLERS] + [
-    SamplerConfig(name="ddpm", variance="beta"),
-    SamplerConfig(name="ddim", eta=0.5),
-    SamplerConfig(name="ddim", eta=1.0),
-    SamplerConfig(name="heun", churn=40.0),
-    SamplerConfig(name="langevin", langevin_steps=3),
-    SamplerConfig(name="predictor_corrector", langevin_steps=2, langevin_rate=0.3),
+CHOICES = [
+    *TABLES,
+    {"name": "ddpm", "variance": "beta"},
+    {"name": "ddim", "eta": 0.5},
+    {"name": "ddim", "eta": 1.0},
+    {"name": "heun", "churn": 40.0},
+    {"name": "langevin", "langevin_steps": 3},
+    {"name": "predictor_corrector", "langevin_steps": 2, "langevin_rate": 0.3},
 ]
+EVERY_SAMPLER = [settings_of(TABLES, "sampler", choice) for choice in CHOICES]
 NEEDS_SIGNAL = ("heun", "reverse_sde", "predictor_corrector", "langevin")  # at the first level
 
 
@@ -30,7 +33,7 @@ NEEDS_SIGNAL = ("heun", "reverse_sde", "predictor_corrector", "langevin")  # at 
 class SamplerCase:
     """A sampler on a schedule, by name."""
 
-    config: SamplerConfig
+    config: Any
     on: str
 
     @property
@@ -50,7 +53,7 @@ class SamplerCase:
         return build_sampler(self.schedule, self.config)
 
     def __str__(self) -> str:
-        default = vars(SamplerConfig(name=self.config.name, steps=self.config.steps))
+        default = vars(settings_of(TABLES, "sampler", {"name": self.config.name, "steps": self.config.steps}))
         changed = [f"{key}={value}" for key, value in vars(self.config).items() if value != default[key]]
         return "-".join([self.config.name, self.on, str(self.config.steps), *changed])
 

@@ -21,12 +21,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, flow, karras, vp
 from diffpolicy.policy.build import build_objective, build_sampler
 from diffpolicy.policy.clip import clip, identity
-from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
 
 COSINE, FLOW = cosine(100), flow(1000)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of NumPy
@@ -91,7 +91,7 @@ def their_draws(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[torch.Ten
 @pytest.mark.parametrize("steps", [100, 50, 10])
 def test_ddpm(their_draws: dict, variance: str, theirs: str, steps: int, is_clipped: bool) -> None:
     """With fixed_large and fewer steps than levels theirs adds noise even to the last, clean sample, ours never."""
-    table = build_sampler(COSINE, SamplerConfig(name="ddpm", steps=steps, variance=variance))
+    table = build_sampler(COSINE, {"name": "ddpm", "steps": steps, "variance": variance})
     noise = draws(table)
     noise[-1] = 0.0
     their_draws["noise"] = iter(noise[1:])
@@ -111,7 +111,7 @@ def test_ddpm(their_draws: dict, variance: str, theirs: str, steps: int, is_clip
 @pytest.mark.parametrize("steps", [100, 20, 5])
 def test_ddim(eta: float, steps: int, is_clipped: bool) -> None:
     """Clipped, theirs agrees only if it too takes the noise estimate from the clipped clean one."""
-    table = build_sampler(COSINE, SamplerConfig(name="ddim", steps=steps, eta=eta))
+    table = build_sampler(COSINE, {"name": "ddim", "steps": steps, "eta": eta})
     noise = draws(table)
     scheduler = DDIMScheduler(100, prediction_type="sample", clip_sample=is_clipped, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
@@ -142,7 +142,7 @@ def multistep_samples(
 @MULTISTEP
 @COUNTS
 def test_multistep_solvers(name: str, scheduler_class, settings: dict, steps: int) -> None:
-    table = build_sampler(COSINE, SamplerConfig(name=name, steps=steps))
+    table = build_sampler(COSINE, {"name": name, "steps": steps})
     scheduler = scheduler_class(100, prediction_type="sample", final_sigmas_type="zero", solver_order=2, **settings)
     noise = draws(table)
     theirs = multistep_samples(scheduler, table, with_zero(table.now.sigma / table.now.alpha), noise, restart=0)
@@ -154,7 +154,7 @@ def test_multistep_solvers(name: str, scheduler_class, settings: dict, steps: in
 def test_multistep_solvers_on_flow_where_the_first_level_has_signal(
     name: str, scheduler_class, settings: dict, steps: int
 ) -> None:
-    table = build_sampler(FLOW, SamplerConfig(name=name, steps=steps, spacing="leading"))
+    table = build_sampler(FLOW, {"name": name, "steps": steps, "spacing": "leading"})
     scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, solver_order=2, **settings)
     noise = draws(table)
     theirs = multistep_samples(scheduler, table, with_zero(table.now.sigma), noise, restart=0)
@@ -169,7 +169,7 @@ def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, s
     Ours takes the limit, in which that step is infinitely long in log(alpha / sigma) and the next begins anew. Told to
     begin anew, theirs agrees.
     """
-    table = build_sampler(FLOW, SamplerConfig(name=name, steps=steps))
+    table = build_sampler(FLOW, {"name": name, "steps": steps})
     scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, solver_order=2, **settings)
     noise, sigmas = draws(table), with_zero(table.now.sigma)
     sigmas[0] -= 1e-9
@@ -183,7 +183,7 @@ def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, s
 @pytest.mark.parametrize("schedule", [vp(1000), karras(1000, 0.002, 80.0, 0.5)], ids=["vp", "karras"])
 def test_heun(schedule, steps: int) -> None:
     """Theirs walks in x / alpha, and has no churn."""
-    table = build_sampler(schedule, SamplerConfig(name="heun", steps=steps, spacing="trailing"))
+    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing"})
     scheduler = HeunDiscreteScheduler(prediction_type="sample")
     scheduler.set_timesteps(steps)
     scheduler.sigmas = twice_between(with_zero(table.now.sigma / table.now.alpha)[[*range(0, 2 * steps - 1, 2), -1]])
@@ -201,7 +201,7 @@ def test_heun(schedule, steps: int) -> None:
 )
 def test_flow(name: str, scheduler_class, steps: int) -> None:
     """On our times, from 1 in steps of 1/n; theirs would reach from 1 to 1/1000."""
-    table = build_sampler(FLOW, SamplerConfig(name=name, steps=steps))
+    table = build_sampler(FLOW, {"name": name, "steps": steps})
     scheduler = scheduler_class(1000)
     scheduler.set_timesteps(steps)
     sigmas = with_zero(1.0 - np.arange(steps) / steps)
@@ -217,8 +217,8 @@ def test_flow(name: str, scheduler_class, steps: int) -> None:
 @COUNTS
 def test_edm_euler_with_its_preconditioning(steps: int) -> None:
     """From the network's output on: levels, input scale, time (ours is theirs times 1000), skip and out."""
-    objective = build_objective(DiffusionConfig(schedule="karras", num_levels=1000, parameterization="edm"))
-    table = build_sampler(objective.schedule, SamplerConfig(name="euler", steps=steps))
+    objective = build_objective(DenoisingConfig(schedule="karras", num_levels=1000, parameterization="edm"))
+    table = build_sampler(objective.schedule, {"name": "euler", "steps": steps})
     scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
     scheduler.set_timesteps(steps)
     scheduler.sigmas = with_zero(table.now.sigma)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable, rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import flow, ve, vp
-from diffpolicy.policy.build import PARAMETERIZATIONS, SAMPLERS, SCHEDULES, build_objective, build_sampler
+from diffpolicy.policy.build import PARAMETERIZATIONS, SCHEDULES, TABLES, build_objective, build_sampler
 from diffpolicy.policy.clip import identity
-from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
+from diffpolicy.system.tables import made
 
 MIXTURES = {1: mixture.IN_1D, 2: mixture.IN_2D, 32: mixture.IN_32D}
 # Where a sampler is not at home on the library's cosine schedule. Heun walks in sigma / alpha, which there starts at
@@ -42,14 +43,14 @@ ORDERS = {"dpmpp_2m": 2, "dpmpp_2m_sde": 2, "unipc": 3, "heun": 2, "flow_heun": 
 
 
 def make(name: str, schedule: Schedule, steps: int, spacing: str = "trailing", **settings: float) -> StepTable:
-    return build_sampler(schedule, SamplerConfig(name=name, steps=steps, spacing=spacing, **settings))
+    return build_sampler(schedule, {"name": name, "steps": steps, "spacing": spacing, **settings})
 
 
 def home(name: str) -> Schedule:
-    return SCHEDULES[HOME.get(name, "cosine")](DiffusionConfig(num_levels=1000))
+    return made(SCHEDULES, "schedule", HOME.get(name, "cosine"), 1000)
 
 
-DETERMINISTIC = [name for name in SAMPLERS if not make(name, home(name), steps=5).s.any()]
+DETERMINISTIC = [name for name in TABLES if not make(name, home(name), steps=5).s.any()]
 
 
 def samples(denoise: Denoise, table: StepTable, count: int, action: int) -> torch.Tensor:
@@ -60,7 +61,7 @@ def samples(denoise: Denoise, table: StepTable, count: int, action: int) -> torc
 
 
 @pytest.mark.parametrize("action", MIXTURES)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_samples_follow_the_mixture(name: str, action: int) -> None:
     """Wasserstein-1, sliced along fixed directions where there is more than one."""
     schedule, truth = home(name), MIXTURES[action]
@@ -72,7 +73,7 @@ def test_samples_follow_the_mixture(name: str, action: int) -> None:
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_each_condition_gets_its_own_mixture(name: str) -> None:
     """Through the objective's denoiser, whatever the network's output means: the condition sets the weights."""
-    objective = build_objective(DiffusionConfig(num_levels=1000, parameterization=name))
+    objective = build_objective(DenoisingConfig(num_levels=1000, parameterization=name))
     levels, count, truth = rows_at(objective.schedule.levels), 4000, mixture.IN_2D
     weights = torch.stack([truth.weights, truth.weights.flip(0)])
     condition = torch.eye(2, dtype=torch.float64).repeat_interleave(count, dim=0)
@@ -121,7 +122,7 @@ def excess_variance(table: StepTable, variance: float = 0.09) -> float:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, {}) for name in SAMPLERS if name != "predictor_corrector"),
+        *((name, {}) for name in TABLES if name != "predictor_corrector"),
         ("ddpm", {"variance": "beta"}),
         ("ddim", {"eta": 0.5}),
         ("heun", {"churn": 20.0}),

@@ -21,8 +21,8 @@ from diffpolicy.diffusion.samplers.table import Row, rows_at
 from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 from diffpolicy.diffusion.schedules import linear
 from diffpolicy.diffusion.spacing import log_snr, trailing
-from diffpolicy.policy.build import SAMPLERS, SCHEDULES, build_sampler
-from diffpolicy.policy.settings import DiffusionConfig, SamplerConfig
+from diffpolicy.policy.build import SCHEDULES, TABLES, build_sampler
+from diffpolicy.system.tables import made
 
 SCHEDULE = linear(1000)
 LEVELS = rows_at(trailing(SCHEDULE, 20))
@@ -160,11 +160,11 @@ EVERY_GUIDE["all"] = compose(*EVERY_GUIDE.values())
 
 
 @pytest.mark.parametrize("guide", EVERY_GUIDE.values(), ids=EVERY_GUIDE)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", TABLES)
 def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, guide: Guide) -> None:
     name = "flow" if sampler.startswith("flow") else "vp"
-    schedule = SCHEDULES[name](DiffusionConfig(num_levels=100))
-    table = build_sampler(schedule, SamplerConfig(name=sampler, steps=5))
+    schedule = made(SCHEDULES, "schedule", name, 100)
+    table = build_sampler(schedule, {"name": sampler, "steps": 5})
     denoise = guide(CONDITIONAL.denoise, mixture.IN_2D.denoise)
     plan = reverse(denoise, table, noise(len(table) + 1, 3, 8, 2), lambda clean, row: clean.clamp(0.1, 0.2))
     assert plan.isfinite().all()

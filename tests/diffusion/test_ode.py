@@ -12,7 +12,7 @@ from diffpolicy.diffusion.ode import METHODS, Flow, great_circle
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedules import cosine, linear, zero_terminal_snr
 from diffpolicy.policy.build import SCHEDULES
-from diffpolicy.policy.settings import DiffusionConfig
+from diffpolicy.system.tables import made
 
 EVERY_SCHEDULE = pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr"])
 
@@ -20,7 +20,7 @@ EVERY_SCHEDULE = pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr
 def flow_on(name: str) -> Flow:
     if name == "zero_terminal_snr":
         return Flow(IN_2D.denoise, zero_terminal_snr(linear(1000)))
-    return Flow(IN_2D.denoise, SCHEDULES[name](DiffusionConfig(num_levels=1000)))
+    return Flow(IN_2D.denoise, made(SCHEDULES, "schedule", name, 1000))
 
 
 def samples_at_the_lowest_level(flow: Flow, count: int = 64) -> torch.Tensor:

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffpolicy.diffusion.objectives.denoising import Objective
+from diffpolicy.diffusion.objectives.denoising import Denoising
 from diffpolicy.diffusion.parameterization import SCORE, Parameterization, edm
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.policy.build import PARAMETERIZATIONS
-from diffpolicy.policy.settings import DiffusionConfig
+from diffpolicy.system.tables import made
 
-MADE = {name: make(DiffusionConfig()) for name, make in PARAMETERIZATIONS.items()}
+MADE = {name: made(PARAMETERIZATIONS, "parameterization", name) for name in PARAMETERIZATIONS}
 EVERY = pytest.mark.parametrize("parameterization", MADE.values(), ids=MADE)
 CLEAN, NOISE = torch.randn(2, 8, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -76,9 +76,9 @@ def test_output_from_clean_inverts_clean_from_output(schedule, parameterization:
 def test_noise_and_score_are_refused_where_no_signal_is_left(schedule, parameterization: Parameterization) -> None:
     if schedule.levels.alpha[-1] == 0.0 and parameterization in (MADE["epsilon"], MADE["score"]):
         with pytest.raises(ValueError, match=r"alpha 0, .* use the parameterization clean, v, flow or edm"):
-            Objective(schedule, parameterization)
+            Denoising(schedule, parameterization)
     else:
-        assert np.isfinite(Objective(schedule, parameterization).table().numpy()).all()
+        assert np.isfinite(Denoising(schedule, parameterization).table.values.numpy()).all()
 
 
 def test_edm_is_table_1_of_karras() -> None:

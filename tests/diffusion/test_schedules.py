@@ -5,11 +5,11 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffpolicy.diffusion import schedules
-from diffpolicy.diffusion.objectives.denoising import Objective
+from diffpolicy.diffusion.objectives.denoising import Denoising
 from diffpolicy.diffusion.parameterization import CLEAN
 from diffpolicy.diffusion.schedule import STRAIGHT, VARIANCE_PRESERVING, Levels, Schedule
 from diffpolicy.policy.build import SCHEDULES
-from diffpolicy.policy.settings import DiffusionConfig
+from diffpolicy.system.tables import made
 
 THEIR_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
@@ -24,7 +24,7 @@ def test_schedules_of_betas_equal_diffusers(name: str, is_rescaled: bool) -> Non
         beta_schedule=THEIR_NAMES[name],
         rescale_betas_zero_snr=is_rescaled,
     )
-    ours = SCHEDULES[name](DiffusionConfig(num_levels=1000))
+    ours = made(SCHEDULES, "schedule", name, 1000)
     ours = schedules.zero_terminal_snr(ours) if is_rescaled else ours
     # theirs multiplies 1000 factors in float32: 6e-8 each, relative
     np.testing.assert_allclose(ours.levels.alpha**2, scheduler.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-9)
@@ -83,8 +83,8 @@ def test_flow_is_straight() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine", "sigmoid", "vp"])
 def test_zero_terminal_snr_takes_all_signal_from_the_last_level_only(name: str) -> None:
-    before = SCHEDULES[name](DiffusionConfig(num_levels=1000)).levels
-    after = schedules.zero_terminal_snr(SCHEDULES[name](DiffusionConfig(num_levels=1000))).levels
+    before = made(SCHEDULES, "schedule", name, 1000).levels
+    after = schedules.zero_terminal_snr(made(SCHEDULES, "schedule", name, 1000)).levels
     assert (after.alpha[-1], after.sigma[-1]) == (0.0, 1.0)
     np.testing.assert_allclose(after.alpha[0], before.alpha[0], rtol=1e-14)
     assert (after.alpha[1:-1] > 0).all()
@@ -93,13 +93,13 @@ def test_zero_terminal_snr_takes_all_signal_from_the_last_level_only(name: str) 
 
 
 def test_zero_terminal_snr_makes_a_schedule_usable_that_is_refused_without() -> None:
-    assert Objective(schedules.zero_terminal_snr(schedules.linear(100)), CLEAN).schedule.levels.alpha[-1] == 0.0
+    assert Denoising(schedules.zero_terminal_snr(schedules.linear(100)), CLEAN).schedule.levels.alpha[-1] == 0.0
 
 
 @pytest.mark.parametrize("name", ["ve", "karras", "flow"])
 def test_zero_terminal_snr_is_refused_on_other_families(name: str) -> None:
     with pytest.raises(ValueError, match="variance-preserving schedules only"):
-        schedules.zero_terminal_snr(SCHEDULES[name](DiffusionConfig()))
+        schedules.zero_terminal_snr(made(SCHEDULES, "schedule", name, 100))
 
 
 def test_noise_and_time_grow_and_levels_stay_on_the_familys_curve(schedule: Schedule) -> None:
@@ -155,38 +155,38 @@ def test_a_level_outside_the_trained_is_refused(outside: float) -> None:
 
 def test_a_terminal_snr_above_0_0101_is_refused_with_the_reason() -> None:
     """1 / 9.96^2 is just below, 1 / 9.9^2 above."""
-    assert Objective(schedules.ve(100, 0.01, 9.96, 0.5), CLEAN).schedule.levels.snr[-1] < 0.0101
+    assert Denoising(schedules.ve(100, 0.01, 9.96, 0.5), CLEAN).schedule.levels.snr[-1] < 0.0101
     with pytest.raises(ValueError, match=r"terminal signal-to-noise ratio 0\.0102 must be at most 0\.0101: sampling"):
-        Objective(schedules.ve(100, 0.01, 9.9, 0.5), CLEAN)
+        Denoising(schedules.ve(100, 0.01, 9.9, 0.5), CLEAN)
 
 
 def test_the_linear_schedule_with_100_levels_is_refused() -> None:
     with pytest.raises(ValueError, match=r"terminal signal-to-noise ratio 0\.57.* at most 0\.0101.*zero_terminal_snr"):
-        Objective(schedules.linear(100), CLEAN)
+        Denoising(schedules.linear(100), CLEAN)
 
 
 def test_levels_that_are_not_numbers_are_refused() -> None:
     levels = schedules.cosine(10).levels
     with pytest.raises(ValueError, match="terminal signal-to-noise ratio nan"):
-        Objective(Schedule(Levels(levels.alpha * np.nan, levels.sigma, levels.time, levels.input_scale)), CLEAN)
+        Denoising(Schedule(Levels(levels.alpha * np.nan, levels.sigma, levels.time, levels.input_scale)), CLEAN)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("num_levels", [0, -1])
 def test_zero_levels_are_refused(name: str, num_levels: int) -> None:
     with pytest.raises(ValueError, match=f"num_levels {num_levels} must be at least"):
-        SCHEDULES[name](DiffusionConfig(num_levels=num_levels))
+        made(SCHEDULES, "schedule", name, num_levels)
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
 @pytest.mark.parametrize("bad", [(0.0, 0.02), (0.02, 0.01), (0.1, 1.0), (float("nan"), 0.02)])
 def test_betas_outside_their_range_are_refused(name: str, bad: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"betas {bad[0]} to {bad[1]} must rise within"):
-        SCHEDULES[name](DiffusionConfig(beta_start=bad[0], beta_end=bad[1]))
+        made(SCHEDULES, "schedule", {"name": name, "beta_start": bad[0], "beta_end": bad[1]}, 100)
 
 
 @pytest.mark.parametrize("name", ["ve", "karras"])
 @pytest.mark.parametrize("bad", [(0.0, 80.0), (80.0, 0.002), (0.002, float("inf")), (float("nan"), 80.0)])
 def test_sigmas_outside_their_range_are_refused(name: str, bad: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"sigma_min {bad[0]} and sigma_max {bad[1]} must rise from above 0"):
-        SCHEDULES[name](DiffusionConfig(sigma_min=bad[0], sigma_max=bad[1]))
+        made(SCHEDULES, "schedule", {"name": name, "sigma_min": bad[0], "sigma_max": bad[1]}, 100)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,8 @@ from diffpolicy.diffusion.samplers.langevin import langevin
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import SPACINGS, trailing
-from diffpolicy.policy.build import SAMPLERS, build_sampler
+from diffpolicy.policy.build import SAMPLERS, TABLES, build_sampler
 from diffpolicy.policy.clip import identity
-from diffpolicy.policy.settings import SamplerConfig
 
 KARRAS = karras(1000, 0.002, 80.0, sigma_data=0.5)
 # Steps of finite length that are off their level even where the clean trajectory is known; test_exact says by how much.
@@ -81,11 +81,11 @@ def test_a_sampler_is_refused_with_the_reason_where_it_is_undefined(refused_case
         refused_case.build()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("steps", [0, -1, 101])
 def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps {steps} must be between 1 and 100"):
-        build_sampler(cosine(100), SamplerConfig(name=name, steps=steps))
+        build_sampler(cosine(100), {"name": name, "steps": steps})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
 )
 def test_settings_outside_their_range_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_sampler(cosine(100), SamplerConfig(**settings))
+        build_sampler(cosine(100), settings)
 
 
 def same(first: StepTable, second: StepTable, rows: slice = slice(None)) -> None:
@@ -125,16 +125,16 @@ def same(first: StepTable, second: StepTable, rows: slice = slice(None)) -> None
 @pytest.mark.parametrize(
     ("name", "other"),
     [
-        ("euler", SamplerConfig(name="ddim", eta=0.0)),
-        ("flow_euler", SamplerConfig(name="ddim", eta=0.0)),
-        ("ddpm", SamplerConfig(name="ddim", eta=1.0)),
-        ("reverse_sde", SamplerConfig(name="predictor_corrector", langevin_steps=0)),
+        ("euler", {"name": "ddim", "eta": 0.0}),
+        ("flow_euler", {"name": "ddim", "eta": 0.0}),
+        ("ddpm", {"name": "ddim", "eta": 1.0}),
+        ("reverse_sde", {"name": "predictor_corrector", "langevin_steps": 0}),
     ],
 )
-def test_aliases_are_the_same_table(name: str, other: SamplerConfig, steps: int) -> None:
+def test_aliases_are_the_same_table(name: str, other: Any, steps: int) -> None:
     schedule = cosine(100)
     same(
-        build_sampler(schedule, SamplerConfig(name=name, steps=steps)),
+        build_sampler(schedule, {"name": name, "steps": steps}),
         build_sampler(schedule, replace(other, steps=steps)),
     )
 
@@ -143,8 +143,8 @@ def test_aliases_are_the_same_table(name: str, other: SamplerConfig, steps: int)
 def test_multistep_solvers_begin_and_end_with_a_step_of_order_1(schedule, name: str, order_1: str) -> None:
     """DPM-Solver++ 1 is DDIM, its SDE form is DDPM."""
     same(
-        build_sampler(schedule, SamplerConfig(name=name, steps=2)),
-        build_sampler(schedule, SamplerConfig(name=order_1, steps=2)),
+        build_sampler(schedule, {"name": name, "steps": 2}),
+        build_sampler(schedule, {"name": order_1, "steps": 2}),
     )
 
 
@@ -162,7 +162,7 @@ def test_ddpm_variances_are_the_posterior_and_beta() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7, 18])
 def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
     """Karras et al. 2022, but for churn in the first step: nothing is trained beyond sigma_max."""
-    table = build_sampler(KARRAS, SamplerConfig(name="heun", steps=steps, churn=churn, spacing="trailing"))
+    table = build_sampler(KARRAS, {"name": "heun", "steps": steps, "churn": churn, "spacing": "trailing"})
     noise, t = draws(table), [*trailing(KARRAS, steps).sigma.tolist(), 0.0]
     x = t[0] * noise[0]
 

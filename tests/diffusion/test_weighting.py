@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from diffpolicy.diffusion import schedules, weighting
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.samplers.ancestral import ddpm
 from diffpolicy.diffusion.schedule import FloatArray, Schedule
 from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.policy.build import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, WEIGHTINGS
-from diffpolicy.policy.settings import DiffusionConfig
+from diffpolicy.system.tables import made
 
-DEFAULT = DiffusionConfig()
+DEFAULT = DenoisingConfig()
 VP = schedules.vp(1000)
 SNR = VP.levels.snr
 
@@ -20,8 +21,8 @@ SNR = VP.levels.snr
 def weights(schedule: Schedule, name: str, parameterization: str) -> FloatArray:
     """Of the output's squared error, [levels]."""
     levels = schedule.levels
-    _, out = PARAMETERIZATIONS[parameterization](DEFAULT).clean_from_output(levels.alpha, levels.sigma)
-    return WEIGHTINGS[name](DEFAULT)(levels, np.broadcast_to(out, len(levels)))
+    _, out = made(PARAMETERIZATIONS, "parameterization", parameterization).clean_from_output(levels.alpha, levels.sigma)
+    return made(WEIGHTINGS, "weighting", name)(levels, np.broadcast_to(out, len(levels)))
 
 
 @pytest.mark.parametrize("parameterization", ["clean", "v", "flow", "edm"])  # defined also where alpha is 0
@@ -78,7 +79,7 @@ def test_elbo_weights_are_ddpms_divergence(schedule) -> None:
 
 @pytest.mark.parametrize("name", LEVEL_DISTRIBUTIONS)
 def test_shares_of_levels_add_up_to_1(schedule, name: str) -> None:
-    share = LEVEL_DISTRIBUTIONS[name](schedule.levels)
+    share = made(LEVEL_DISTRIBUTIONS, "level_distribution", name)(schedule.levels)
     assert share.shape == (len(schedule),)
     assert (share >= 0).all()
     assert share.sum() == pytest.approx(1.0, abs=1e-12)
@@ -92,7 +93,7 @@ def test_shares_of_levels_add_up_to_1(schedule, name: str) -> None:
     ],
 )
 def test_log_sigma_over_alpha_is_normal(name: str, fine: Schedule, mean: float, std: float) -> None:
-    share = LEVEL_DISTRIBUTIONS[name](fine.levels)
+    share = made(LEVEL_DISTRIBUTIONS, "level_distribution", name)(fine.levels)
     position = -fine.levels.lambdas
     is_drawn = share > 0  # flow's last level, at infinity, is not
     found = (share[is_drawn] * position[is_drawn]).sum()
@@ -107,7 +108,7 @@ def test_logit_normal_has_its_density_on_flow() -> None:
     """Esser et al. 2024, eq. 19: exp(-logit(t)^2 / 2) / (sqrt(2 pi) t (1 - t))."""
     t = schedules.flow(2000).levels.sigma[:-1]
     density = np.exp(-0.5 * np.log(t / (1 - t)) ** 2) / (math.sqrt(2 * math.pi) * t * (1 - t))
-    share = LEVEL_DISTRIBUTIONS["logit_normal"](schedules.flow(2000).levels)[:-1]
+    share = made(LEVEL_DISTRIBUTIONS, "level_distribution", "logit_normal")(schedules.flow(2000).levels)[:-1]
     np.testing.assert_allclose(2000 * share, density, atol=2e-4)  # the density's curvature over one level
 
 

@@ -14,7 +14,6 @@ from diffpolicy.evaluation.monitor import Monitor
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import SafetyConfig
 
@@ -75,11 +74,11 @@ def test_an_evaluation_with_safety_reports_its_rates(tiny_checkpoint) -> None:
     kwargs = {"obs_type": "keypoints", "max_episode_steps": 40}
     env = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", kwargs, {"start_rule": "legacy"})
     demands = replace(DEMANDS, max_speed=400.0, keep_out=[[60, 450, 30.0]])
-    found = report(policy, env, SamplerConfig(steps=1), [0, 1], 2, build_safety(demands))
+    found = report(policy, env, {"name": "ddim", "steps": 1}, [0, 1], 2, build_safety(demands))
     assert found["violation_rate"] == 0.0
     assert found["certified_rate"] == 1.0
     assert 0.0 <= found["fallback_rate"] <= 1.0
-    unsafe = report(policy, env, SamplerConfig(steps=1), [0, 1], 2)
+    unsafe = report(policy, env, {"name": "ddim", "steps": 1}, [0, 1], 2)
     assert "certified_rate" not in unsafe
 
 

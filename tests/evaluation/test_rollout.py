@@ -6,7 +6,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from diffpolicy import DiffusionPolicy, PolicyController, SamplerConfig
+from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.evaluation.evaluate import evaluate, latency_ms, load_for_evaluation, record_videos, summarize
 from diffpolicy.evaluation.rollout import Episode, make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
@@ -15,7 +15,7 @@ from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import SafetyConfig
 
 PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
-SAMPLER = SamplerConfig("ddim", 2)
+SAMPLER = {"name": "ddim", "steps": 2}
 
 
 @pytest.fixture

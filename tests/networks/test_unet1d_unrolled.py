@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffpolicy.networks.backbones.unet1d import UNet1d
-from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d, at_condition
+from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d
+from diffpolicy.networks.condition import Condition
 
 TIMES = [99.0, 12.5, 99.0, 0.0]
 
@@ -101,9 +102,9 @@ def test_changed_weights_are_seen_at_once() -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.1
-        before = at_condition(network, condition, TIMES, 16)(x, 99.0)
+        before = network.at_condition(Condition(condition), TIMES, 16)(x, 99.0)
         network.load_state_dict(other.state_dict())
-        after = at_condition(network, condition, TIMES, 16)(x, 99.0)
+        after = network.at_condition(Condition(condition), TIMES, 16)(x, 99.0)
     assert (after - before).abs().max() > 1e-3
     assert_close(after, plain(other, x, 99.0, condition), rtol=2e-5, atol=2e-5)
 
@@ -114,14 +115,14 @@ def test_changed_weights_are_seen_at_once() -> None:
 def test_what_it_was_not_made_for_goes_to_the_network_itself(times, time: float, horizon: int) -> None:
     network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, horizon, 2)
     with torch.no_grad():
-        found = at_condition(network, condition, times, 16)(x, time)
+        found = network.at_condition(Condition(condition), times, 16)(x, time)
         assert_close(found, plain(network, x, time, condition), rtol=0, atol=0)
 
 
 def test_gradients_go_through_the_network_itself() -> None:
     network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, 16, 2, requires_grad=True)
     with torch.no_grad():
-        output = at_condition(network, condition, TIMES, 16)
+        output = network.at_condition(Condition(condition), TIMES, 16)
     (found,) = torch.autograd.grad(output(x, 99.0).sum(), x)
     (expected,) = torch.autograd.grad(plain(network, x, 99.0, condition).sum(), x)
     assert_close(found, expected, rtol=0, atol=0)
@@ -130,7 +131,7 @@ def test_gradients_go_through_the_network_itself() -> None:
 def test_autocast_goes_to_the_network_itself() -> None:
     network, condition, x = random_network(), torch.randn(1, 6), torch.randn(1, 16, 2)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = at_condition(network, condition, TIMES, 16)(x, 99.0)
+        found = network.at_condition(Condition(condition), TIMES, 16)(x, 99.0)
         assert found.dtype == torch.bfloat16
         assert_close(found, plain(network, x, 99.0, condition), rtol=0, atol=0)
 

@@ -1,4 +1,4 @@
-"""`policy.compile()`: the replayed loop is the plain one. Here torch traces it; test_compile_gpu.py captures it."""
+"""`policy.capture()`: the replayed loop is the plain one. Here torch traces it; test_compile_gpu.py captures it."""
 
 import copy
 import warnings
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 from traced import EVERY_SAMPLER, compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
 from world import both, safety, start
@@ -20,8 +20,8 @@ from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector, Task
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.networks.backbones import unet1d_unrolled as inference
-from diffpolicy.policy.settings import GuidanceConfig
+from diffpolicy.diffusion.guidance import GuidanceConfig
+from diffpolicy.networks.backbones import unet1d
 from diffpolicy.safety.projection import StepProjection
 from diffpolicy.training.ema import Ema
 
@@ -35,7 +35,7 @@ def test_replays_make_the_plans_of_the_plain_path(
     traced, monkeypatch: pytest.MonkeyPatch, sampler: str, network: str
 ) -> None:
     if network == "itself":  # as on a GPU
-        monkeypatch.setattr(inference, "UNet1d", nn.Identity)
+        monkeypatch.setattr(unet1d, "may_unroll", lambda _: False)
     plain = make_policy(sampler)
     replaying = compiled(plain)
     for seed in range(2):
@@ -53,7 +53,7 @@ def task_of(projector: Projector, seed: int) -> Task:
 
 @pytest.mark.parametrize("sampler", EVERY_SAMPLER)
 def test_with_the_projection_at_every_step_too(traced, monkeypatch: pytest.MonkeyPatch, sampler: str) -> None:
-    monkeypatch.setattr(inference, "UNet1d", nn.Identity)  # the network itself, as on a GPU
+    monkeypatch.setattr(unet1d, "may_unroll", lambda _: False)  # the network itself, as on a GPU
     plain = make_policy(sampler)
     replaying = compiled(plain)
     demanded = safety([Box(0.0, 10.0, Rows("commands")), KeepOut(0.2)], mode="every_step", iterations=1)
@@ -111,7 +111,7 @@ def new_part(policy: DiffusionPolicy) -> None:
 
 
 def new_statistics(policy: DiffusionPolicy) -> None:
-    policy.fit_normalizers({"position": torch.eye(3), "goal": torch.eye(2)}, torch.tensor([[1.0, 1.0], [3.0, 4.0]]))
+    policy.fit({"position": torch.eye(3), "goal": torch.eye(2)}, torch.tensor([[1.0, 1.0], [3.0, 4.0]]))
 
 
 @pytest.mark.parametrize("change", [load_others, average, in_place, new_memory, new_part, new_statistics])

@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 from world import both, safety, start
 
-from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
+from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
-from diffpolicy.policy.build import SAMPLERS
-from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.policy.build import TABLES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 # Of actions of up to 10: kernels are chosen anew for a capture, and other ones round otherwise.
@@ -21,15 +21,15 @@ TOLERANCE = 1e-3
 def make_policies(sampler: str) -> list[DiffusionPolicy]:
     """The same on the GPU twice, the second one compiled."""
     torch.manual_seed(0)
-    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=ModelConfig(widths=[16, 32], time_embedding_dim=16))
+    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=UNet1dConfig(widths=[16, 32], time_embedding_dim=16))
     if sampler.startswith("flow"):
         config.diffusion.schedule = config.diffusion.parameterization = "flow"
     policy = DiffusionPolicy(config)
     share = torch.linspace(0.0, 1.0, 100)[:, None]
-    policy.fit_normalizers({"position": share.expand(-1, 3), "goal": share.expand(-1, 2)}, 10.0 * share.expand(-1, 2))
+    policy.fit({"position": share.expand(-1, 3), "goal": share.expand(-1, 2)}, 10.0 * share.expand(-1, 2))
     plain = policy.to("cuda").eval()
     compiled = copy.deepcopy(plain)
-    compiled.compile()
+    compiled.capture()
     return [plain, compiled]
 
 
@@ -41,7 +41,7 @@ def captured(policy: DiffusionPolicy) -> int:
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", sorted(TABLES))
 def test_a_captured_loop_makes_the_plans_of_the_plain_path(sampler: str, batch: int) -> None:
     policies = make_policies(sampler)
     for seed in range(3):
@@ -50,14 +50,14 @@ def test_a_captured_loop_makes_the_plans_of_the_plain_path(sampler: str, batch: 
         plans = []
         for policy in policies:
             noise = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
-            table = policy.sampler(SamplerConfig(sampler, 5))
+            table = policy.sampler({"name": sampler, "steps": 5})
             plans.append(policy.predict_action_chunk(seen, noise, table).plan)
         assert_close(plans[1], plans[0], rtol=0, atol=TOLERANCE)
     assert captured(policies[1]) == 1
 
 
 @pytest.mark.parametrize("mode", ["every_step", "last_half"])
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", sorted(TABLES))
 def test_with_safety_too_while_obstacles_come_and_go(sampler: str, mode: str) -> None:
     policies = make_policies(sampler)
     controllers, worlds = zip(*(start(one, safety(mode=mode), sampler=sampler) for one in policies), strict=True)

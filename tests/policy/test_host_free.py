@@ -7,19 +7,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from traced import EVERY_SAMPLER
+from traced import EVERY_SAMPLER, sampler_config
 from world import CONSTRAINTS, safety, start
 
-from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
+from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.constraints.constraint import Rows
 from diffpolicy.constraints.limits import Polytope
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease
 from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import Start
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.sampling import sampled
-from diffpolicy.policy.settings import ModelConfig
 from diffpolicy.safety.projection import StepProjection
 from diffpolicy.system.replay import tensors_in, with_tensors
 
@@ -52,11 +53,11 @@ def on_meta(tensor: Tensor) -> Tensor:
 
 
 def make_policy(sampler: str) -> DiffusionPolicy:
-    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=ModelConfig(widths=[8, 8], time_embedding_dim=8))
+    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=UNet1dConfig(widths=[8, 8], time_embedding_dim=8))
     if sampler.startswith("flow"):
-        config.diffusion.schedule = config.diffusion.parameterization = "flow"
+        config.diffusion = DenoisingConfig(schedule="flow", parameterization="flow")
     policy = DiffusionPolicy(config)
-    policy.fit_normalizers({"position": torch.eye(3), "goal": torch.eye(2)}, 10.0 * torch.eye(2))
+    policy.fit({"position": torch.eye(3), "goal": torch.eye(2)}, 10.0 * torch.eye(2))
     return policy.eval()
 
 
@@ -75,13 +76,13 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
             setattr(projector, name, on_meta(part))
     policy.to("meta")
     task = with_tensors(task, {id(one): on_meta(one) for one in tensors_in(task)})
-    table = policy.sampler(SamplerConfig(sampler, 3, langevin_steps=1))
+    table = policy.sampler(sampler_config(sampler))
     noise = torch.empty(len(table) + 1, batch, 16, 2, device="meta")
     observation = {key: torch.empty(batch, 2, dim, device="meta") for key, dim in {"position": 3, "goal": 2}.items()}
 
     def projection() -> PlanProjection:
         constrain = StepProjection(controller.safety, projector, task, 1, len(table))
-        return PlanProjection(policy.action_normalizer, True, 1, constrain)
+        return PlanProjection(policy.codec, True, 1, constrain)
 
     before_capture, captured = projection(), projection()
     with torch.inference_mode():

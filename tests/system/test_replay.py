@@ -41,7 +41,7 @@ def test_the_latest_recordings_are_kept(traced, monkeypatch: pytest.MonkeyPatch)
 def test_compiling_again_forgets(traced) -> None:
     policy = compiled(make_policy())
     plan(policy)
-    policy.compile()
+    policy.capture()
     assert not policy._replays._recordings
 
 

@@ -14,11 +14,12 @@ import torch
 from walk import CONTEXT, PATIENCE_S, logged_steps, record, settings, tensors, wait_for
 
 from diffpolicy import DiffusionPolicy
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.evaluation.evaluate import report
 from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
-from diffpolicy.policy.settings import DiffusionConfig, ModelConfig, SamplerConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety, SafetyConfig
 from diffpolicy.system.distributed import ALONE, Ranks, joined
@@ -26,7 +27,7 @@ from diffpolicy.training.settings import EvaluationConfig, TrainConfig
 from diffpolicy.training.trainer import Trainer
 
 # Two channels a group at least: of one alone, the normalisation takes away the bias, whose gradient is rounding only.
-MODEL = ModelConfig(widths=[16, 32], time_embedding_dim=8)
+MODEL = UNet1dConfig(widths=[16, 32], time_embedding_dim=8)
 # The parts' gradients are summed in another order, which costs an ulp of float32: weights of size 1 were 1.2e-7 apart.
 # Adam divides by the gradient's size and may magnify it; another draw of noise moves weights by about 2e-3 a step.
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
@@ -78,7 +79,7 @@ def assert_close_runs(first: Path, second: Path) -> None:
 def whole(data_set: Path, **changes) -> TrainConfig:
     """With dropout of the condition, so that all that is random is cut from one draw for the whole batch."""
     trainer = {"steps": 12, "checkpoint_every": 4, "validate_every": 1000}
-    return settings(data_set, model=MODEL, diffusion=DiffusionConfig(condition_dropout=0.3), trainer=trainer, **changes)
+    return settings(data_set, model=MODEL, diffusion=DenoisingConfig(condition_dropout=0.3), trainer=trainer, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_a_batch_that_does_not_divide_is_one_clear_message(repository: Path, dat
 def report_safely(ranks: Ranks, checkpoint: Path, safety: Safety, folder: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(checkpoint)
     env = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints", "max_episode_steps": 24})
-    found = report(policy, env, SamplerConfig(steps=1), range(3), 4, safety, ranks)
+    found = report(policy, env, {"name": "ddim", "steps": 1}, range(3), 4, safety, ranks)
     (folder / f"{ranks.count}_{ranks.rank}").write_text(json.dumps(found))
 
 

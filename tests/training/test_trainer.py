@@ -12,7 +12,7 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.settings import SamplerConfig, WindowConfig
+from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system import checkpoint
 from diffpolicy.system.device import choose_device
 from diffpolicy.training.batches import WindowBatches
@@ -148,7 +148,7 @@ def test_bfloat16_autocast_trains(data_set: Path, tmp_path: Path) -> None:
         ({"trainer": {"betas": [0.9]}}, "betas"),
         ({"device": "tpu"}, "device: 'tpu' is not available, expected auto or one of .*cpu"),
         ({"window": WindowConfig(horizon=15)}, r"horizon 15 must be divisible by 2"),
-        ({"sampler": SamplerConfig(steps=1000)}, "steps 1000 must be between 1 and 100"),
+        ({"sampler": {"name": "ddim", "steps": 1000}}, "steps 1000 must be between 1 and 100"),
         ({"logger": LoggerConfig(name="tensorboard")}, "'tensorboard' is unknown, expected none or wandb"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.evaluation.rollout import Episode, OnTick
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.settings import ModelConfig, SamplerConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.system import checkpoint
 from diffpolicy.training import trainer as trainer_module
 from diffpolicy.training.settings import DataConfig, EvaluationConfig, TrainConfig, TrainerConfig
@@ -38,8 +39,8 @@ def make_trainer(data_set: Path, folder: Path, env: EnvConfig | None = None, **c
         task="walk",
         data=DataConfig(str(data_set), observations={"state": ["state"]}),
         env=env,
-        model=ModelConfig(widths=[8, 16], time_embedding_dim=8),
-        sampler=SamplerConfig("ddim", 3),
+        model=UNet1dConfig(widths=[8, 16], time_embedding_dim=8),
+        sampler={"name": "ddim", "steps": 3},
         trainer=TrainerConfig(**{**short, **changes}),
         evaluation=EvaluationConfig(episodes=2),
         device="cpu",
@@ -124,7 +125,7 @@ def test_evaluation_during_training_gets_the_averaged_policy(
     seen: list[dict[str, Tensor]] = []
 
     def evaluate(
-        policy: DiffusionPolicy, env: EnvConfig, sampler: SamplerConfig, seeds: range, _: int, on_tick: OnTick
+        policy: DiffusionPolicy, env: EnvConfig, sampler: Any, seeds: range, _: int, on_tick: OnTick
     ) -> list[Episode]:
         assert not policy.training
         assert (env.id, sampler.steps) == ("CartPole-v1", 3)

@@ -4,10 +4,35 @@ Legend: now and after, the levels that a step leads from and to; beta, the varia
 s, the standard deviation of fresh noise; eta, its share of the posterior's.
 """
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
+from diffpolicy.diffusion.guidance import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import FloatArray, Levels
+
+
+@dataclass
+class DdimConfig:
+    """Settings of `ddim`."""
+
+    name: str = "ddim"
+    steps: int = 10
+    spacing: str = "trailing"
+    eta: float = 0.0
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+
+@dataclass
+class DdpmConfig:
+    """Settings of `ddpm`."""
+
+    name: str = "ddpm"
+    steps: int = 10
+    spacing: str = "trailing"
+    variance: str = "posterior"  # or beta
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def ddim(now: Levels, eta: float = 0.0) -> StepTable:

@@ -4,12 +4,30 @@ A step is two rows, one at its start and one at its end; the last step, to the c
 2 steps - 1 evaluations. Legend: start and end, the levels of a step; ratio, sigma / alpha; gamma, the churn.
 """
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
+from diffpolicy.diffusion.guidance import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import FloatArray, Levels, Schedule
 
 _MAX_GAMMA = 2.0**0.5 - 1.0
+
+
+@dataclass
+class HeunConfig:
+    """Settings of `heun`.
+
+    Levels are spaced in log-SNR: evenly spaced ones would begin with a jump over most of the noise, whose mean slope
+    overshoots.
+    """
+
+    name: str = "heun"
+    steps: int = 10
+    spacing: str = "log_snr"
+    churn: float = 0.0
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def heun(now: Levels, schedule: Schedule, churn: float = 0.0) -> StepTable:

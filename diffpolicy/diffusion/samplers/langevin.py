@@ -5,12 +5,39 @@ after, the levels that a step leads from and to; lambda = log(alpha / sigma); sc
 rate, the length of a Langevin step over sigma^2.
 """
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
+from diffpolicy.diffusion.guidance import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import Levels
 
 _Rows = list[tuple[int, float, float, float]]  # index of the level, a, b, s
+
+
+@dataclass
+class LangevinConfig:
+    """Settings of `langevin`; steps counts levels."""
+
+    name: str = "langevin"
+    steps: int = 10
+    spacing: str = "trailing"
+    langevin_steps: int = 5  # at each level
+    langevin_rate: float = 0.5  # length of a Langevin step over sigma^2
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+
+@dataclass
+class PredictorCorrectorConfig:
+    """Settings of `predictor_corrector`."""
+
+    name: str = "predictor_corrector"
+    steps: int = 10
+    spacing: str = "trailing"
+    langevin_steps: int = 1  # at each level
+    langevin_rate: float = 0.1  # length of a Langevin step over sigma^2
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def reverse_sde(now: Levels) -> StepTable:

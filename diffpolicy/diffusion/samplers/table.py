@@ -15,7 +15,11 @@ from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 @dataclass(frozen=True)
 class Row:
-    """The level that a step starts from, and the coefficients that lead to the next."""
+    """The level that a step starts from, and the coefficients that lead to the next.
+
+    Attributes:
+        stop: the time of the level that the step leads to, for a network that learned to see it; else None.
+    """
 
     alpha: float
     sigma: float
@@ -25,6 +29,7 @@ class Row:
     b: float
     s: float
     c: tuple[float, ...] = ()
+    stop: float | None = None
 
 
 def rows_at(levels: Levels) -> tuple[Row, ...]:

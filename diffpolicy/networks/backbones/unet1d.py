@@ -5,26 +5,44 @@ tests/networks holds the map. Shape legend: B batch, H horizon, A action, D cond
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d, may_unroll
+from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
 from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, concatenate
+from diffpolicy.networks.protocols import AtCondition, plain
+
+
+@dataclass
+class UNet1dConfig:
+    """Settings of `UNet1d`."""
+
+    name: str = "unet1d"
+    widths: list[int] = field(default_factory=lambda: [32, 64, 128])
+    time_embedding_dim: int = 128
+    kernel_size: int = 5
+    groups: int = 8
 
 
 class UNet1d(nn.Module):
-    """Output of the denoising network at (x, time), given the condition.
+    """Output of the denoising network at (x, time), given a vector as condition; a `Backbone`.
 
     Args:
-        action_dim: A.
+        action_dim: A, of the trajectory that is denoised.
         condition_dim: D, the flattened observations.
         widths: channels of each level; between two levels the length is halved.
         time_embedding_dim: features of the embedded time.
         kernel_size: of every convolution block, odd.
         groups: of every group normalisation; divides each width.
     """
+
+    reads: tuple[str, ...] = ("vector",)
 
     def __init__(
         self,
@@ -58,9 +76,28 @@ class UNet1d(nn.Module):
             ConvBlock(widths[0], widths[0], kernel_size, groups), Conv1d(widths[0], action_dim, 1)
         )
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """x [B, H, A], time [B], condition [B, D] -> [B, H, A]."""
-        condition = torch.cat([self.time_encoder(time), condition], dim=-1)
+    @classmethod
+    def from_settings(cls, config: UNet1dConfig, encoded_shape: tuple[int, int], condition: ConditionShape) -> "UNet1d":
+        """For trajectories [horizon, A] of this shape.
+
+        Raises:
+            LookupError: the condition has no vector.
+            ValueError: a horizon that cannot be halved between the levels, or settings that do not fit each other.
+        """
+        horizon, action_dim = encoded_shape
+        (condition_dim,) = condition.of("vector")
+        factor = 2 ** (len(config.widths) - 1)
+        if horizon % factor:
+            raise ValueError(
+                f"window: horizon {horizon} must be divisible by {factor} ({len(config.widths) - 1} down-samplings)"
+            )
+        return cls(
+            action_dim, condition_dim, config.widths, config.time_embedding_dim, config.kernel_size, config.groups
+        )
+
+    def forward(self, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
+        """x [B, H, A], time [B], vector [B, D] -> [B, H, A]."""
+        condition = torch.cat([self.time_encoder(time), vector], dim=-1)
         x = x.transpose(1, 2)  # [B, A, H]
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
@@ -72,6 +109,28 @@ class UNet1d(nn.Module):
         for blocks, grow in zip(self.up, self.grow, strict=True):
             x = grow(blocks(concatenate(x, skips.pop()), condition))
         return self.head(x).transpose(1, 2)
+
+    def at_condition(self, condition: Condition, times: Sequence[float], horizon: int) -> AtCondition:
+        """On a CPU in float32 or float64 unrolled for the given times and horizon; then forward hooks are not called.
+
+        Where that cannot serve (gradients, autocast, torch.compile, another time, shape or subclass) it is called as it
+        is.
+        """
+        as_it_is = plain(self, condition)
+        (vector,) = condition.fields(self.reads)
+        if not times or type(self) is not UNet1d or not may_unroll(vector):
+            return as_it_is
+        unrolled = UnrolledUNet1d(self, vector, times, horizon)
+
+        def unrolled_or_plain(x: Tensor, time: float, stop: float | None = None) -> Tensor:
+            serves = not torch.is_grad_enabled() and time in unrolled.times and x.shape == unrolled.shape
+            return unrolled(x, time) if serves else as_it_is(x, time)
+
+        return unrolled_or_plain
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All in one group."""
+        return [{"params": list(self.parameters())}]
 
 
 class _Pair(nn.Module):

@@ -22,47 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffpolicy.networks.backbones.unet1d import UNet1d
-
 LEAST_COLUMNS = 16  # of a part of a product
 Layer = Any  # a part of the network; what a module consists of is unknown to type checkers
 Make = Callable[[], Tensor]  # computes a tensor [B, O, L, 1], channels last in memory
 
 
-def at_condition(
-    network: nn.Module, condition: Tensor, times: Sequence[float], horizon: int
-) -> Callable[[Tensor, float], Tensor]:
-    """`network` at one condition [B, D], as a function of x [B, H, A] and the time.
-
-    A U-Net on a CPU in float32 or float64 is unrolled for the given times and horizon; then its forward hooks are not
-    called. Where that cannot serve (gradients, autocast, torch.compile, another time, shape) it is the network itself.
-    """
-
-    def plain(x: Tensor, time: float) -> Tensor:
-        return network(x, x.new_full((len(x),), time, dtype=torch.float32), condition)
-
-    if not times or type(network) is not UNet1d or not _is_plain(condition):
-        return plain
-    unrolled = UnrolledUNet1d(network, condition, times, horizon)
-
-    def unrolled_or_plain(x: Tensor, time: float) -> Tensor:
-        serves = not torch.is_grad_enabled() and time in unrolled.times and x.shape == unrolled.shape
-        return unrolled(x, time) if serves else plain(x, time)
-
-    return unrolled_or_plain
-
-
 class UnrolledUNet1d:
-    """A U-Net as a list of steps on buffers of its own, for one condition [B, D] and one horizon.
+    """A `UNet1d` as a list of steps on buffers of its own, for one condition [B, D] and one horizon.
 
     Attributes:
         times: those that it can be called with.
         shape: of x and the output, (B, H, A).
     """
 
-    def __init__(self, network: UNet1d, condition: Tensor, times: Sequence[float], horizon: int) -> None:
-        parts: Layer = network
-        block, self._head = parts.head
+    def __init__(self, network: Layer, condition: Tensor, times: Sequence[float], horizon: int) -> None:
+        block, self._head = network.head
         self.times, self.shape = frozenset(times), (len(condition), horizon, self._head.out_channels)
         self._film = _Film(network, condition, times)
         self._steps: list[Callable[[], object]] = []
@@ -72,13 +46,13 @@ class UnrolledUNet1d:
         self._scratch = functools.cache(lambda purpose, size: condition.new_empty(size))
         x = self._input = self._rows(*self.shape[1:])
         skips: list[_Rows] = []
-        for level, blocks in enumerate(parts.down):
+        for level, blocks in enumerate(network.down):
             x = self._pair(x, blocks)
             skips.append(x)
-            if level < len(parts.shrink):
-                x = self._shrink(x, parts.shrink[level])
-        x = self._pair(x, parts.middle)
-        for blocks, grow in zip(parts.up, parts.grow, strict=True):
+            if level < len(network.shrink):
+                x = self._shrink(x, network.shrink[level])
+        x = self._pair(x, network.middle)
+        for blocks, grow in zip(network.up, network.grow, strict=True):
             x = self._grow(self._pair(self._concatenate(x, skips.pop()), blocks), grow)
         self._hidden = self._conv_block(block, x)
 
@@ -192,7 +166,7 @@ class _Rows:
 class _Film:
     """Scale and bias of every residual block, for the condition and the time that was set."""
 
-    def __init__(self, network: UNet1d, condition: Tensor, times: Sequence[float]) -> None:
+    def __init__(self, network: Layer, condition: Tensor, times: Sequence[float]) -> None:
         self._place = {time: place for place, time in enumerate(dict.fromkeys(times))}
         embedded = F.mish(network.time_encoder(torch.tensor(list(self._place))))  # [R, D']
         encoded, split = F.mish(condition), embedded.shape[1]
@@ -215,7 +189,8 @@ def _parts(channels: int) -> int:
     return math.gcd(max(1, channels // LEAST_COLUMNS), torch.get_num_threads())
 
 
-def _is_plain(x: Tensor) -> bool:
+def may_unroll(x: Tensor) -> bool:
+    """Whether a network at the condition `x` can be unrolled: plain arithmetic on a CPU."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

@@ -1,22 +1,31 @@
-"""Observation encoders: a window of observations to one conditioning vector."""
+"""Low-dimensional observations to one conditioning vector."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.networks.condition import Condition, ConditionShape
+from diffpolicy.networks.observation import ObservationSpec
+
 
 class LowDimEncoder(nn.Module):
-    """Normalised low-dimensional observations, flattened over time and keys.
+    """Normalised vectors, flattened over time and keys; an `Encoder`.
 
-    {key: [batch, n_obs_steps, dim]} -> [batch, n_obs_steps * sum of dims]; within a step the keys are in
-    alphabetical order.
+    {key: [batch, n_obs_steps, features]} -> vector [batch, n_obs_steps * sum of features]; within a step the keys are
+    in alphabetical order.
+
+    Raises:
+        ValueError: an observation that is no vector.
     """
 
-    def __init__(self, observations: Mapping[str, int], n_obs_steps: int) -> None:
+    def __init__(self, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> None:
         super().__init__()
+        for key, spec in observations.items():
+            if spec.kind != "vector":
+                raise ValueError(f"encoder low_dim: observation {key!r} is an {spec.kind}, expected vectors only")
         self.keys = sorted(observations)
-        self.condition_dim = n_obs_steps * sum(observations.values())
+        self.output = ConditionShape(vector=(n_obs_steps * sum(spec.features for spec in observations.values()),))
 
-    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([observation[key] for key in self.keys], dim=-1).flatten(1)
+    def forward(self, observation: Mapping[str, Tensor]) -> Condition:
+        return Condition(vector=torch.cat([observation[key] for key in self.keys], dim=-1).flatten(1))

@@ -1,0 +1,80 @@
+"""What encoders make of observations, and what a backbone is conditioned on.
+
+Shape legend: B batch, D features, N tokens, E features of a token.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ConditionShape:
+    """What an encoder gives: each field of `Condition` by its shape without the batch, or None."""
+
+    vector: tuple[int] | None = None
+    tokens: tuple[int, int] | None = None
+
+    def given(self) -> dict[str, tuple[int, ...]]:
+        """The fields that there are."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
+
+    def of(self, field: str) -> tuple[int, ...]:
+        """The shape of a field.
+
+        Raises:
+            LookupError: the encoder does not give it.
+        """
+        shape = self.given().get(field)
+        if shape is None:
+            raise LookupError(field)
+        return shape
+
+    def null(self) -> nn.ParameterDict:
+        """Learned values that stand for no observation: a parameter for each field, zero at first."""
+        return nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in self.given().items()})
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Of a batch; a backbone takes the fields that it names.
+
+    Attributes:
+        vector: [B, D].
+        tokens: [B, N, E].
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+
+    @classmethod
+    def null(cls, parameters: nn.ParameterDict, batch: int) -> "Condition":
+        """The condition that stands for no observation, from `ConditionShape.null`."""
+        return cls(**{name: value.expand(batch, *value.shape) for name, value in parameters.items()})
+
+    def fields(self, names: tuple[str, ...]) -> list[Tensor]:
+        """Those of these names, in order.
+
+        Raises:
+            LookupError: one that is not there.
+        """
+        found = [getattr(self, name) for name in names]
+        if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
+            raise LookupError(missing[0])
+        return found
+
+    def mixed(self, mask: Tensor, other: "Condition") -> "Condition":
+        """With the rows of `mask` [B] taken from `other`."""
+
+        def mix(own: Tensor, others: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *[1] * (own.dim() - 1)), others, own)
+
+        return Condition(**{name: mix(own, getattr(other, name)) for name, own in self._given().items()})
+
+    def repeated(self, copies: int) -> "Condition":
+        """The whole batch `copies` times over."""
+        return Condition(**{name: own.repeat(copies, *[1] * (own.dim() - 1)) for name, own in self._given().items()})
+
+    def _given(self) -> dict[str, Tensor]:
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}

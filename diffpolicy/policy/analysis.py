@@ -1,0 +1,107 @@
+"""Looking at a diffusion policy by its probability-flow ODE: likelihood of plans, their noise, plans between two.
+
+Shape legend: B batch, H horizon, A action.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
+from diffpolicy.diffusion.ode import Flow, check_fraction, great_circle
+from diffpolicy.policy.diffusion import DiffusionPolicy
+
+
+class PolicyAnalysis:
+    """What `policy` makes of plans [B, H, A] in physical units, given observations {key: [B, n_obs_steps, *shape]}.
+
+    All of its methods raise ValueError on a plan or observation that does not fit. No constraint acts here.
+    """
+
+    def __init__(self, policy: DiffusionPolicy) -> None:
+        self._policy = policy
+
+    def log_likelihood(
+        self,
+        observation: Mapping[str, Tensor],
+        plan: Tensor,
+        steps: int = 20,
+        probes: int = 0,
+        generator: torch.Generator | None = None,
+        method: str = "rk4",
+    ) -> LogDensity:
+        """Log-density of plans under the policy, by the probability-flow ODE (Song et al. 2021b, appendix D.2).
+
+        Args:
+            steps: of method rk4 (Runge-Kutta of order 4); adaptive, scipy's DOP853, needs none.
+            probes: Hutchinson's, an evaluation each; by default the divergence is exact, which costs H * A of them.
+            generator: of the probes, on the CPU.
+        """
+        if probes < 0 or (probes and generator is None):
+            raise ValueError(f"log_likelihood: probes {probes} must be at least 0 and need a generator")
+        x = self._encoded(plan)
+        flow = self._flow(observation, len(x), copies=probes or x[0].numel())
+        bits = torch.randint(2, (probes, *x.shape), generator=generator)
+        signs = (2.0 * bits - 1.0).to(x) if probes else None
+        return self._log_density(log_likelihood(flow, x, steps, signs, method=method))
+
+    @torch.no_grad()
+    def elbo(
+        self, observation: Mapping[str, Tensor], plan: Tensor, generator: torch.Generator, draws: int = 4
+    ) -> LogDensity:
+        """A lower bound of the log-likelihood, by `draws` draws of noise at every trained level."""
+        x = self._encoded(plan)
+        flow = self._flow(observation, len(x))
+        return self._log_density(elbo(flow.schedule, flow.denoise, x, draws, generator))
+
+    @torch.no_grad()
+    def encode(self, observation: Mapping[str, Tensor], plan: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
+        """The noise that the probability-flow ODE takes to `plan` (DDIM inversion).
+
+        method is ddim, rk4 (4 evaluations a step) or adaptive.
+        """
+        x = self._encoded(plan)
+        return self._flow(observation, len(x)).to_noise(x, steps, method)
+
+    @torch.no_grad()
+    def decode(self, observation: Mapping[str, Tensor], noise: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
+        """The inverse of `encode`."""
+        shape = list(self._policy.codec.encoded_shape(self._policy.config.window.horizon))
+        noise = self._checked("noise", noise, shape)
+        return self._policy.codec.decode(self._flow(observation, len(noise)).to_clean(noise, steps, method))
+
+    def interpolate(
+        self, observation: Mapping[str, Tensor], first: Tensor, second: Tensor, fraction: float, steps: int = 50
+    ) -> Tensor:
+        """A plan between two, by the great circle between their noises (Song et al. 2021a, section 5.3)."""
+        check_fraction(fraction)
+        ends = [self.encode(observation, plan, steps) for plan in (first, second)]
+        return self.decode(observation, great_circle(ends[0], ends[1], fraction), steps)
+
+    def _flow(self, observation: Mapping[str, Tensor], batch: int, copies: int = 1) -> Flow:
+        """The probability-flow ODE of these observations, the batch `copies` times over."""
+        condition = self._policy.condition(self._policy.checked(observation, batch)).repeated(copies)
+        return Flow(self._policy.denoiser_at(condition), self._policy.objective.schedule)
+
+    def _encoded(self, plan: Tensor) -> Tensor:
+        config = self._policy.config
+        return self._policy.codec.encode(self._checked("plan", plan, [config.window.horizon, config.action_dim]))
+
+    def _checked(self, name: str, values: Tensor, shape: list[int]) -> Tensor:
+        self._policy.check_fitted()
+        values = torch.as_tensor(values, dtype=torch.float32, device=self._policy.device)
+        expected = [len(values), *shape]
+        if list(values.shape) != expected or not bool(values.isfinite().all()):
+            raise ValueError(
+                f"{name}: shape {list(values.shape)}, expected {expected} (batch, horizon, action), all finite"
+            )
+        return values
+
+    def _log_density(self, encoded: Tensor) -> LogDensity:
+        per_plan = self._policy.codec.log_determinant(self._policy.config.window.horizon)
+        if per_plan is None:
+            raise ValueError(
+                f"policy: its codec {type(self._policy.codec).__name__} is not invertible; plans have no density"
+            )
+        return LogDensity(encoded, encoded + per_plan)

@@ -1,0 +1,63 @@
+"""Checkpoints of earlier formats, read as if they had been written today.
+
+Format 1 kept one flat dataclass for all schedules, weightings and parameterizations, and one for all samplers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from diffpolicy.policy.build import DENOISING_CHOICES, SAMPLERS
+from diffpolicy.system.tables import Entry, lookup
+
+OF_ALL_SCHEDULES = ("num_levels", "zero_terminal_snr", "condition_dropout")
+
+
+def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of any format that can be read, as one of the present format."""
+    if content["format_version"] > 1:
+        return dict(content)
+    policy = {**content["policy"], "diffusion": _diffusion(content["policy"]["diffusion"])}
+    changed: dict[str, Any] = {"policy": policy}
+    if "training" in content:
+        changed["training"] = migrated_run(content["training"])
+    return {**content, **changed}
+
+
+def migrated_run(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run of format 1."""
+    return {
+        **training,
+        "diffusion": _diffusion(training["diffusion"]),
+        "sampler": _own(SAMPLERS, "sampler", training["sampler"]),
+    }
+
+
+def migrated_tensors(version: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a policy or a training state under their present names."""
+    return dict(tensors) if version > 1 else {_renamed(name): value for name, value in tensors.items()}
+
+
+def _renamed(name: str) -> str:
+    """A tensor of the model or, with the prefix "model.", of the training state."""
+    if name in ("null_condition", "model.null_condition"):
+        return f"{name}.vector"
+    return name.replace("action_normalizer.", "codec.")
+
+
+def _diffusion(flat: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: flat[name] for name in OF_ALL_SCHEDULES if name in flat}
+    choices = {
+        kind: _own(table, kind, {**flat, "name": flat[kind]})
+        for kind, table in DENOISING_CHOICES.items()
+        if kind in flat
+    }
+    return {"name": "denoising", **kept, **choices}
+
+
+def _own(table: Mapping[str, Entry[Any]], kind: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that this choice has, of those of all; None stood for its own default."""
+    known = {field.name for field in fields(lookup(table, kind, flat["name"]).settings)}
+    return {name: value for name, value in flat.items() if name in known and value is not None}

@@ -1,0 +1,62 @@
+"""One step of the optimiser: AdamW with warm-up and cosine, clipped gradients, then the averages.
+
+Randomness, learning rate and decay of the average are functions of (seed, step).
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffpolicy.policy.protocol import Policy
+from diffpolicy.system.distributed import Ranks
+from diffpolicy.training.batches import Batch, mixed_seed
+from diffpolicy.training.ema import Ema
+from diffpolicy.training.run_settings import learning_rate
+from diffpolicy.training.settings import TrainerConfig
+from diffpolicy.training.sharded_loss import ShardedLoss
+
+
+class Optimization:
+    """Trains `policy`, and lets `ema` follow.
+
+    Attributes:
+        optimizer: with a group for each of the policy's.
+    """
+
+    def __init__(self, policy: Policy, ema: Ema, config: TrainerConfig, seed: int, ranks: Ranks) -> None:
+        self._policy, self._ema, self._config, self._seed, self._ranks = policy, ema, config, seed, ranks
+        self._loss: nn.Module = ShardedLoss(policy, ranks)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameter_groups(),
+            lr=config.learning_rate,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def share(self) -> None:
+        """From now on all processes average their gradients; called when the weights are what training begins with."""
+        self._loss = self._ranks.parallel(self._loss)
+
+    def step(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm of optimiser step `step`, which stay on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step) * group.get("lr_scale", 1.0)
+        generator = torch.Generator(batch.actions.device).manual_seed(mixed_seed(self._seed, 1, step))
+        with self.autocast():
+            loss = self._loss(batch.observations, batch.actions, generator, step)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._policy.stepped(step)
+        self._ema.update(self._policy, step)
+        return loss.detach(), grad_norm
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of the settings."""
+        if self._config.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._policy.device.type, dtype=torch.bfloat16)

@@ -1,0 +1,23 @@
+"""The settings of every choice as hydra's schemas: a file in configs/sampler begins with `defaults: [NAME_schema]`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from diffpolicy.policy.build import BACKBONES, ENCODERS, OBJECTIVES, SAMPLERS
+from diffpolicy.system.tables import Entry
+
+GROUPS: Mapping[str, Mapping[str, Entry[Any]]] = {
+    "sampler": SAMPLERS,
+    "model": BACKBONES,
+    "encoder": ENCODERS,
+    "diffusion": OBJECTIVES,
+}
+
+
+def register_choices() -> None:
+    """Make them known to hydra."""
+    for group, table in GROUPS.items():
+        for name, entry in table.items():
+            ConfigStore.instance().store(group=group, name=f"{name}_schema", node=entry.settings(name=name))
