@@ -17,7 +17,7 @@ import torch
 
 from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc
@@ -31,10 +31,10 @@ DELAY_SUBSTEPS = 3  # from a tick to the effect of its action: a plan's computat
 PLANT = position_servo(stiffness=100.0, damping=20.0, substep_s=0.01, substeps=10)
 SAFETY = Safety(
     constraints=[
-        Box(*WORKSPACE, Rows("motion"), inset=2.0),
+        Box(*WORKSPACE, Quantity("motion"), inset=2.0),
         # Commands that come so late change the speed by some 3 px/s for every px that they move on in a tick. The
         # projection has to leave that room; 100 was found by trial.
-        NormLimit(MAX_SPEED, Rows("motion", order=1), inset=100.0),
+        NormLimit(MAX_SPEED, Quantity("motion", order=1), inset=100.0),
         KeepOut(ROBOT_RADIUS, CLEARANCE, inset=3.0),
     ],
     plant=PLANT,

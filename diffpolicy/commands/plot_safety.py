@@ -129,9 +129,11 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     metric = policy.action_normalizer.scale.square()
     horizon = window.horizon - present
     projector = Projector(safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.all_slots)
-    start = Start(state, state.position[:, None].expand(-1, PAST_COMMANDS, -1)).rows(everyone)
+    start = Start(state, state.position[:, None].expand(-1, PAST_COMMANDS, -1)).robots(everyone)
     sampler = policy.sampler(SamplerConfig())
-    project = StepProjection(safety, projector, projector.task(start, obstacles.rows(everyone)), present, len(sampler))
+    project = StepProjection(
+        safety, projector, projector.task(start, obstacles.robots(everyone)), present, len(sampler)
+    )
     seen: list[Tensor] = []
 
     def constrain(plan: Tensor, row: Row) -> Tensor:

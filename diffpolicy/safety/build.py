@@ -5,7 +5,7 @@ import math
 import torch
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc, together
@@ -60,12 +60,12 @@ def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumpti
         if len(config.workspace) != 2:
             raise ValueError(f"safety: workspace {list(config.workspace)} must be [low, high]")
         low, high = config.workspace
-        constraints.append(Box(low, high, Rows("commands"), config.inset))
+        constraints.append(Box(low, high, Quantity("commands"), config.inset))
     if limit is not None:
-        constraints.append(NormLimit(limit, Rows("motion", 1), inset=limit - (1.0 - INSET) * speed))
+        constraints.append(NormLimit(limit, Quantity("motion", 1), inset=limit - (1.0 - INSET) * speed))
     if config.max_acceleration is not None:
         constraints.append(
-            NormLimit(config.max_acceleration, Rows("commands", 2), inset=INSET * config.max_acceleration)
+            NormLimit(config.max_acceleration, Quantity("commands", 2), inset=INSET * config.max_acceleration)
         )
     return constraints
 

@@ -69,7 +69,7 @@ class _Samples:
         """[Q]: by certified rows, then whether they lead on, then how little they were moved."""
         return 2.0 * found.length.double() + self.is_open.double() - self.shift.double() / (1.0 + self.shift.double())
 
-    def rows(self, index: Tensor) -> "_Samples":
+    def robots(self, index: Tensor) -> "_Samples":
         """Those of `index`."""
         return _Samples(self.chunks[index], self.rests[index], self.shift[index], self.is_open[index])
 
@@ -128,7 +128,7 @@ class SafetyLayer:
         """
         batch = len(self._margin)
         obstacles = no_obstacles(batch) if obstacles is None else obstacles
-        if obstacles.slots and not any(c.rows.segments for c in self.safety.constraints):
+        if obstacles.slots and not any(c.quantity.segments for c in self.safety.constraints):
             raise ValueError("obstacles: given, but no constraint looks at them; add KeepOut")
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
@@ -157,11 +157,11 @@ class SafetyLayer:
                 break
             others = self._proposed(due[doubtful], sample, propose)
             again = self._certify(others.chunks, due[doubtful])
-            better = others.worth(again) > drawn.rows(doubtful).worth(found.rows(doubtful))
+            better = others.worth(again) > drawn.robots(doubtful).worth(found.robots(doubtful))
             chosen = doubtful[better]
-            drawn.replace(chosen, others.rows(better))
-            rung[chosen], found = CANDIDATE, found.replaced(chosen, again.rows(better))
-        start, is_troubled = self._memory.start.rows(due), self._is_troubled(drawn, found)
+            drawn.replace(chosen, others.robots(better))
+            rung[chosen], found = CANDIDATE, found.replaced(chosen, again.robots(better))
+        start, is_troubled = self._memory.start.robots(due), self._is_troubled(drawn, found)
         ways = self._dead_end.turn(due, start.state.position, is_troubled, drawn.rests)
         other = (ways != NEW).nonzero().squeeze(1)
         if len(other):
@@ -198,7 +198,7 @@ class SafetyLayer:
         made: list[StepProjection] = []
 
         def projection(rows: Tensor, present: int, steps: int) -> StepProjection:
-            task = self._projector.task(self._memory.start.rows(rows), self._obstacles.rows(rows))
+            task = self._projector.task(self._memory.start.robots(rows), self._obstacles.robots(rows))
             made.append(StepProjection(self.safety, self._projector, task, present, steps))
             return made[-1]
 
@@ -214,7 +214,7 @@ class SafetyLayer:
 
     def _certify(self, chunks: Tensor, robots: Tensor) -> Certificate:
         began = time.perf_counter()
-        start: Start = self._memory.start.rows(robots)
-        found = self._certifier.certify(chunks, start, self._obstacles.rows(robots))
+        start: Start = self._memory.start.robots(robots)
+        found = self._certifier.certify(chunks, start, self._obstacles.robots(robots))
         self._cost_s += time.perf_counter() - began
         return found

@@ -13,9 +13,9 @@ from torch import Tensor
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.fallback import Situation
 from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
-from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
+from diffpolicy.constraints.vectors import length
 
 TIME_RESOLUTION_S = 1e-6  # of a clock that says when a tick is
 

@@ -9,9 +9,10 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Rows, Scene
+from diffpolicy.constraints.constraint import Quantity, Scene
 from diffpolicy.constraints.limits import Box
-from diffpolicy.constraints.projector import Projector, Task
+from diffpolicy.constraints.projector import Projector
+from diffpolicy.constraints.task import Task
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.replay import tensors_in, with_tensors
@@ -97,11 +98,11 @@ class StepProjection:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
         scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now: later, who knows
-        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.rows.segments]
+        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 
     def _clipped(self, plan: Tensor) -> Tensor:
         for constraint in self._safety.constraints:
-            if isinstance(constraint, Box) and constraint.rows == Rows("commands"):
+            if isinstance(constraint, Box) and constraint.quantity == Quantity("commands"):
                 plan = constraint.prox(plan, Scene(self._task.obstacles, plan.new_zeros(plan.shape[1])))(plan)
         return plan

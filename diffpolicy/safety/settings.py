@@ -75,12 +75,12 @@ class Safety:
         """These obstacles [B, M, ...] and, for every robot, the zones."""
         if self.zones is None:
             return obstacles
-        return together([obstacles, self.zones.rows(torch.zeros(len(obstacles.radius), dtype=torch.long))])
+        return together([obstacles, self.zones.robots(torch.zeros(len(obstacles.radius), dtype=torch.long))])
 
     @property
     def acts_on_motion(self) -> bool:
         """Whether a constraint needs to know where the robot is and how fast it moves."""
-        return any(constraint.rows.acts_on == "motion" for constraint in self.constraints)
+        return any(constraint.quantity.acts_on == "motion" for constraint in self.constraints)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dense_sampling import Demands
 from world import BEGIN, CONSTRAINTS, DEMANDS, DISC, RADIUS, SAMPLERS, SERVO, WALL, both, observation, safety, start
 
 from diffpolicy import PolicyController
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, together
 from diffpolicy.constraints.plant import State
@@ -167,7 +167,7 @@ def test_what_the_controller_cannot_keep_safe_is_refused(small_policy) -> None:
 class Fence:
     """A user's own constraint, as in the README: ten lines."""
 
-    rows = Rows("motion")
+    quantity = Quantity("motion")
 
     def __init__(self, x: float) -> None:
         self.x = x

@@ -11,7 +11,7 @@ from traced import EVERY_SAMPLER
 from world import CONSTRAINTS, safety, start
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, SamplerConfig
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.limits import Polytope
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease
 from diffpolicy.constraints.planar.obstacles import disc
@@ -23,7 +23,11 @@ from diffpolicy.policy.settings import ModelConfig
 from diffpolicy.safety.projection import StepProjection
 from diffpolicy.system.replay import tensors_in, with_tensors
 
-ALL_CONSTRAINTS = [*CONSTRAINTS, Polytope([[1, 0], [0, 1]], [9.5, 9.5], Rows("commands")), BarrierDecrease(0.5, 0.2)]
+ALL_CONSTRAINTS = [
+    *CONSTRAINTS,
+    Polytope([[1, 0], [0, 1]], [9.5, 9.5], Quantity("commands")),
+    BarrierDecrease(0.5, 0.2),
+]
 
 
 class NoHost(TorchDispatchMode):
@@ -67,7 +71,7 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
     assert controller._layer is not None
     projector = controller._layer._projector
     state = State(torch.full((batch, 2), 3.0), torch.zeros(batch, 2))
-    near = disc(6.5, 6.5, 0.8).rows(torch.zeros(batch, dtype=torch.long))
+    near = disc(6.5, 6.5, 0.8).robots(torch.zeros(batch, dtype=torch.long))
     task = projector.task(Start(state, torch.full((batch, 3, 2), 3.0)), near)
     projector._may_look = False  # as off the CPU
     for name, part in vars(projector).items():

@@ -45,6 +45,6 @@ def test_without_errors_the_projection_aims_two_percent_below_the_limit() -> Non
     safety = build_safety(SafetyConfig(mode="last", max_speed=250.0))
     assert safety is not None
     fast = torch.tensor([[[1000.0, 0.0]]])
-    (limit,) = (one for one in safety.constraints if one.rows.order == 1)
+    (limit,) = (one for one in safety.constraints if one.quantity.order == 1)
     scene = Scene(no_obstacles(1), torch.zeros(1))
     assert float(limit.prox(fast, scene)(fast)[0, 0, 0]) == pytest.approx(245.0)

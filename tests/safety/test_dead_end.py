@@ -5,7 +5,7 @@ import pytest
 import torch
 from world import BEGIN, CONSTRAINTS, DEMANDS, RADIUS, SERVO, both, safety, start
 
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.limits import NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc
@@ -110,7 +110,7 @@ def test_a_new_episode_has_no_trail() -> None:
 def test_a_controller_sends_only_what_is_clear_on_the_way_back_too(small_policy) -> None:
     """Robots this slow get nowhere, and their plans are cut short all the time."""
     obstacles = both(disc(6.5, 6.5, 0.8))
-    slow = [*CONSTRAINTS[:1], NormLimit(0.3, Rows("commands", 1)), KeepOut(RADIUS, inset=0.05)]
+    slow = [*CONSTRAINTS[:1], NormLimit(0.3, Quantity("commands", 1)), KeepOut(RADIUS, inset=0.05)]
     controller, world = start(small_policy, safety(slow), BEGIN)
     world.run(controller, 40, lambda tick: obstacles)
     assert "retreat" in world.rungs

@@ -9,7 +9,7 @@ from dense_sampling import Demands, Servo, Solids, violation
 
 from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, polygon
@@ -25,9 +25,9 @@ DEMANDS = Demands(
     workspace=(0.0, 10.0), command_step=12.0, command_acceleration=150.0, distance=RADIUS, rest_speed=0.05
 )
 CONSTRAINTS: list[Constraint] = [
-    Box(0.0, 10.0, Rows("commands")),
-    NormLimit(12.0, Rows("commands", 1), inset=0.2),
-    NormLimit(150.0, Rows("commands", 2), inset=2.0),
+    Box(0.0, 10.0, Quantity("commands")),
+    NormLimit(12.0, Quantity("commands", 1), inset=0.2),
+    NormLimit(150.0, Quantity("commands", 2), inset=2.0),
     KeepOut(RADIUS, inset=0.05),
 ]
 DISC, WALL = disc(6.5, 6.5, 0.8), polygon([(2.0, 6.0), (4.0, 7.5)])
@@ -41,7 +41,7 @@ def safety(constraints: list[Constraint] | None = None, **other) -> Safety:
 
 
 def both(obstacles: Obstacles) -> Obstacles:
-    return obstacles.rows(torch.zeros(2, dtype=torch.long))
+    return obstacles.robots(torch.zeros(2, dtype=torch.long))
 
 
 def solids(obstacles: Obstacles) -> Solids:
