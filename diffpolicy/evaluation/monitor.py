@@ -21,6 +21,7 @@ from diffpolicy.constraints.vectors import length
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
 MODEL_ERROR = 1e-3  # units: a tick that ends farther than this from the plant's prediction is not counted as checked
 FALLBACK = ("prefix", "stored", "hold")
@@ -71,7 +72,7 @@ class Monitor:
     def __call__(
         self,
         episode: npt.NDArray[np.intp],
-        before: Readings,
+        before: Surroundings,
         info: Mapping[str, Any],
         action: npt.NDArray[np.float32],
         report: PlanReport | None,
@@ -115,7 +116,7 @@ class Monitor:
         self._last_episode = episode.copy()
         return commands
 
-    def _obstacles(self, before: Readings, info: Mapping[str, Any], batch: int) -> list[Obstacles]:
+    def _obstacles(self, before: Surroundings, info: Mapping[str, Any], batch: int) -> list[Obstacles]:
         """At the end of every sub-step, between where they were before the tick and after it."""
         now = before.obstacles or no_obstacles(batch)
         then = Readings()

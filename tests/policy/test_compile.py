@@ -23,7 +23,7 @@ from diffpolicy.constraints.task import Task
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.networks.backbones import unet1d_unrolled as inference
 from diffpolicy.policy.settings import GuidanceConfig
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.training.ema import Ema
 
 NAN = float("nan")
@@ -64,7 +64,7 @@ def test_with_the_projection_at_every_step_too(traced, monkeypatch: pytest.Monke
     projector._may_look = False  # as off the CPU: there it spares no work, where that would wait for values
     steps = len(plain.sampler(sampler_config(sampler)))
     for seed in range(2):
-        constrain = [StepProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
+        constrain = [SafetyProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
         plans = [
             plan(one, seed, sampler=sampler, steps=3, constrain=c)
             for one, c in zip((plain, replaying), constrain, strict=True)

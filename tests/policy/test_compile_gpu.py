@@ -12,6 +12,7 @@ from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.policy.build import SAMPLERS
 from diffpolicy.policy.settings import ModelConfig
+from diffpolicy.safety.surroundings import Surroundings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 # Of actions of up to 10: kernels are chosen anew for a capture, and other ones round otherwise.
@@ -66,7 +67,7 @@ def test_with_safety_too_while_obstacles_come_and_go(sampler: str, mode: str) ->
     for tick in range(17):
         near = both(disc(6.5 - 0.05 * tick, 6.5, 0.8, speed=0.5)) if tick else None
         actions = [
-            controller.select_action(observation, measured, near)
+            controller.select_action(observation, Surroundings(measured, near))
             for controller, measured in zip(controllers, state, strict=True)
         ]
         assert_close(*map(torch.from_numpy, actions), rtol=0, atol=TOLERANCE)

@@ -20,7 +20,7 @@ from diffpolicy.constraints.trajectory import Start
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.sampling import sampled
 from diffpolicy.policy.settings import ModelConfig
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.system.replay import tensors_in, with_tensors
 
 ALL_CONSTRAINTS = [
@@ -84,7 +84,7 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
     observation = {key: torch.empty(batch, 2, dim, device="meta") for key, dim in {"position": 3, "goal": 2}.items()}
 
     def projection() -> PlanProjection:
-        constrain = StepProjection(controller.safety, projector, task, 1, len(table))
+        constrain = SafetyProjection(controller.safety, projector, task, 1, len(table))
         return PlanProjection(policy.action_normalizer, True, 1, constrain)
 
     before_capture, captured = projection(), projection()
@@ -92,8 +92,10 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
         denoise = policy._denoiser(observation, None, table)
         sampled(denoise, table, noise, before_capture)  # copies the constants of constraints, once
         with NoNumbers(), NoHost():
-            clean = sampled(policy._denoiser(observation, None, table), table, noise, captured)
-    assert clean.shape == (batch, 16, 2)
+            denoised = sampled(policy._denoiser(observation, None, table), table, noise, captured)
+    assert denoised.clean.shape == (batch, 16, 2)
+    assert denoised.is_finite.shape == (batch,)
+    assert denoised.is_finite.device.type == "meta"
     assert all(one.device.type == "meta" for one in captured.left())
 
 

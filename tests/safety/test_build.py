@@ -9,8 +9,7 @@ from diffpolicy.constraints.planar.obstacles import no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
 
 TICKS = 8
 

@@ -8,6 +8,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.safety.memory import RobotMemory
+from diffpolicy.safety.surroundings import Surroundings
 
 PLANT, PERIOD_S, STOP = position_servo(100.0, 20.0, 0.02, 5), 0.1, 4
 HERE = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
@@ -21,7 +22,7 @@ def memory(assumptions: Assumptions | None = None, plant: LinearPlant | None = P
 
 
 def observe(robot: RobotMemory, state: State | None, obstacles: Obstacles = NOTHING, time_s=None) -> None:
-    robot.observe(state, obstacles.padded(1), time_s, PERIOD_S, needs_state=False)
+    robot.observe(Surroundings(state, obstacles.padded(1), time_s), PERIOD_S, needs_state=False)
 
 
 def send(robot: RobotMemory, x: float) -> torch.Tensor:

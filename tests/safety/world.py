@@ -16,6 +16,7 @@ from diffpolicy.constraints.planar.obstacles import Obstacles, disc, polygon
 from diffpolicy.constraints.plant import State, position_servo
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
 SERVO = Servo(100.0, 20.0, 0.02, 5)
 PLANT = position_servo(100.0, 20.0, 0.02, 5)
@@ -67,7 +68,9 @@ class World:
         for _ in range(ticks):
             tick = len(self.actions)
             state = measured(tick, State(torch.tensor(self.position), torch.tensor(self.velocity)))
-            action = controller.select_action(observation(len(self.position)), state, obstacles(tick), **other)
+            action = controller.select_action(
+                observation(len(self.position)), Surroundings(state, obstacles(tick), **other)
+            )
             assert controller.last_plan is not None
             self.states.append((self.position, self.velocity))
             self.actions.append(action.astype(np.float64))

@@ -19,8 +19,8 @@ from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.policy.settings import DiffusionConfig, ModelConfig, SamplerConfig
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import Safety, SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
+from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks, joined
 from diffpolicy.training.settings import EvaluationConfig, TrainConfig
 from diffpolicy.training.trainer import Trainer
