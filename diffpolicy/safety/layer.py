@@ -139,6 +139,7 @@ class SafetyLayer:
 
         Args:
             others: further samples of those in doubt: the second one of each robot, then the third of each, ...
+                None where nobody is in doubt.
         """
         if others is not None:
             considered = self._chosen(considered, others)
@@ -193,10 +194,8 @@ class SafetyLayer:
             again = self._certify(new, considered.robots[doubtful])
             is_better = new.worth(again) > samples.robots(doubtful).worth(found.robots(doubtful))
             better = doubtful[is_better]
-            samples, found = (
-                samples.replaced(better, new.robots(is_better)),
-                found.replaced(better, again.robots(is_better)),
-            )
+            samples = samples.replaced(better, new.robots(is_better))
+            found = found.replaced(better, again.robots(is_better))
             rung[better] = CANDIDATE
             left = left[self._doubtful(samples.robots(doubtful), found.robots(doubtful))]
             if len(left) == 0:

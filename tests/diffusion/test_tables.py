@@ -207,3 +207,21 @@ def test_a_table_whose_last_row_is_not_clean_is_refused() -> None:
     table = ddim(trailing(cosine(100), 10))
     with pytest.raises(ValueError, match=r"last row .* expected \(0, 1"):
         StepTable(table.now, a=table.a + 0.1, b=table.b, s=table.s)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_an_estimate_that_is_not_finite_is_told_of_its_row_whatever_the_projection_makes_of_it(
+    bad: float, at: int
+) -> None:
+    table = ddim(trailing(cosine(100), 10))
+
+    def denoise(x: torch.Tensor, row: Row) -> torch.Tensor:
+        clean = torch.tanh(x)
+        if row == table.rows[at]:
+            clean[1, 3, 0] = bad
+        return clean
+
+    found = reverse(denoise, table, draws(table), lambda clean, row, step: clean.nan_to_num(0.0, 1.0, -1.0))
+    assert found.clean.isfinite().all()
+    assert found.is_finite.tolist() == [row != 1 for row in range(len(found.clean))]

@@ -183,13 +183,13 @@ def test_a_stored_stop_is_kept_only_while_obstacles_keep_to_their_speed(now: Obs
 def test_forgetting_one_robot_leaves_the_other() -> None:
     robots = RobotMemory(2, 2, STOP, PLANT, Assumptions())
     both = State(HERE.repeat(2, 1), 0.0 * HERE.repeat(2, 1))
-    robots.observe(both, no_obstacles(2), 7.0, PERIOD_S, True)
+    robots.observe(Surroundings(both, no_obstacles(2), 7.0), PERIOD_S, True)
     robots.stored[:] = 1.0
     robots.advance(HERE.repeat(2, 1) + 1.0)
     robots.forget(torch.tensor([True, False]))
     there = moved(STILL, HERE + 1.0)
     states = State(torch.cat([HERE + 5.0, there.position]), torch.cat([0.0 * HERE, there.velocity]))
-    robots.observe(states, no_obstacles(2), [0.0, 7.1], PERIOD_S, True)
+    robots.observe(Surroundings(states, no_obstacles(2), [0.0, 7.1]), PERIOD_S, True)
     assert robots.situation(torch.tensor([0, 1]), False).is_as_expected.tolist() == [True, True]
     assert robots.stored.isfinite().all(-1).all(-1).tolist() == [False, True]
     assert robots.start.commands[0].tolist() == (HERE + 5.0).repeat(3, 1).tolist()
