@@ -16,13 +16,19 @@ import numpy.typing as npt
 import torch
 
 from diffpolicy import DiffusionPolicy, PolicyController
-from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Rows
-from diffpolicy.constraints.limits import Box, NormLimit
-from diffpolicy.constraints.planar.keep_out import KeepOut
-from diffpolicy.constraints.planar.obstacles import Obstacles, disc
-from diffpolicy.constraints.plant import State, position_servo
-from diffpolicy.safety.settings import Safety
+from diffpolicy.safety import (
+    Assumptions,
+    Box,
+    KeepOut,
+    NormLimit,
+    Obstacles,
+    Quantity,
+    Safety,
+    State,
+    Surroundings,
+    disc,
+    position_servo,
+)
 
 TICKS = 40
 MAX_SPEED, WORKSPACE = 250.0, (15.0, 497.0)  # px/s, px
@@ -31,10 +37,10 @@ DELAY_SUBSTEPS = 3  # from a tick to the effect of its action: a plan's computat
 PLANT = position_servo(stiffness=100.0, damping=20.0, substep_s=0.01, substeps=10)
 SAFETY = Safety(
     constraints=[
-        Box(*WORKSPACE, Rows("motion"), inset=2.0),
+        Box(*WORKSPACE, Quantity("motion"), inset=2.0),
         # Commands that come so late change the speed by some 3 px/s for every px that they move on in a tick. The
         # projection has to leave that room; 100 was found by trial.
-        NormLimit(MAX_SPEED, Rows("motion", order=1), inset=100.0),
+        NormLimit(MAX_SPEED, Quantity("motion", order=1), inset=100.0),
         KeepOut(ROBOT_RADIUS, CLEARANCE, inset=3.0),
     ],
     plant=PLANT,
@@ -90,8 +96,8 @@ def run(controller: PolicyController, robot: PointRobot) -> str:
     """Tick until the time is up or an alarm is raised; returns how it ended. The robot ends at rest."""
     try:
         for tick in range(TICKS):
-            state, obstacles = robot.read_state(), robot.read_obstacles()
-            action = controller.select_action(robot.read_observation(), state, obstacles, tick * PLANT.period_s)
+            surroundings = Surroundings(robot.read_state(), robot.read_obstacles(), tick * PLANT.period_s)
+            action = controller.select_action(robot.read_observation(), surroundings)
             plan = controller.last_plan
             assert plan is not None
             if plan.rung[0] != "plan":

@@ -1,19 +1,17 @@
 """How long the ticks that plan take, for several controllers in turns."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from diffpolicy.constraints.planar.obstacles import Obstacles
-from diffpolicy.constraints.plant import State
-from diffpolicy.evaluation.rollout import Controller, make_vector_env, rollout
+from diffpolicy.control.protocol import Controller
+from diffpolicy.control.wrapper import ControllerWrapper
+from diffpolicy.evaluation.rollout import make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.protocol import Policy
-from diffpolicy.safety.layer import PlanReport
-from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
 WARM_UP = 1  # rounds that are not counted
 Key = TypeVar("Key")
@@ -52,11 +50,11 @@ def planning_times_ms(
     return {key: np.array(one.times_ms) for key, one in timed.items()}
 
 
-class _Timed:
+class _Timed(ControllerWrapper):
     """A controller, and how long its ticks that plan took."""
 
     def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+        super().__init__(controller)
         self._tick = 0
         self._taken = (0.0, 0.0)
         self.times_ms: list[tuple[float, float]] = []  # by the clock, and of the processor, all threads together
@@ -72,29 +70,10 @@ class _Timed:
             self.times_ms.append(self._taken)
         self._tick += 1
 
-    @property
-    def policy(self) -> Policy:
-        return self._controller.policy
-
-    @property
-    def safety(self) -> Safety | None:
-        return self._controller.safety
-
-    @property
-    def last_plan(self) -> PlanReport | None:
-        return self._controller.last_plan
-
-    def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
-        self._controller.reset(seeds, mask)
-
     def select_action(
-        self,
-        observation: Mapping[str, npt.ArrayLike],
-        plant_state: State | None = None,
-        obstacles: Obstacles | None = None,
-        time_s: npt.ArrayLike | None = None,
+        self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
         began, began_work = time.perf_counter(), time.process_time()
-        action = self._controller.select_action(observation, plant_state, obstacles, time_s)
+        action = super().select_action(observation, surroundings)
         self._taken = 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - began_work)
         return action

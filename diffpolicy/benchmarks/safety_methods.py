@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.planar.keep_out import KeepOut
-from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
+from diffpolicy.constraints.planar.obstacles import no_obstacles
 from diffpolicy.constraints.planar.separation import separation
-from diffpolicy.constraints.plant import State
 from diffpolicy.control.controller import PolicyController
+from diffpolicy.control.wrapper import ControllerWrapper
 from diffpolicy.diffusion.guidance import by_cost
-from diffpolicy.diffusion.reverse import Denoise, Project
+from diffpolicy.diffusion.reverse import Denoise, Denoised, Project, all_finite
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 from diffpolicy.system.tables import Choice
 
 GUIDANCE_SCALES = (1.0, 3.0, 10.0, 30.0)
@@ -40,13 +40,15 @@ class NoisySteps:
     def __len__(self) -> int:
         return len(self.table)
 
-    def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Tensor:
+    def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Denoised:
         """From noise [rows + 1, B, H, A] to a clean trajectory; for tables without earlier estimates."""
         x = self.rows[0].sigma * noise[0]
-        for i, row in enumerate(self.rows):
-            x = row.a * x + row.b * denoise(x, row).clamp(-1.0, 1.0) + row.s * noise[i + 1]
-            x = x + project(x, row) - x.clamp(-1.0, 1.0)  # the shift alone: `project` clips to the data first
-        return x
+        estimates: list[Tensor] = []
+        for step, row in enumerate(self.rows):
+            estimates.append(denoise(x, row))
+            x = row.a * x + row.b * estimates[-1].clamp(-1.0, 1.0) + row.s * noise[step + 1]
+            x = x + project(x, row, step) - x.clamp(-1.0, 1.0)  # the shift alone: `project` clips to the data first
+        return Denoised(x, all_finite(estimates))
 
 
 class PerWaypoint:
@@ -91,28 +93,26 @@ class PerWaypoint:
         self._before = None
 
 
-class Rival:
+class Rival(ControllerWrapper):
     """A controller whose method of its own sees the obstacles; it has neither certificate nor fallback."""
 
     def __init__(self, controller: PolicyController, eyes: PerWaypoint, safety: Safety) -> None:
-        self._controller, self._eyes = controller, eyes
-        self.policy, self.safety = controller.policy, safety
-        self.last_plan: PlanReport | None = None
-        self.reset = controller.reset
+        super().__init__(controller)
+        self._eyes, self._safety = eyes, safety
+
+    @property
+    def safety(self) -> Safety:
+        """What is demanded, though nothing enforces it: a rollout tells the surroundings where there is any."""
+        return self._safety
 
     def select_action(
-        self,
-        observation: Any,
-        plant_state: State | None = None,
-        obstacles: Obstacles | None = None,
-        time_s: npt.ArrayLike | None = None,
+        self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
         """Of the controller. All robots must be planned for together, one row each."""
-        self._eyes.obstacles = (
-            obstacles if obstacles is not None else no_obstacles(len(next(iter(observation.values()))))
-        )
+        seen = surroundings.obstacles if surroundings is not None else None
+        self._eyes.obstacles = no_obstacles(len(np.asarray(next(iter(observation.values()))))) if seen is None else seen
         self._eyes.forget()
-        return self._controller.select_action(observation)
+        return super().select_action(observation)
 
 
 Make = Callable[[DiffusionPolicy, Choice, Safety, int], Any]

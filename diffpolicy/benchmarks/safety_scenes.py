@@ -1,7 +1,7 @@
 """Where safety is measured: scenes, obstacles that the policy has never seen, and faults."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import State
-from diffpolicy.control.controller import PolicyController
+from diffpolicy.control.protocol import Controller
+from diffpolicy.control.wrapper import ControllerWrapper
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.safety.layer import PlanReport
-from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.safety.build import SafetyConfig
+from diffpolicy.safety.surroundings import Surroundings
 
 SLOTS, CORNERS = 6, 4
 Place = Callable[[Mapping[str, Any], Any], tuple[float, float, float]]
@@ -170,8 +170,7 @@ def register_scene(name: str, fault: str, max_ticks: int | None) -> EnvConfig:
     return EnvConfig(scene_id, {**env.kwargs, **limit}, env.reset_options)
 
 
-@dataclass
-class Faulty:
+class Faulty(ControllerWrapper):
     """A controller that is told too little, or too late; what it is told stays within the bounds it assumes.
 
     | fault   | what happens                                                                                    |
@@ -183,36 +182,24 @@ class Faulty:
     | nan     | one robot in twenty sees NaN obstacles, anew at every tick                                      |
     """
 
-    controller: PolicyController
-    fault: str
-    seed: int
-    bounds: tuple[float, float] = (0.0, 0.0)
-    random: np.random.Generator = field(init=False)
+    def __init__(self, controller: Controller, fault: str, seed: int, bounds: tuple[float, float] = (0.0, 0.0)) -> None:
+        super().__init__(controller)
+        self.fault, self.bounds = fault, bounds
+        self.random = np.random.default_rng(seed)
 
-    def __post_init__(self) -> None:
-        self.random = np.random.default_rng(self.seed)
-        self.policy, self.safety = self.controller.policy, self.controller.safety
-
-    @property
-    def last_plan(self) -> PlanReport | None:
-        """Of the controller."""
-        return self.controller.last_plan
-
-    def reset(self, seeds: Any, mask: npt.NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Of the controller; where an episode begins, nothing is dropped."""
-        self.controller.reset(seeds, mask)
+        super().reset(seeds, mask)
         self._fresh = np.ones(len(seeds), dtype=bool) if mask is None else mask
 
     def select_action(
-        self,
-        observation: Any,
-        plant_state: State | None = None,
-        obstacles: Obstacles | None = None,
-        time_s: npt.ArrayLike | None = None,
+        self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
         """Of the controller, with the fault."""
-        assert plant_state is not None, "every scene's env reports it"
-        position, velocity = plant_state.position.clone(), plant_state.velocity.clone()
+        assert surroundings is not None, "every scene's env reports them"
+        assert surroundings.plant_state is not None
+        state, obstacles = surroundings.plant_state, surroundings.obstacles
+        position, velocity = state.position.clone(), state.velocity.clone()
         hit = self.random.random(len(position))
         if self.fault == "dropped":
             position[torch.from_numpy((hit < 0.1) & ~self._fresh)] = torch.nan
@@ -220,9 +207,12 @@ class Faulty:
             position += self.bounds[0] * self._in_ball(position.shape)
             velocity += self.bounds[1] * self._in_ball(position.shape)
         if self.fault == "nan" and obstacles is not None:
-            obstacles.radius[torch.from_numpy(hit < 0.05)] = torch.nan
+            radius = torch.where(torch.from_numpy(hit < 0.05)[:, None], torch.nan, obstacles.radius)
+            obstacles = replace(obstacles, radius=radius)
         self._fresh = np.zeros(len(position), dtype=bool)
-        return self.controller.select_action(observation, State(position, velocity), obstacles, time_s)
+        return super().select_action(
+            observation, Surroundings(State(position, velocity), obstacles, surroundings.time_s)
+        )
 
     def _in_ball(self, shape: torch.Size) -> torch.Tensor:
         direction = self.random.normal(size=shape)

@@ -11,8 +11,7 @@ from typing import Any
 from diffpolicy.commands.command import command
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
 from diffpolicy.system.distributed import joined
 from diffpolicy.system.files import write_text
 

@@ -84,7 +84,7 @@ def _draw_paths(axes: Axes, name: str, steps: int) -> None:
         visited.append(x[:, 0, 0])
         return _two_modes(x, row)
 
-    end = reverse(remembering, table, noise, lambda clean, row: clean)[:, 0, 0]
+    end = reverse(remembering, table, noise, lambda clean, row, step: clean).clean[:, 0, 0]
     values = torch.stack([*visited, end]).numpy()
     axes.plot(np.linspace(0.0, 1.0, len(values)), values, lw=0.7, color="tab:blue" if name == "ddim" else "tab:orange")
     grid = np.linspace(-2.5, 2.5, 400)

@@ -25,7 +25,8 @@ from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.rollout import make_vector_env, observation_by_key
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.projection import SafetyProjection
+from diffpolicy.safety.surroundings import Surroundings
 
 SHOWN = ("symmetric", "blocked", "narrow_gap", "random")
 TICKS_AHEAD = 2  # of the moment that is shown, the robot being on its way
@@ -47,7 +48,19 @@ class Moment:
 
     frame: np.ndarray
     history: dict[str, Tensor]
-    readings: Readings
+    surroundings: Surroundings
+
+
+class Watched:
+    """A `Projection` that keeps the plans that it has returned."""
+
+    def __init__(self, projection: SafetyProjection) -> None:
+        self._projection = projection
+        self.plans: list[Tensor] = []
+
+    def project(self, plan: Tensor, row: Row, step: int) -> Tensor:
+        self.plans.append(self._projection.project(plan, row, step))
+        return self.plans[-1]
 
 
 @command("plot_safety", PlotSafetyConfig)
@@ -108,7 +121,7 @@ def drive(policy: DiffusionPolicy, scene: str, seed: int) -> Moment:
         past = [*past[1:], observation_by_key(observation, policy)]
     frames: Any = env.render()
     env.close()
-    return Moment(np.asarray(frames[0]), stacked(past), readings)
+    return Moment(np.asarray(frames[0]), stacked(past), readings.surroundings)
 
 
 def stacked(past: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -119,7 +132,7 @@ def stacked(past: list[dict[str, Any]]) -> dict[str, Tensor]:
 def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, samples: int) -> list[Tensor]:
     """The projected clean estimate [samples, H, 2] of every reverse step, and the plan that is returned."""
     safety = build_safety(replace(SCENES[scene].demands, mode=mode))
-    state, obstacles = moment.readings.plant_state, moment.readings.obstacles
+    state, obstacles = moment.surroundings.plant_state, moment.surroundings.obstacles
     assert safety is not None
     assert state is not None
     assert obstacles is not None
@@ -129,26 +142,20 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     assert metric is not None
     horizon = window.horizon - present
     projector = Projector(safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.all_slots)
-    start = Start(state, state.position[:, None].expand(-1, PAST_COMMANDS, -1)).rows(everyone)
+    start = Start(state, state.position[:, None].expand(-1, PAST_COMMANDS, -1)).robots(everyone)
     sampler = policy.sampler()
-    project = StepProjection(safety, projector, projector.task(start, obstacles.rows(everyone)), present, len(sampler))
-    seen: list[Tensor] = []
-
-    def constrain(plan: Tensor, row: Row) -> Tensor:
-        projected = project(plan, row)
-        seen.append((plan if projected is None else projected).clone())
-        return seen[-1]
-
+    task = projector.task(start, obstacles.robots(everyone))
+    watched = Watched(SafetyProjection(safety, projector, task, present, len(sampler)))
     history = {key: value.expand(samples, -1, -1) for key, value in moment.history.items()}
     generators = [torch.Generator().manual_seed(seed) for seed in range(samples)]
-    policy.predict_action_chunk(history, generators, sampler, constrain)
-    return [plan[:, present:] for plan in seen]
+    policy.predict_action_chunk(history, generators, sampler, watched)
+    return [plan[:, present:] for plan in watched.plans]
 
 
 def draw(axes: Axes, moment: Moment, plan: Tensor) -> None:
     """Plans over the frame; obstacles that the observation does not show in red."""
     axes.imshow(moment.frame, extent=(0, 512, 512, 0))
-    obstacles = moment.readings.obstacles
+    obstacles = moment.surroundings.obstacles
     assert obstacles is not None
     shown = int(moment.history["obstacle_mask"][0, -1].sum())
     for slot in range(shown, int(obstacles.is_used[0].sum())):

@@ -10,9 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
+from diffpolicy.constraints.vectors import length
 
 PAST_CHANGES = PAST_COMMANDS - 1  # of the command, that are known
 

@@ -45,7 +45,7 @@ class Certificate:
         """[B], whether stopping now is certified."""
         return self.margin[:, 0] >= 0
 
-    def rows(self, index: Tensor) -> "Certificate":
+    def robots(self, index: Tensor) -> "Certificate":
         """Of the robots `index`."""
         return Certificate(self.length[index], self.margin[index], self.stops[index])
 
@@ -79,24 +79,24 @@ class Certifier:
         assumptions: Assumptions,
     ) -> None:
         for constraint in constraints:
-            rows = constraint.rows
-            if rows.acts_on == "motion":
+            quantity = constraint.quantity
+            if quantity.acts_on == "motion":
                 needed(plant)
-            if rows.acts_on == "motion" and rows.order > 1 and not assumptions.is_exact:
+            if quantity.acts_on == "motion" and quantity.order > 1 and not assumptions.is_exact:
                 raise ValueError(
-                    f"constraints: a limit of order {rows.order} on the motion needs an exact state (no bound on its "
-                    "error follows from position_error and velocity_error); let it act on commands"
+                    f"constraints: a limit of order {quantity.order} on the motion needs an exact state (no bound on "
+                    "its error follows from position_error and velocity_error); let it act on commands"
                 )
         if plant is not None and assumptions.delay_substeps > PAST_COMMANDS * plant.substeps:
             raise ValueError(
                 f"assumptions: delay_substeps {assumptions.delay_substeps} must be at most "
                 f"{PAST_COMMANDS * plant.substeps}, {PAST_COMMANDS} ticks: no earlier commands are known"
             )
-        self._on_motion = [c for c in constraints if c.rows.acts_on == "motion"]
-        self._on_commands = [c for c in constraints if c.rows.acts_on == "commands"]
+        self._on_motion = [c for c in constraints if c.quantity.acts_on == "motion"]
+        self._on_commands = [c for c in constraints if c.quantity.acts_on == "commands"]
         self._plant, self._period_s, self._assumptions = plant, period_s, assumptions
         # Without limits on how commands change, a brake that fades has nothing over one that holds.
-        fades = any(constraint.rows.order > 1 for constraint in self._on_commands)
+        fades = any(constraint.quantity.order > 1 for constraint in self._on_commands)
         self._brakes = BRAKE_TICKS if fades else BRAKE_TICKS[:1]
         self.stop_ticks = max(self._brakes) + (1 if plant is None else plant.settle_ticks)
 
@@ -106,7 +106,7 @@ class Certifier:
         is_valid, obstacles = obstacles.is_valid, obstacles.double().without_empty_slots
         batch, n, _ = commands.shape
         robot, sent = _prefixes(batch, n)
-        cases = _Cases(sent, start.rows(robot), obstacles.rows(robot))
+        cases = _Cases(sent, start.robots(robot), obstacles.robots(robot))
         plans = self._plans(commands, start, 0)
         # Held for ever, nothing more is sent: limits on commands do not count.
         margin = self._margin(plans, cases, self._on_motion)
@@ -116,7 +116,7 @@ class Certifier:
             if len(left) == 0:
                 break
             braked = self._plans(commands, start, ticks)[left]
-            found = self._margin_of_brake(braked, cases.rows(left), ticks)
+            found = self._margin_of_brake(braked, cases.robots(left), ticks)
             better = found > best[left]
             best[left[better]], plans[left[better]] = found[better], braked[better]
         margin = torch.minimum(margin, best).unflatten(0, (batch, n + 1))
@@ -150,7 +150,7 @@ class Certifier:
         last = cases.sent[good, None] + torch.arange(ticks)  # [Q, ticks], the last row before it dies
         rows = torch.minimum(torch.arange(plans.shape[1]), last[..., None])
         died = plans[good[:, None, None], rows].flatten(0, 1)
-        found = self._margin(died, cases.rows(good.repeat_interleave(ticks)), self._on_motion)
+        found = self._margin(died, cases.robots(good.repeat_interleave(ticks)), self._on_motion)
         margin[good] = torch.minimum(margin[good], found.unflatten(0, (len(good), ticks)).amin(1))
         return margin
 
@@ -170,9 +170,9 @@ class _Cases:
     start: Start
     obstacles: Obstacles
 
-    def rows(self, index: Tensor) -> "_Cases":
+    def robots(self, index: Tensor) -> "_Cases":
         """Of the plans `index`."""
-        return _Cases(self.sent[index], self.start.rows(index), self.obstacles.rows(index))
+        return _Cases(self.sent[index], self.start.robots(index), self.obstacles.robots(index))
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""What a constraint is: which rows of a plan it looks at, the nearest allowed rows, and how far the rows are from harm.
+"""What a constraint is: the quantity that it bounds, the nearest allowed values, and how far a plan is from harm.
 
 Shape legend: B batch, T ticks, R rows, A action, M obstacle slots.
 """
@@ -18,8 +18,8 @@ Prox = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a constraint looks at, in physical units.
+class Quantity:
+    """What a constraint looks at, in physical units: a trajectory gives it as rows [R, A], a constraint bounds them.
 
     Attributes:
         acts_on: "commands", one row a tick; or "motion", the executed motion, one row a sub-step.
@@ -35,10 +35,10 @@ class Rows:
     def __post_init__(self) -> None:
         if self.acts_on not in ("commands", "motion") or self.order not in (0, 1, 2, 3):
             raise ValueError(
-                f"rows: acts_on {self.acts_on!r}, order {self.order}; expected commands or motion, and 0 to 3"
+                f"quantity: acts_on {self.acts_on!r}, order {self.order}; expected commands or motion, and 0 to 3"
             )
         if self.segments and self.order != 0:
-            raise ValueError(f"rows: segments join positions, order 0, not {self.order}")
+            raise ValueError(f"quantity: segments join positions, order 0, not {self.order}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Constraint(Protocol):
     """
 
     @property
-    def rows(self) -> Rows: ...
+    def quantity(self) -> Quantity: ...
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         """The Euclidean projection of rows [B, R, A] onto the set, or onto a convex part of it near `reference`.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
@@ -32,7 +32,7 @@ class Block:
 
     @property
     def segments(self) -> bool:
-        return self.constraint.rows.segments
+        return self.constraint.quantity.segments
 
 
 def blocks(
@@ -55,11 +55,11 @@ def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajecto
 
 
 def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> Block:
-    rows = constraint.rows
-    kinds = [rows]
-    if rows.acts_on == "motion" and rows.order == 0:
-        kinds.append(Rows("commands", segments=rows.segments))
-    knots = [_knots(basis, kind) for kind in kinds]
+    seen = constraint.quantity
+    quantities = [seen]
+    if seen.acts_on == "motion" and seen.order == 0:
+        quantities.append(Quantity("commands", segments=seen.segments))
+    knots = [_knots(basis, one) for one in quantities]
     horizon = basis.commands.shape[1]
     norms = [torch.linalg.matrix_norm(matrix[:, :horizon], 2) for matrix, _ in knots]
     penalties = [(penalty / norm**2).expand(len(matrix)) for norm, (matrix, _) in zip(norms, knots, strict=True)]
@@ -67,16 +67,16 @@ def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> Block:
     return Block(constraint, matrix, before, torch.cat(penalties), torch.cat([time_s for _, time_s in knots]))
 
 
-def _knots(basis: Trajectory, rows: Rows) -> tuple[Tensor, Tensor]:
-    """These rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
+def _knots(basis: Trajectory, quantity: Quantity) -> tuple[Tensor, Tensor]:
+    """Its rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
 
     Speeds, and what changes them, also in the middle, where ticks have one: they may be highest there.
     """
-    y, time_s = basis.rows(rows), basis.times_s(rows)
-    stride = 1 if rows.acts_on == "commands" else needed(basis.plant).substeps
-    if rows.segments:
+    y, time_s = basis.quantity(quantity), basis.times_s(quantity)
+    stride = 1 if quantity.acts_on == "commands" else needed(basis.plant).substeps
+    if quantity.segments:
         y = torch.stack([y[:, ::stride, 0], y[:, stride - 1 :: stride, 1]], dim=2).flatten(1, 2)
     else:
-        stride = stride // 2 if rows.order and stride % 2 == 0 else stride
+        stride = stride // 2 if quantity.order and stride % 2 == 0 else stride
         y = y[:, stride - 1 :: stride]
     return y[..., 0].mT, time_s[stride - 1 :: stride]

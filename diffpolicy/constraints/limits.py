@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.constant import Constant
-from diffpolicy.constraints.constraint import Prox, Rows, Scene
-from diffpolicy.constraints.planar.separation import length
+from diffpolicy.constraints.constraint import Prox, Quantity, Scene
+from diffpolicy.constraints.vectors import length
 
 
 class Box:
@@ -21,16 +21,16 @@ class Box:
 
     Args:
         low, high: one number per axis, or one for all.
-        rows: what they bound.
+        quantity: what they bound.
 
     Raises:
         ValueError: low above high, NaN, or no room left by `inset`.
     """
 
     def __init__(
-        self, low: Sequence[float] | float, high: Sequence[float] | float, rows: Rows, inset: float = 0.0
+        self, low: Sequence[float] | float, high: Sequence[float] | float, quantity: Quantity, inset: float = 0.0
     ) -> None:
-        self.rows = rows
+        self.quantity = quantity
         self.low, self.high = (torch.as_tensor(limit, dtype=torch.float64) for limit in (low, high))
         if not bool((self.low + 2 * inset <= self.high).all()) or not inset >= 0:
             raise ValueError(
@@ -53,10 +53,10 @@ class NormLimit:
         ValueError: a limit that is not above the inset, or not finite.
     """
 
-    def __init__(self, limit: float, rows: Rows, inset: float = 0.0) -> None:
+    def __init__(self, limit: float, quantity: Quantity, inset: float = 0.0) -> None:
         if not 0.0 <= inset < limit < float("inf"):
             raise ValueError(f"limit: {limit} must be finite and above 0 and the inset {inset}")
-        self.rows = rows
+        self.quantity = quantity
         self.limit = limit
         self._radius = limit - inset
 
@@ -84,7 +84,7 @@ class Polytope:
     """
 
     def __init__(
-        self, normals: Sequence[Sequence[float]], offsets: Sequence[float], rows: Rows, inset: float = 0.0
+        self, normals: Sequence[Sequence[float]], offsets: Sequence[float], quantity: Quantity, inset: float = 0.0
     ) -> None:
         raw = torch.as_tensor(normals, dtype=torch.float64)
         offset = torch.as_tensor(offsets, dtype=torch.float64)
@@ -95,7 +95,7 @@ class Polytope:
         size = length(raw)
         if not bool(raw.isfinite().all() and offset.isfinite().all() and (size > 0).all()) or not inset >= 0:
             raise ValueError("polytope: normals must be finite and not zero, offsets finite, inset at least 0")
-        self.rows = rows
+        self.quantity = quantity
         self.normals, self.offsets = raw / size[:, None], offset / size
         self._inset = inset
         self._within = Constant(self.normals), Constant(self.offsets - inset)
@@ -103,7 +103,7 @@ class Polytope:
     def faces(self) -> "list[Polytope]":
         """Each as a half-space of its own."""
         pairs = zip(self.normals.tolist(), self.offsets.tolist(), strict=True)
-        return [Polytope([normal], [offset], self.rows, self._inset) for normal, offset in pairs]
+        return [Polytope([normal], [offset], self.quantity, self._inset) for normal, offset in pairs]
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         normals, offsets = (part.like(reference) for part in self._within)

@@ -12,16 +12,16 @@ from torch import Tensor
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.planar.obstacles import Obstacles
-from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.trajectory import Start, Trajectory, needed
+from diffpolicy.constraints.vectors import length
 
 
 def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles) -> Tensor:
     """[Q], of constraints that act on commands."""
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     for constraint in constraints:
-        scene = Scene(obstacles, plans.times_s(constraint.rows), error=0.0)
-        least = torch.minimum(least, constraint.margin(plans.rows(constraint.rows), scene).amin(1))
+        scene = Scene(obstacles, plans.times_s(constraint.quantity), error=0.0)
+        least = torch.minimum(least, constraint.margin(plans.quantity(constraint.quantity), scene).amin(1))
     return least
 
 
@@ -34,11 +34,11 @@ def of_motion(
         return least
     moves = obstacles.moves().any(1)
     known = _known(plans, assumptions, bool(moves.any()))
-    scene = Scene(obstacles, plans.times_s(constraints[0].rows), known.at_rest, known.position_tube[:, None])
+    scene = Scene(obstacles, plans.times_s(constraints[0].quantity), known.at_rest, known.position_tube[:, None])
     for constraint in constraints:
-        margin = constraint.margin(plans.rows(constraint.rows), scene)
-        if constraint.rows.order < 2:
-            margin = margin - (known.velocity_tube if constraint.rows.order else known.position_tube)
+        margin = constraint.margin(plans.quantity(constraint.quantity), scene)
+        if constraint.quantity.order < 2:
+            margin = margin - (known.velocity_tube if constraint.quantity.order else known.position_tube)
         least = torch.minimum(least, margin.amin(1))
     if known.at_rest is None:
         return least
@@ -54,7 +54,7 @@ def of_the_present(
     error = assumptions.position_error + assumptions.tracking_error
     scene = Scene(obstacles, here.new_zeros(1), error=error)
     for constraint in constraints:
-        if constraint.rows.segments:
+        if constraint.quantity.segments:
             least = torch.minimum(least, constraint.margin(here, scene)[:, 0])
     return least - error
 

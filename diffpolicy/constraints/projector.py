@@ -15,71 +15,19 @@ obstacle slot, where rows are segments), A action. Rows as a constraint sees the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Constraint, Prox, Scene
+from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.knots import CAUSES, blocks
 from diffpolicy.constraints.limits import Polytope
 from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
+from diffpolicy.constraints.task import Near, Task
 from diffpolicy.constraints.trajectory import Start
 
 RELAXATION = 1.6  # Boyd et al. 2011, section 3.4.3
-
-
-@dataclass
-class Task:
-    """One batch of robots to plan for; carries multipliers and convex sets from call to call.
-
-    Attributes:
-        obstacles: in use around some of them.
-        offset: all rows without commands, [A, B, all R].
-        share: of each copy in the penalty of its constraint, [B, C, 1, 1, 1].
-        scenes: of each constraint.
-        multipliers: of each constraint, as it sees its rows; empty before they are needed.
-        proxes: of each constraint, of its convex part near the plan of an earlier call; empty before the first.
-    """
-
-    obstacles: Obstacles
-    offset: Tensor
-    share: Tensor
-    scenes: list[Scene]
-    multipliers: list[Tensor] = field(default_factory=list)
-    proxes: list[Prox] = field(default_factory=list)
-
-    def rows(self, index: Tensor) -> "Task":
-        """Of the robots `index`."""
-        obstacles = self.obstacles.rows(index)
-        scenes = [Scene(obstacles, scene.time_s) for scene in self.scenes]
-        multipliers = [one[index] for one in self.multipliers]
-        return Task(obstacles, self.offset[:, index], self.share[index], scenes, multipliers)
-
-
-@dataclass(frozen=True)
-class _Near:
-    """Rows of commands, and the convex sets near them, a constraint each."""
-
-    rows: list[Tensor]
-    proxes: list[Prox]
-
-    @property
-    def is_met(self) -> bool:
-        """Whether all rows are in their sets, as most are: sooner known than the shortfall."""
-        return all(torch.equal(nearest, y) for nearest, y in zip(self._nearest, self.rows, strict=True))
-
-    @cached_property
-    def shortfall(self) -> Tensor:
-        """[B], see `Projector.shortfall`."""
-        off = [(nearest - y).flatten(1) for nearest, y in zip(self._nearest, self.rows, strict=True)]
-        return torch.cat(off, dim=1).abs().amax(1)
-
-    @cached_property
-    def _nearest(self) -> list[Tensor]:
-        return [prox(y) for prox, y in zip(self.proxes, self.rows, strict=True)]
 
 
 class Projector:
@@ -183,7 +131,7 @@ class Projector:
         if not self._may_look:
             return self._solved(plan, commands, self._near(commands, task), task, iterations, tolerance)
         is_first = not task.proxes
-        near = self._near(commands, task) if is_first else _Near(self._seen(commands, task), task.proxes)
+        near = self._near(commands, task) if is_first else Near(self._seen(commands, task), task.proxes)
         task.proxes = near.proxes
         if near.is_met:
             return commands
@@ -194,7 +142,7 @@ class Projector:
         if len(doubtful) == len(commands):
             near = near if is_first else self._near(commands, task)
             return self._solved(plan, commands, near, task, iterations, tolerance)
-        some, now = task.rows(doubtful), commands[doubtful]
+        some, now = task.robots(doubtful), commands[doubtful]
         solved = self._solved(plan[doubtful], now, self._near(now, some), some, iterations, tolerance)
         if solved is now:
             return commands
@@ -204,7 +152,7 @@ class Projector:
         return commands.index_copy(0, doubtful, solved)
 
     def _solved(
-        self, plan: Tensor, commands: Tensor, near: _Near, task: Task, iterations: int, tolerance: float
+        self, plan: Tensor, commands: Tensor, near: Near, task: Task, iterations: int, tolerance: float
     ) -> Tensor:
         task.proxes = near.proxes
         is_short = ~(near.shortfall <= tolerance)
@@ -212,7 +160,7 @@ class Projector:
             return commands
         return torch.where(is_short[:, None, None], self._solve(plan, near, task, iterations), commands)
 
-    def _solve(self, plan: Tensor, near: _Near, task: Task, iterations: int) -> Tensor:
+    def _solve(self, plan: Tensor, near: Near, task: Task, iterations: int) -> Tensor:
         """ADMM from the rows of `near` and the multipliers of the last call."""
         y = task.multipliers or [torch.zeros_like(one) for one in near.rows]
         z = [prox(one + other) for prox, one, other in zip(near.proxes, near.rows, y, strict=True)]
@@ -236,13 +184,13 @@ class Projector:
             pulls.append(((pull * task.share).sum(1).flatten(1, 2) if block.segments else pull).movedim(-1, 0))
         return torch.cat(pulls, dim=-1)
 
-    def _near(self, commands: Tensor, task: Task) -> _Near:
+    def _near(self, commands: Tensor, task: Task) -> Near:
         rows = self._seen(commands, task)
         proxes = [
             block.constraint.prox(one[:, 0] if block.segments else one, scene)
             for block, one, scene in zip(self._blocks, rows, task.scenes, strict=True)
         ]
-        return _Near(rows, proxes)
+        return Near(rows, proxes)
 
     def _seen(self, commands: Tensor, task: Task) -> list[Tensor]:
         """What each constraint sees of commands [B, N, A]."""

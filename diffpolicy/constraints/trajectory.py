@@ -1,4 +1,4 @@
-"""From commands to the rows that a constraint looks at: differences of the commands, or the motion they cause.
+"""From commands to the quantity that a constraint looks at: differences of the commands, or the motion they cause.
 
 Shape legend: B batch, T ticks, R rows, A action.
 """
@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.plant import LinearPlant, State
 
 PAST_COMMANDS = 3  # as many as a jerk needs
@@ -27,7 +27,7 @@ class Start:
     state: State
     commands: Tensor
 
-    def rows(self, index: Tensor) -> "Start":
+    def robots(self, index: Tensor) -> "Start":
         """Of the robots `index`."""
         state = State(self.state.position[index], self.state.velocity[index])
         return Start(state, self.commands[index])
@@ -52,28 +52,28 @@ class Trajectory:
     plant: LinearPlant | None
     period_s: float
 
-    def rows(self, rows: Rows) -> Tensor:
-        """What such a constraint looks at, [B, R, A] (segments: [B, R, 2, A]); linear in commands and start.
+    def quantity(self, quantity: Quantity) -> Tensor:
+        """The rows of this quantity, [B, R, A] (segments: [B, R, 2, A]); linear in commands and start.
 
         Raises:
-            ValueError: rows of the motion without a plant.
+            ValueError: a quantity of the motion without a plant.
         """
-        if rows.acts_on == "commands":
+        if quantity.acts_on == "commands":
             past, path, step_s = PAST_COMMANDS, self._sent, self.period_s
         else:
             past, path, step_s = 1, self.motion[0], needed(self.plant).substep_s
-            if rows.order > 1:
+            if quantity.order > 1:
                 past, path = PAST_COMMANDS, torch.cat([self._past_positions, path], dim=1)
-        if rows.segments:
+        if quantity.segments:
             return path[:, past - 1 :].unfold(1, 2, 1).mT  # a view: neighbours share their ends
-        for _ in range(rows.order):
+        for _ in range(quantity.order):
             path = path.diff(dim=1) / step_s
-        return path[:, past - rows.order :]
+        return path[:, past - quantity.order :]
 
-    def times_s(self, rows: Rows) -> Tensor:
+    def times_s(self, quantity: Quantity) -> Tensor:
         """When each row is reached, seconds from the present [R]."""
         ticks = self.commands.shape[1]
-        if rows.acts_on == "commands":
+        if quantity.acts_on == "commands":
             return self.period_s * torch.arange(1, ticks + 1, dtype=torch.float64)
         plant = needed(self.plant)
         return plant.substep_s * torch.arange(1, ticks * plant.substeps + 1, dtype=torch.float64)

@@ -1,0 +1,7 @@
+"""A policy in a control loop."""
+
+from diffpolicy.control.controller import PolicyController
+from diffpolicy.control.protocol import Controller
+from diffpolicy.control.wrapper import ControllerWrapper
+
+__all__ = ["Controller", "ControllerWrapper", "PolicyController"]

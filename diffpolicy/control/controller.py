@@ -1,22 +1,26 @@
-"""From observations, one a tick, to actions, one a tick: history, receding horizon, one noise stream an episode."""
+"""From observations, one a tick, to actions, one a tick, within what safety demands.
+
+The controller leads: it asks the safety layer for a projection, has the policy propose with it, and hands the samples
+back to be certified and chosen from.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from diffpolicy.constraints.planar.obstacles import Obstacles
-from diffpolicy.constraints.plant import State
+from diffpolicy.control.chunking import Chunking
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.observations import checked_observation
-from diffpolicy.policy.plan_projection import Constrain
+from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.safety.layer import MakeProjection, PlanReport, SafetyLayer
+from diffpolicy.safety.layer import PlanReport, SafetyLayer
+from diffpolicy.safety.samples import Samples
 from diffpolicy.safety.settings import Safety
-
-SAMPLE_SEEDS = 1_000_003  # from one sample's noise to the next one's
+from diffpolicy.safety.surroundings import Surroundings
 
 
 class PolicyController:
@@ -24,6 +28,9 @@ class PolicyController:
 
     Every `n_action_steps` ticks a robot gets a new chunk from the last `n_obs_steps` observations; between them
     its actions are read off. After a reset the first observation stands for the ones before it.
+
+    With safety and `candidates` K above 1, a robot whose first sample is in doubt gets the other K - 1 in one batched
+    call. Each sample has a stream of noise of its own, and the streams of all K - 1 move on, whichever is taken.
 
     Args:
         policy: ready to act, from `DiffusionPolicy.from_pretrained`.
@@ -33,7 +40,8 @@ class PolicyController:
             actions of the latest tick.
         inference_batch: every call of the policy is padded to this batch, so that an episode is bit-equal alone or
             among others: a network's rounding depends on its batch size and, unless that is a multiple of 8, on
-            the row. By default no padding.
+            the row. By default no padding. A projection by safety looks at all rows together; with it, episodes agree
+            up to some 1e-6 of the actions' range.
         guide: steers the samples, from `policy.guide` or your own; see `predict_action_chunk`.
         constrain: a projection of your own of every clean estimate, in physical units, without a certificate; see
             `predict_action_chunk`.
@@ -54,7 +62,7 @@ class PolicyController:
         safety: Safety | None = None,
         inference_batch: int | None = None,
         guide: Guide | None = None,
-        constrain: Constrain | None = None,
+        constrain: Constrain | Projection | None = None,
     ) -> None:
         if safety is not None and constrain is not None:
             raise ValueError("controller: safety and constrain cannot both be given")
@@ -67,7 +75,7 @@ class PolicyController:
         self.guide = guide
         self.constrain = constrain
         self.last_plan: PlanReport | None = None
-        self._generators: list[list[torch.Generator]] = []  # of each robot, one per sample drawn for a chunk
+        self._chunking = self._new_chunking(0)
         self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)
 
@@ -81,110 +89,100 @@ class PolicyController:
         if mask is None:
             if self.inference_batch is not None and len(seeds) > self.inference_batch:
                 raise ValueError(f"reset: {len(seeds)} robots, expected at most inference_batch {self.inference_batch}")
-            self._begin(len(seeds))
+            self._chunking, self._layer = self._new_chunking(len(seeds)), self._safety_layer(len(seeds))
             mask = np.ones(len(seeds), dtype=bool)
         elif mask.dtype != np.bool_:
             raise ValueError(f"reset: mask is {mask.dtype}, expected bool, one per robot")
-        if not len(mask) == len(seeds) == len(self._generators):
-            raise ValueError(
-                f"reset: {len(seeds)} seeds, mask of {len(mask)}, expected {len(self._generators)} of each"
-            )
-        for index in np.flatnonzero(mask).tolist():
-            for sample, generator in enumerate(self._generators[index]):
-                generator.manual_seed(int(seeds[index]) + SAMPLE_SEEDS * sample)
-        self._is_first[mask] = True
+        if not len(mask) == len(seeds) == len(self._chunking):
+            raise ValueError(f"reset: {len(seeds)} seeds, mask of {len(mask)}, expected {len(self._chunking)} of each")
+        self._chunking.begin(seeds, mask)
         if self._layer is not None:
             self._layer.forget(mask)
-        self._position[mask] = self.policy.config.window.n_action_steps
 
     def select_action(
-        self,
-        observation: Mapping[str, npt.ArrayLike],
-        plant_state: State | None = None,
-        obstacles: Obstacles | None = None,
-        time_s: npt.ArrayLike | None = None,
+        self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
         """The action of this tick [batch, action], physical units.
 
         Args:
             observation: {key: [batch, dim]} of this tick, physical units.
-            plant_state: measured position and velocity [batch, action] of the robots; NaN where none was received.
-            obstacles: as they are at this tick; none by default.
-            time_s: of this tick, one number or [batch]; by default a period after the last.
+            surroundings: what is measured at this tick; read by safety only.
 
         Raises:
             ValueError: no reset before, an observation of the wrong keys, shape or with NaN; with safety, no plant
                 state though a constraint acts on the motion, too many obstacles, time that runs backwards; obstacles
                 without safety.
         """
-        if not self._generators:
+        if len(self._chunking) == 0:
             raise ValueError("controller: call reset(seeds) before the first select_action")
-        if self._layer is None and obstacles is not None:
+        surroundings = Surroundings() if surroundings is None else surroundings
+        if not isinstance(surroundings, Surroundings):
+            raise ValueError(
+                f"surroundings: is a {type(surroundings).__name__}, expected Surroundings(plant_state, ...)"
+            )
+        if self._layer is None and surroundings.obstacles is not None:
             raise ValueError("controller: obstacles are given, but no safety that would heed them")
-        now = checked_observation(observation, self.policy.config.observations, (len(self._generators),))
+        now = checked_observation(observation, self.policy.config.observations, (len(self._chunking),))
         if self._layer is not None:
-            self._layer.observe(plant_state, obstacles, time_s)
-        self._remember(now)
-        is_due = self._position >= self.policy.config.window.n_action_steps
+            self._layer.observe(surroundings)
+        self._chunking.remember(now)
         if self._layer is not None:
-            self._check(np.flatnonzero(~is_due), self._layer)
-        if is_due.any():
-            self._chunk[is_due] = self._plan(np.flatnonzero(is_due))
-            self._position[is_due] = 0
-        action = self._chunk[np.arange(len(self._chunk)), self._position]
-        self._position += 1
+            self._check(self._layer)
+        self._plan()
+        action = self._chunking.next_actions()
         if self._layer is not None:
             self.last_plan = self._layer.sent(action)
         return action
 
-    def _begin(self, batch: int) -> None:
-        config = self.policy.config
-        steps = config.window.n_obs_steps
-        samples = self.safety.candidates if self.safety else 1
-        self._generators = [[torch.Generator() for _ in range(samples)] for _ in range(batch)]
-        self._layer = self._safety_layer(batch)
-        self._history = {
-            key: torch.zeros(batch, steps, *spec.shape, dtype=spec.dtype) for key, spec in config.observations.items()
-        }
-        self._chunk = np.zeros((batch, config.window.n_action_steps, config.action_dim), dtype=np.float32)
-        self._position = np.zeros(batch, dtype=np.intp)
-        self._is_first = np.ones(batch, dtype=bool)
+    def _check(self, layer: SafetyLayer) -> None:
+        """Let the layer replace what remains of the chunks that are being executed."""
+        robots = self._chunking.underway
+        if len(robots):
+            checked = layer.check(torch.from_numpy(robots), self._chunking.remaining(robots))
+            self._chunking.replace_remaining(robots, checked)
 
-    def _remember(self, now: Mapping[str, torch.Tensor]) -> None:
-        first = torch.from_numpy(self._is_first)
-        for key, history in self._history.items():
-            history[:, :-1] = history[:, 1:].clone()
-            history[:, -1] = now[key]
-            history[first] = now[key][first, None]
-        self._is_first[:] = False
-
-    def _plan(self, due: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """New chunks [len(due), n_action_steps, action] for these robots."""
-        if self._layer is None:
-            return self._propose(torch.from_numpy(due), 0, None)[:, : self.policy.config.window.n_action_steps]
-        return self._layer.plan(torch.from_numpy(due), self._propose)
-
-    def _check(self, robots: npt.NDArray[np.intp], layer: SafetyLayer) -> None:
-        """Let the layer replace what remains of these robots' chunks."""
-        if len(robots) == 0:
+    def _plan(self) -> None:
+        """New chunks for the robots that have come to the end of theirs."""
+        due = self._chunking.due
+        if len(due) == 0:
             return
-        n = self.policy.config.window.n_action_steps
-        rows = np.minimum(self._position[robots, None] + np.arange(n), n - 1)
-        checked = layer.check(torch.from_numpy(robots), self._chunk[robots[:, None], rows])
-        for robot, chunk in zip(robots.tolist(), checked, strict=True):
-            self._chunk[robot, self._position[robot] :] = chunk[: n - self._position[robot]]
+        robots = torch.from_numpy(due)
+        first = self._draw(robots, torch.zeros_like(robots))
+        if self._layer is None:
+            self._chunking.start(due, first.plans[:, : self.policy.config.window.n_action_steps].numpy())
+            return
+        considered = self._layer.consider(robots, first)
+        asked = robots[considered.doubtful]
+        others = self._draw_others(asked) if len(asked) else None
+        self._chunking.start(due, self._layer.settle(considered, others))
 
-    def _propose(self, robots: torch.Tensor, sample: int, projection: MakeProjection | None) -> npt.NDArray[np.float32]:
-        """A plan from the present on for each, [len(robots), horizon - n_obs_steps + 1, action], in one padded call."""
+    def _draw_others(self, robots: Tensor) -> Samples:
+        """All samples after the first: the second one of each of the robots [D], then the third of each, ..."""
+        further = (self.safety.candidates if self.safety else 1) - 1
+        samples = torch.arange(1, 1 + further).repeat_interleave(len(robots))
+        return self._draw(robots.repeat(further), samples)
+
+    def _draw(self, robots: Tensor, samples: Tensor) -> Samples:
+        """Sample `samples` [Q] of each of the robots [Q], in one call, or in several of the inference batch."""
+        size = self.inference_batch or len(robots)
+        parts = zip(robots.split(size), samples.split(size), strict=True)
+        return Samples.joined([self._propose(*part) for part in parts])
+
+    def _propose(self, robots: Tensor, samples: Tensor) -> Samples:
+        """The same in one call of the policy, padded to the inference batch."""
         padding = max(0, (self.inference_batch or 0) - len(robots))
         rows = torch.cat([robots, robots[-1:].expand(padding)])
-        generators = [self._generators[robot][sample] for robot in robots.tolist()]
+        generators = self._chunking.generators(robots, samples)
         generators += [torch.Generator() for _ in range(padding)]
-        observation = {key: history[rows] for key, history in self._history.items()}
         present = self.policy.config.window.n_obs_steps - 1
-        constrain = projection(rows, present, len(self.sampler)) if projection else self.constrain
+        projection = self._layer.projection(rows, present, len(self.sampler)) if self._layer is not None else None
+        constrain = self.constrain if projection is None else projection
+        observation = self._chunking.observation(rows)
         chunk = self.policy.predict_action_chunk(observation, generators, self.sampler, constrain, self.guide)
-        return chunk.plan[: len(robots), present:].float().cpu().numpy()
+        return Samples.of(chunk.plan[: len(robots), present:].float().cpu().clone(), projection)
+
+    def _new_chunking(self, batch: int) -> Chunking:
+        return Chunking(batch, self.policy.config, samples=self.safety.candidates if self.safety else 1)
 
     def _safety_layer(self, batch: int) -> SafetyLayer | None:
         if self.safety is None:

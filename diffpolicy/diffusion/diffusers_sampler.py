@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.guidance import GuidanceConfig
-from diffpolicy.diffusion.reverse import Denoise, Project
+from diffpolicy.diffusion.reverse import Denoise, Denoised, Project, all_finite
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, FloatArray, Schedule, check_steps
 
@@ -57,7 +57,7 @@ class DiffusersSampler:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Tensor:
+    def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Denoised:
         """As `reverse`; noise [rows + 1, batch, horizon, action], of which a scheduler takes only the start."""
         scheduler = self._started(noise.device)
         if hasattr(scheduler, "config") and "clip_sample" in scheduler.config:
@@ -66,12 +66,14 @@ class DiffusersSampler:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]  # one per episode
         draws = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         clean = x = noise[0] * scheduler.init_noise_sigma
-        for row, time in zip(self.rows, scheduler.timesteps, strict=True):
+        estimates: list[Tensor] = []
+        for step, (row, time) in enumerate(zip(self.rows, scheduler.timesteps, strict=True)):
             scaled = scheduler.scale_model_input(x, time)
-            clean = project(denoise(scaled, row), row)
+            estimates.append(denoise(scaled, row))
+            clean = project(estimates[-1], row, step)
             epsilon = (scaled - row.alpha * clean) / row.sigma
             x = scheduler.step(epsilon, time, x, **draws).prev_sample
-        return clean
+        return Denoised(clean, all_finite(estimates))
 
     def _started(self, device: torch.device | str = "cpu") -> Any:
         try:

@@ -4,8 +4,10 @@ The projected clean estimate is all that a row adds to, and the last row returns
 is what `project` returned. There is no look-up, branch on data or host synchronisation in the loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.samplers.table import Row, StepTable
@@ -13,12 +15,29 @@ from diffpolicy.diffusion.samplers.table import Row, StepTable
 Denoise = Callable[[Tensor, Row], Tensor]
 """(x, row) -> clean estimate; both [batch, horizon, action]."""
 
-Project = Callable[[Tensor, Row], Tensor]
-"""(clean, row) -> the clean estimate that the step goes on with, same shape."""
+Project = Callable[[Tensor, Row, int], Tensor]
+"""(clean, row, step) -> the clean estimate that the step goes on with, same shape; not in place.
+
+`step` counts the rows of the table from 0.
+"""
 
 
-def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project) -> Tensor:
-    """From noise to a clean trajectory [batch, horizon, action].
+@dataclass(frozen=True)
+class Denoised:
+    """What leaves the loop.
+
+    Attributes:
+        clean: [batch, horizon, action], the last projected estimate.
+        is_finite: [batch] bool, whether every estimate was finite before it was projected: a projection could hide
+            what is not.
+    """
+
+    clean: Tensor
+    is_finite: Tensor
+
+
+def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project) -> Denoised:
+    """From noise to a clean trajectory.
 
     Args:
         denoise: clean estimate of x at the row's level.
@@ -30,14 +49,21 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
     draws = noise.unbind(0)
     x = table.rows[0].sigma * draws[0]
+    estimates: list[Tensor] = []
     past: list[Tensor] = []
-    for i, row in enumerate(table.rows):
-        clean = project(denoise(x, row), row)
+    for step, row in enumerate(table.rows):
+        estimates.append(denoise(x, row))
+        clean = project(estimates[-1], row, step)
         x = clean * row.b if row.a == 0.0 else (clean * row.b).add_(x, alpha=row.a)
         for coefficient, earlier in zip(row.c, past, strict=False):
             x.add_(earlier, alpha=coefficient)
         if row.s != 0.0:
-            x.add_(draws[i + 1], alpha=row.s)
+            x.add_(draws[step + 1], alpha=row.s)
         if row.c:
             past = [clean, *past[: len(row.c) - 1]]
-    return x
+    return Denoised(x, all_finite(estimates))
+
+
+def all_finite(estimates: Sequence[Tensor]) -> Tensor:
+    """[batch] bool, whether every estimate [batch, horizon, action] of a row of the batch is finite."""
+    return torch.stack(list(estimates), dim=1).isfinite().flatten(1).all(1)

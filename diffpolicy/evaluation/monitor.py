@@ -15,12 +15,13 @@ from torch import Tensor
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.margins import substep_speed
 from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
-from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
+from diffpolicy.constraints.vectors import length
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
 MODEL_ERROR = 1e-3  # units: a tick that ends farther than this from the plant's prediction is not counted as checked
 FALLBACK = ("prefix", "stored", "hold")
@@ -71,7 +72,7 @@ class Monitor:
     def __call__(
         self,
         episode: npt.NDArray[np.intp],
-        before: Readings,
+        before: Surroundings,
         info: Mapping[str, Any],
         action: npt.NDArray[np.float32],
         report: PlanReport | None,
@@ -115,7 +116,7 @@ class Monitor:
         self._last_episode = episode.copy()
         return commands
 
-    def _obstacles(self, before: Readings, info: Mapping[str, Any], batch: int) -> list[Obstacles]:
+    def _obstacles(self, before: Surroundings, info: Mapping[str, Any], batch: int) -> list[Obstacles]:
         """At the end of every sub-step, between where they were before the tick and after it."""
         now = before.obstacles or no_obstacles(batch)
         then = Readings()
@@ -135,10 +136,10 @@ class Monitor:
         nothing = torch.full(position.shape[:2], torch.inf, dtype=torch.float64)
         near, moving, others = [nothing], [nothing], [nothing]
         for constraint in self._safety.constraints:
-            rows = constraint.rows
-            y = trajectory.rows(rows)
-            now = torch.zeros_like(trajectory.times_s(rows))  # each sub-step has its own obstacles
-            if not rows.segments:
+            quantity = constraint.quantity
+            y = trajectory.quantity(quantity)
+            now = torch.zeros_like(trajectory.times_s(quantity))  # each sub-step has its own obstacles
+            if not quantity.segments:
                 margin = constraint.margin(y, Scene(obstacles[-1], now))
                 others.append(margin.expand(-1, plant.substeps))
                 continue
@@ -151,7 +152,7 @@ class Monitor:
         self, constraint: Constraint, y: Tensor, obstacles: list[Obstacles], now: Tensor, at_rest: Tensor | None
     ) -> Tensor:
         """The margin of every sub-step [B, R] to the obstacles of that sub-step."""
-        if constraint.rows.acts_on == "commands":
+        if constraint.quantity.acts_on == "commands":
             return constraint.margin(y, Scene(obstacles[-1], now, error=0.0)).expand(-1, self._plant.substeps)
         parts: list[Tensor] = []
         for i, there in enumerate(obstacles):

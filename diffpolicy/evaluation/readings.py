@@ -9,6 +9,7 @@ import torch
 
 from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import State
+from diffpolicy.safety.surroundings import Surroundings
 
 OBSTACLE_KEYS = ("vertices", "radius", "speed_bound", "mask")
 
@@ -41,6 +42,11 @@ class Readings:
                 self._latest[key] = np.array(values)
             later = np.maximum(self._latest[key], values) if key == "time_s" else values
             self._latest[key][mask] = later[mask]
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """All that a controller with safety is told."""
+        return Surroundings(self.plant_state, self.obstacles, self.time_s)
 
     @property
     def plant_state(self) -> State | None:

@@ -5,47 +5,24 @@ An episode depends on its seed alone: env and noise are seeded with it, and the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from diffpolicy.constraints.planar.obstacles import Obstacles
-from diffpolicy.constraints.plant import State
+from diffpolicy.control.protocol import Controller
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.layer import PlanReport
-from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
-
-class Controller(Protocol):
-    """What a rollout asks of a controller; `PolicyController`, or something round one."""
-
-    @property
-    def policy(self) -> Policy: ...
-
-    @property
-    def safety(self) -> Safety | None: ...
-
-    @property
-    def last_plan(self) -> PlanReport | None: ...
-
-    def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None: ...
-
-    def select_action(
-        self,
-        observation: Mapping[str, npt.ArrayLike],
-        plant_state: State | None = None,
-        obstacles: Obstacles | None = None,
-        time_s: npt.ArrayLike | None = None,
-    ) -> npt.NDArray[np.float32]: ...
-
-
-OnTick = Callable[[npt.NDArray[np.intp], Readings, Mapping[str, Any], npt.NDArray[np.float32], PlanReport | None], None]
-"""(episode of every env or -1, readings before and info after the step, actions, what stands behind them)."""
+OnTick = Callable[
+    [npt.NDArray[np.intp], Surroundings, Mapping[str, Any], npt.NDArray[np.float32], PlanReport | None], None
+]
+"""(episode of every env or -1, surroundings before and info after the step, actions, what stands behind them)."""
 
 OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], None]
 """(env, episode of every env or -1, best score so far of every env), before every action and after the last."""
@@ -111,7 +88,7 @@ def rollout(
         action = _action(controller, observation, readings)
         observation, reward, terminated, truncated, info = env.step(action)
         if on_tick:
-            on_tick(slots.episode, readings, info, action, controller.last_plan)
+            on_tick(slots.episode, readings.surroundings, info, action, controller.last_plan)
         readings.update(info, np.ones(env.num_envs, dtype=bool))
         done = terminated | truncated
         slots.record(reward, done, np.asarray(info.get("is_success", terminated), dtype=bool))
@@ -185,7 +162,7 @@ def _action(controller: Controller, observation: Any, readings: Readings) -> npt
     seen = observation_by_key(observation, controller.policy)
     if controller.safety is None:
         return controller.select_action(seen)
-    return controller.select_action(seen, readings.plant_state, readings.obstacles, readings.time_s)
+    return controller.select_action(seen, readings.surroundings)
 
 
 def _reset(

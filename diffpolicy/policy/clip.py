@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 
-def identity(clean: Tensor, row: Any) -> Tensor:
+def identity(clean: Tensor, row: Any, step: int) -> Tensor:
     """No projection."""
     return clean
 
 
-def clip(low: Tensor | float, high: Tensor | float) -> Callable[[Tensor, Any], Tensor]:
+def clip(low: Tensor | float, high: Tensor | float) -> Callable[[Tensor, Any, int], Tensor]:
     """Clamp every waypoint to [low, high], scalars or [action]."""
     low_limit, high_limit = torch.as_tensor(low), torch.as_tensor(high)
     if not bool((low_limit <= high_limit).all()):
         raise ValueError(f"clip: low {low_limit.tolist()} must not be above high {high_limit.tolist()}, nor NaN")
 
-    def project(clean: Tensor, row: Any) -> Tensor:
+    def project(clean: Tensor, row: Any, step: int) -> Tensor:
         if isinstance(low, Tensor) or isinstance(high, Tensor):
             return clean.clamp(low_limit.to(clean), high_limit.to(clean))
         return clean.clamp(low, high)  # a third of the time, at every reverse step

@@ -31,7 +31,7 @@ from diffpolicy.policy.build import (
     resolved,
 )
 from diffpolicy.policy.observations import checked_observation
-from diffpolicy.policy.plan_projection import Constrain, PlanProjection
+from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
 from diffpolicy.policy.sampling import ActionChunk, replayed, sampled
 from diffpolicy.policy.settings import PolicyConfig
@@ -164,7 +164,7 @@ class DiffusionPolicy(nn.Module):
         observation: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
         sampler: Sampler | None = None,
-        constrain: Constrain | None = None,
+        constrain: Constrain | Projection | None = None,
         guide: Guide | None = None,
     ) -> ActionChunk:
         """Sample a plan for every observation of the batch.
@@ -174,7 +174,8 @@ class DiffusionPolicy(nn.Module):
             generators: one per row of the batch, on the CPU: a row's noise does not depend on its neighbours.
             sampler: from `sampler`; DDIM with 10 steps by default.
             constrain: applied to every clean estimate in physical units, and once more to the plan that is
-                returned; waypoints before the present pass unchanged.
+                returned; waypoints before the present pass unchanged. A function (plan, row), or a `Projection`,
+                which is also told the step.
             guide: wraps the denoiser, on encoded actions; from `guide`, or your own.
 
         Raises:
@@ -191,10 +192,10 @@ class DiffusionPolicy(nn.Module):
             noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1).to(self.device)
             if self._replays and isinstance(sampler, StepTable) and guide is None and projection.is_replayable:
                 denoiser = functools.partial(self._denoiser, guide=None, sampler=sampler)
-                clean = replayed(self._replays, self, denoiser, observation, sampler, noise, projection)
+                denoised = replayed(self._replays, self, denoiser, observation, sampler, noise, projection)
             else:
-                clean = sampled(self._denoiser(observation, guide, sampler), sampler, noise, projection)
-            plan = projection.finish(clean, sampler.rows[-1])
+                denoised = sampled(self._denoiser(observation, guide, sampler), sampler, noise, projection)
+            plan = projection.finish(denoised, sampler.rows[-1], len(sampler))
         return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
     def save_pretrained(self, folder: str | Path) -> None:

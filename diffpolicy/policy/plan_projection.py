@@ -4,23 +4,38 @@ Shape legend: B batch, H horizon, A action.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import cached_property
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from diffpolicy.codecs.codec import Codec
+from diffpolicy.diffusion.reverse import Denoised
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.policy.clip import clip, identity
 
-Constrain = Callable[[Tensor, Row], Tensor | None]
-"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape; None, from a `Replayable`: as is."""
+Constrain = Callable[[Tensor, Row], Tensor]
+"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape; it may work in place."""
 
 
 @runtime_checkable
-class Replayable(Protocol):
-    """A `Constrain` whose calls within the loop are a function of tensors, which may be recorded and replayed."""
+class Projection(Protocol):
+    """What is demanded of a plan, told at which step it is called."""
+
+    def project(self, plan: Tensor, row: Row, step: int) -> Tensor:
+        """The plan to go on with, same shape; `plan` itself, the very same tensor, leaves the estimate bit by bit.
+
+        Args:
+            plan: [B, H, A] in physical units, not to be changed in place.
+            row: of the sampler.
+            step: 0, 1, ... in the loop, and the number of the sampler's rows for the plan that is returned.
+        """
+        ...
+
+
+@runtime_checkable
+class Replayable(Projection, Protocol):
+    """A `Projection` whose calls within the loop are a function of tensors, which may be recorded and replayed."""
 
     def key(self) -> Hashable:
         """All that the calls depend on besides `tensors`."""
@@ -39,10 +54,8 @@ class Replayable(Protocol):
         ...
 
     def take(self, left: Sequence[Tensor]) -> None:
-        """Go on as if the calls of the loop that left this behind had been made here."""
+        """Take over what the calls of a replayed loop left behind."""
         ...
-
-    def __call__(self, plan: Tensor, row: Row, /) -> Tensor | None: ...
 
 
 class PlanProjection:
@@ -51,43 +64,52 @@ class PlanProjection:
     Args:
         codec: of the actions.
         present: index of the present; waypoints before it pass unchanged.
-        constrain: the user's demand; it may work in place, and returns the plan then, too.
+        constrain: the user's demand.
     """
 
-    def __init__(self, codec: Codec, present: int, constrain: Constrain | None) -> None:
+    def __init__(self, codec: Codec, present: int, constrain: Constrain | Projection | None) -> None:
         self._codec = codec
+        self._has_waypoints = codec.metric is not None  # else no part of what is encoded is the past alone
         self._to_data = identity if codec.limits is None else clip(*codec.limits)
         self._present = present
-        self._constrain = constrain
-        self._estimates: list[Tensor] = []  # before clip and constraint, which could hide what is not finite
+        self._demand = _as_projection(constrain)
+        self._replayable = self._demand if isinstance(self._demand, Replayable) else None
 
-    def project(self, clean: Tensor, row: Row) -> Tensor:
+    def project(self, clean: Tensor, row: Row, step: int) -> Tensor:
         """The clean estimate [B, H, A] that a reverse step goes on with."""
-        self._estimates.append(clean)
-        clean = self._to_data(clean, row)
-        if self._constrain is None:
+        clean = self._to_data(clean, row, step)
+        if self._demand is None:
             return clean
-        plan = self._constrained(self._constrain, self._codec.decode(clean), row)
-        return clean if plan is None else self._after_past(clean, self._codec.encode(plan))
+        plan = self._codec.decode(clean)
+        projected = self._projected(self._demand, plan, row, step)
+        if projected is plan:
+            return clean
+        if self._has_waypoints:
+            return self._after_past(clean, self._codec.encode(projected))
+        return self._codec.encode(self._after_past(plan, projected))
 
-    def finish(self, clean: Tensor, row: Row) -> Tensor:
-        """The plan [B, H, A] in physical units, constrained once more.
+    def finish(self, denoised: Denoised, row: Row, step: int) -> Tensor:
+        """The plan [B, H, A] in physical units, projected once more.
+
+        Args:
+            row: the sampler's last.
+            step: the number of its rows.
 
         Raises:
             ValueError: the plan or an estimate on the way has NaN or infinite values.
         """
-        plan = self._codec.decode(clean)
-        if self._constrain is not None:
-            constrained = self._constrained(self._constrain, plan, row)
-            plan = plan if constrained is None else self._after_past(plan, constrained)
-        if not bool(torch.stack([*self._estimates, plan]).isfinite().all()):
+        plan = self._codec.decode(denoised.clean)
+        if self._demand is not None:
+            projected = self._projected(self._demand, plan, row, step)
+            plan = plan if projected is plan else self._after_past(plan, projected)
+        if not bool(denoised.is_finite.all() & plan.isfinite().all()):
             raise ValueError("policy: the plan has NaN or infinite values; the weights or the constraint are broken")
         return plan
 
     @property
     def is_replayable(self) -> bool:
         """Whether the calls of `project` are a function of tensors; then the five below are those of `Replayable`."""
-        return self._constrain is None or self._replayable is not None
+        return self._demand is None or self._replayable is not None
 
     def key(self) -> Hashable:
         return self._replayable.key() if self._replayable else None
@@ -96,30 +118,37 @@ class PlanProjection:
         return self._replayable.tensors() if self._replayable else []
 
     def twin(self, tensors: Sequence[Tensor]) -> "PlanProjection":
-        constrain = self._replayable.twin(tensors) if self._replayable else None
-        return PlanProjection(self._codec, self._present, constrain)
+        demand = self._replayable.twin(tensors) if self._replayable else None
+        return PlanProjection(self._codec, self._present, demand)
 
     def left(self) -> list[Tensor]:
-        return [torch.stack(self._estimates), *(self._replayable.left() if self._replayable else [])]
+        return self._replayable.left() if self._replayable else []
 
     def take(self, left: Sequence[Tensor]) -> None:
-        self._estimates = list(left[0])
         if self._replayable:
-            self._replayable.take(left[1:])
+            self._replayable.take(left)
 
-    @cached_property
-    def _replayable(self) -> Replayable | None:
-        return self._constrain if isinstance(self._constrain, Replayable) else None
-
-    def _constrained(self, constrain: Constrain, plan: Tensor, row: Row) -> Tensor | None:
-        constrained = constrain(plan.clone(), row)
-        if constrained is None:
-            if self._replayable is None:  # it may have worked in place
-                raise ValueError("constraint: returned None, expected the plan")
-            return None
-        if constrained.shape != plan.shape:
-            raise ValueError(f"constraint: returned shape {list(constrained.shape)}, expected {list(plan.shape)}")
-        return constrained
+    def _projected(self, demand: Projection, plan: Tensor, row: Row, step: int) -> Tensor:
+        projected = demand.project(plan, row, step)
+        if projected is None:  # pyright: ignore[reportUnnecessaryComparison]: a user's code may forget to return it
+            raise ValueError("constraint: returned None, expected the plan")
+        if projected.shape != plan.shape:
+            raise ValueError(f"constraint: returned shape {list(projected.shape)}, expected {list(plan.shape)}")
+        return projected
 
     def _after_past(self, before: Tensor, after: Tensor) -> Tensor:
         return torch.cat([before[:, : self._present], after[:, self._present :]], dim=1)
+
+
+def _as_projection(constrain: Constrain | Projection | None) -> Projection | None:
+    return constrain if constrain is None or isinstance(constrain, Projection) else _OfFunction(constrain)
+
+
+class _OfFunction:
+    """A user's function (plan, row) as a `Projection`; it gets a copy, since it may work in place."""
+
+    def __init__(self, constrain: Constrain) -> None:
+        self._constrain = constrain
+
+    def project(self, plan: Tensor, row: Row, step: int) -> Tensor:
+        return self._constrain(plan.clone(), row)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffpolicy.codecs.codec import Codec, Samples
 from diffpolicy.diffusion.objectives.objective import WHOLE, Part
-from diffpolicy.policy.plan_projection import Constrain
+from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.sampling import ActionChunk
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import Choice
@@ -68,7 +68,7 @@ class Policy(Protocol):
         observation: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
         sampler: Any = None,
-        constrain: Constrain | None = None,
+        constrain: Constrain | Projection | None = None,
         guide: Any = None,
     ) -> ActionChunk:
         """A plan for every observation of the batch, with a generator each."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from diffpolicy.diffusion.reverse import Denoise, reverse
+from diffpolicy.diffusion.reverse import Denoise, Denoised, reverse
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.plan_projection import PlanProjection
@@ -31,7 +31,7 @@ class ActionChunk:
     plan: Tensor
 
 
-def sampled(denoise: Denoise, sampler: Sampler, noise: Tensor, projection: PlanProjection) -> Tensor:
+def sampled(denoise: Denoise, sampler: Sampler, noise: Tensor, projection: PlanProjection) -> Denoised:
     """The last projected clean estimate [B, H, A], from noise [rows + 1, B, H, A]."""
     if isinstance(sampler, StepTable):
         return reverse(denoise, sampler, noise, projection.project)
@@ -46,7 +46,7 @@ def replayed(
     sampler: StepTable,
     noise: Tensor,
     projection: PlanProjection,
-) -> Tensor:
+) -> Denoised:
     """The same from a recording of the whole loop, the projection at its steps included.
 
     Args:
@@ -58,9 +58,10 @@ def replayed(
         noise, *others = tensors
         seen, read = dict(zip(keys, others, strict=False)), others[len(keys) :]
         twin = projection.twin(read)
-        return [sampled(denoiser(seen), sampler, noise, twin), *twin.left()]
+        denoised = sampled(denoiser(seen), sampler, noise, twin)
+        return [denoised.clean, denoised.is_finite, *twin.left()]
 
     inputs = [noise, *(observation[key] for key in keys), *projection.tensors()]
-    clean, *left = replays.run(policy, (sampler.rows, projection.key()), loop, inputs)
+    clean, is_finite, *left = replays.run(policy, (sampler.rows, projection.key()), loop, inputs)
     projection.take(left)
-    return clean
+    return Denoised(clean, is_finite)

@@ -1,19 +1,45 @@
 """From settings to what is demanded of a robot that is a disc in the plane."""
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc, together
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
-from diffpolicy.safety.settings import Safety, SafetyConfig
+from diffpolicy.safety.settings import Safety
 
 INSET = 0.02  # of a limit on speed or acceleration, that the projection stays below it
+
+
+@dataclass
+class SafetyConfig:
+    """What is demanded of a robot that is a disc in the plane; lengths in the units of its actions, seconds."""
+
+    mode: str = "none"  # the reverse steps that are projected: none, clip, last, last_half, every_step
+    candidates: int = 1  # samples drawn at most for a chunk
+    robot_radius: float = 15.0
+    clearance: float = 0.0  # demanded between robot and obstacles
+    workspace: list[float] | None = None  # [low, high] of commands
+    max_speed: float | None = None  # of the motion
+    max_acceleration: float | None = None  # of the commands
+    keep_out: list[Any] = field(default_factory=list)  # static discs [x, y, radius]
+    inset: float = 3.0  # extra margin of distances that the projection aims for, beyond demands and declared errors
+    slots: int = 6  # obstacles that the env may report
+    position_error: float = 0.0  # bounds on the measured state (A1)
+    velocity_error: float = 0.0
+    rest_speed: float = 1.0  # slower is at rest: moving obstacles that come then are not the robot's fault
+    delay_substeps: int = 0  # bound on how late an action takes effect (A5)
+    stiffness: float = 100.0  # the plant: both envs' agent
+    damping: float = 20.0
+    substep_s: float = 0.01
+    substeps: int = 10
 
 
 def build_safety(config: SafetyConfig) -> Safety | None:
@@ -60,12 +86,12 @@ def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumpti
         if len(config.workspace) != 2:
             raise ValueError(f"safety: workspace {list(config.workspace)} must be [low, high]")
         low, high = config.workspace
-        constraints.append(Box(low, high, Rows("commands"), config.inset))
+        constraints.append(Box(low, high, Quantity("commands"), config.inset))
     if limit is not None:
-        constraints.append(NormLimit(limit, Rows("motion", 1), inset=limit - (1.0 - INSET) * speed))
+        constraints.append(NormLimit(limit, Quantity("motion", 1), inset=limit - (1.0 - INSET) * speed))
     if config.max_acceleration is not None:
         constraints.append(
-            NormLimit(config.max_acceleration, Rows("commands", 2), inset=INSET * config.max_acceleration)
+            NormLimit(config.max_acceleration, Quantity("commands", 2), inset=INSET * config.max_acceleration)
         )
     return constraints
 

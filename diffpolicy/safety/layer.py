@@ -5,9 +5,7 @@ its chunk, A action.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +14,17 @@ from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate, Certifier
 from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, RETREAT, RUNGS, decide
-from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
+from diffpolicy.constraints.planar.obstacles import no_obstacles
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.safety.dead_end import BACK, NEW, DeadEnd
 from diffpolicy.safety.memory import RobotMemory
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.projection import SafetyProjection
+from diffpolicy.safety.samples import Considered, Samples
 from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
 Actions = npt.NDArray[np.float32]
-MakeProjection = Callable[[Tensor, int, int], StepProjection]
-"""(robots [Q], index of the present in a plan, steps of the sampler) -> their projection."""
-Propose = Callable[[Tensor, int, MakeProjection | None], Actions]
-"""(robots [Q], which sample of each, projection) -> plans [Q, H, A]."""
-
 
 LARGE_SHIFT = 0.02  # of half the range of the actions: a plan moved farther is compared with other samples
 
@@ -54,29 +49,6 @@ class PlanReport:
     rung: npt.NDArray[np.str_]
     alarm: npt.NDArray[np.bool_]
     cost_ms: float
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Plans in two parts [Q, n, A], [Q, H - n, A]; of `StepProjection`, how far moved [Q], whether they lead on [Q]."""
-
-    chunks: Tensor
-    rests: Tensor
-    shift: Tensor
-    is_open: Tensor
-
-    def worth(self, found: Certificate) -> Tensor:
-        """[Q]: by certified rows, then whether they lead on, then how little they were moved."""
-        return 2.0 * found.length.double() + self.is_open.double() - self.shift.double() / (1.0 + self.shift.double())
-
-    def rows(self, index: Tensor) -> "_Samples":
-        """Those of `index`."""
-        return _Samples(self.chunks[index], self.rests[index], self.shift[index], self.is_open[index])
-
-    def replace(self, index: Tensor, other: "_Samples") -> None:
-        """Put `other` in the place of those of `index`."""
-        self.chunks[index], self.rests[index] = other.chunks, other.rests
-        self.shift[index], self.is_open[index] = other.shift, other.is_open
 
 
 class SafetyLayer:
@@ -114,68 +86,82 @@ class SafetyLayer:
         self._memory.forget(torch.from_numpy(mask))
         self._dead_end.forget(torch.from_numpy(mask))
 
-    def observe(self, plant_state: Any, obstacles: Obstacles | None, time_s: npt.ArrayLike | None) -> None:
-        """Take in what is measured at this tick; then come `plan` and `check`, then `sent`.
-
-        Args:
-            plant_state: `State` of [B, A] arrays; NaN where a robot's was not received.
-            obstacles: as they are now; none by default.
-            time_s: one number or [B]; by default a period after the last.
+    def observe(self, surroundings: Surroundings) -> None:
+        """Take in what is measured at this tick; new plans and `check` follow, then `sent`.
 
         Raises:
             ValueError: no plant state though a constraint acts on the motion or the episode begins, a wrong shape, more
                 obstacles than slots, time that runs backwards.
         """
         batch = len(self._margin)
-        obstacles = no_obstacles(batch) if obstacles is None else obstacles
-        if obstacles.slots and not any(c.rows.segments for c in self.safety.constraints):
+        obstacles = no_obstacles(batch) if surroundings.obstacles is None else surroundings.obstacles
+        if obstacles.slots and not any(c.quantity.segments for c in self.safety.constraints):
             raise ValueError("obstacles: given, but no constraint looks at them; add KeepOut")
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
         now = self.safety.with_zones(obstacles.padded(self.safety.slots))
         if not now.equals(self._obstacles):  # what is known of obstacles that stand is kept with them
             self._obstacles = now
-        self._memory.observe(plant_state, self._obstacles, time_s, self.safety.period_s, self.safety.acts_on_motion)
+        surroundings = replace(surroundings, obstacles=self._obstacles)
+        self._memory.observe(surroundings, self.safety.period_s, self.safety.acts_on_motion)
         if self.safety.certify:
             self._dead_end.visit(self._memory.start.state.position)
         self._cost_s = 0.0
 
-    def plan(self, due: Tensor, propose: Propose) -> Actions:
-        """New chunks [Q, n, A] for the robots `due`.
+    def projection(self, robots: Tensor, present: int, steps: int) -> SafetyProjection | None:
+        """To propose new plans with; None where the mode is none.
+
+        Args:
+            robots: [Q], one for each row of the policy's batch; the same one again for padding or another sample.
+            present: index of the present in a plan.
+            steps: rows of the sampler.
+        """
+        if self.safety.mode == "none":
+            return None
+        task = self._projector.task(self._memory.start.robots(robots), self._obstacles.robots(robots))
+        return SafetyProjection(self.safety, self._projector, task, present, steps)
+
+    def consider(self, robots: Tensor, first: Samples) -> Considered:
+        """Certify the first sample of each of the robots [Q] that need a new plan; says who needs other samples."""
+        self._cost_s += first.cost_s
+        rung, nobody = torch.full((len(robots),), PLAN), torch.zeros(0, dtype=torch.long)
+        if not self.safety.certify:
+            return Considered(robots, first, None, rung, nobody)
+        found = self._certify(first, robots)
+        doubtful = self._doubtful(first, found) if self.safety.candidates > 1 else nobody
+        return Considered(robots, first, found, rung, doubtful)
+
+    def settle(self, considered: Considered, others: Samples | None = None) -> Actions:
+        """New chunks [Q, n, A] for the robots that were considered.
 
         Of the samples certified longest, one that leads on, and of those the one that was moved least; where a robot
         gets nowhere, the rest of its last plan or the way back.
+
+        Args:
+            others: further samples of those in doubt: the second one of each robot, then the third of each, ...
+                None where nobody is in doubt.
         """
-        drawn = self._proposed(due, PLAN, propose)
-        if not self.safety.certify:
-            return drawn.chunks.numpy()
-        rung = torch.full((len(due),), PLAN)
-        found = self._certify(drawn.chunks, due)
-        for sample in range(1, self.safety.candidates):
-            doubtful = (self._is_troubled(drawn, found) | ~drawn.is_open).nonzero().squeeze(1)
-            if len(doubtful) == 0:
-                break
-            others = self._proposed(due[doubtful], sample, propose)
-            again = self._certify(others.chunks, due[doubtful])
-            better = others.worth(again) > drawn.rows(doubtful).worth(found.rows(doubtful))
-            chosen = doubtful[better]
-            drawn.replace(chosen, others.rows(better))
-            rung[chosen], found = CANDIDATE, found.replaced(chosen, again.rows(better))
-        start, is_troubled = self._memory.start.rows(due), self._is_troubled(drawn, found)
-        ways = self._dead_end.turn(due, start.state.position, is_troubled, drawn.rests)
+        if others is not None:
+            considered = self._chosen(considered, others)
+        robots, samples, rung = considered.robots, considered.samples, considered.rung.clone()
+        chunks, rests = samples.plans[:, : self._n].clone(), samples.plans[:, self._n :]
+        if considered.found is None:
+            return chunks.numpy()
+        found, start = considered.found, self._memory.start.robots(robots)
+        ways = self._dead_end.turn(robots, start.state.position, self._is_troubled(samples, found), rests)
         other = (ways != NEW).nonzero().squeeze(1)
         if len(other):
-            rows = self._dead_end.next_rows(due[other], start.commands[other, -1], self._n)
-            drawn.chunks[other], rung[other] = rows.float(), torch.where(ways[other] == BACK, RETREAT, PLAN)
-            found = found.replaced(other, self._certify(drawn.chunks[other], due[other]))
-        return self._decided(due, drawn.chunks, found, rung, is_fresh=True)
+            rows = self._dead_end.next_rows(robots[other], start.commands[other, -1], self._n)
+            chunks[other], rung[other] = rows.float(), torch.where(ways[other] == BACK, RETREAT, PLAN)
+            found = found.replaced(other, self._certified(chunks[other], robots[other]))
+        return self._decided(robots, chunks, found, rung, is_fresh=True)
 
     def check(self, robots: Tensor, remaining: Actions) -> Actions:
         """What these robots go on with: what remains of their chunks, filled up to [Q, n, A], or less."""
         if not self.safety.certify or len(robots) == 0:
             return remaining
         chunks = torch.from_numpy(remaining)
-        found = self._certify(chunks, robots)
+        found = self._certified(chunks, robots)
         rung = self._memory.rung[robots].clamp(max=PREFIX)  # certified again, whatever it was
         return self._decided(robots, chunks, found, rung, is_fresh=False)
 
@@ -194,27 +180,42 @@ class SafetyLayer:
         self._margin[robots] = decision.margin
         return decision.chunks.float().numpy()
 
-    def _proposed(self, robots: Tensor, sample: int, propose: Propose) -> _Samples:
-        made: list[StepProjection] = []
+    def _chosen(self, considered: Considered, others: Samples) -> Considered:
+        """The best of the samples; a robot that is no longer in doubt after one takes no later one."""
+        asked, expected = considered.doubtful, (self.safety.candidates - 1) * len(considered.doubtful)
+        if considered.found is None or len(others.plans) != expected:
+            raise ValueError(f"safety: {len(others.plans)} further samples, expected {expected}")
+        self._cost_s += others.cost_s
+        samples, found, rung = considered.samples, considered.found, considered.rung.clone()
+        left = torch.arange(len(asked))  # those still in doubt
+        for sample in range(self.safety.candidates - 1):
+            doubtful = asked[left]
+            new = others.robots(sample * len(asked) + left)
+            again = self._certify(new, considered.robots[doubtful])
+            is_better = new.worth(again) > samples.robots(doubtful).worth(found.robots(doubtful))
+            better = doubtful[is_better]
+            samples = samples.replaced(better, new.robots(is_better))
+            found = found.replaced(better, again.robots(is_better))
+            rung[better] = CANDIDATE
+            left = left[self._doubtful(samples.robots(doubtful), found.robots(doubtful))]
+            if len(left) == 0:
+                break
+        return Considered(considered.robots, samples, found, rung, asked[left])
 
-        def projection(rows: Tensor, present: int, steps: int) -> StepProjection:
-            task = self._projector.task(self._memory.start.rows(rows), self._obstacles.rows(rows))
-            made.append(StepProjection(self.safety, self._projector, task, present, steps))
-            return made[-1]
-
-        plans = torch.from_numpy(propose(robots, sample, None if self.safety.mode == "none" else projection))
-        self._cost_s += sum(one.cost_s for one in made)
-        shift = made[0].shift[: len(robots)].cpu() if made else torch.zeros(len(robots))
-        is_open = made[0].is_open[: len(robots)].cpu() if made else torch.ones(len(robots), dtype=torch.bool)
-        return _Samples(plans[:, : self._n], plans[:, self._n :], shift.clone(), is_open.clone())
-
-    def _is_troubled(self, drawn: "_Samples", found: Certificate) -> Tensor:
+    def _is_troubled(self, samples: Samples, found: Certificate) -> Tensor:
         """[Q], whose plan is not certified as a whole or not nearly what the policy wanted."""
-        return (found.length < self._n) | (drawn.shift > LARGE_SHIFT)
+        return (found.length < self._n) | (samples.shift > LARGE_SHIFT)
 
-    def _certify(self, chunks: Tensor, robots: Tensor) -> Certificate:
+    def _doubtful(self, samples: Samples, found: Certificate) -> Tensor:
+        """Indices of those that are troubled or do not lead on."""
+        return (self._is_troubled(samples, found) | ~samples.is_open).nonzero().squeeze(1)
+
+    def _certify(self, samples: Samples, robots: Tensor) -> Certificate:
+        return self._certified(samples.plans[:, : self._n], robots)
+
+    def _certified(self, chunks: Tensor, robots: Tensor) -> Certificate:
         began = time.perf_counter()
-        start: Start = self._memory.start.rows(robots)
-        found = self._certifier.certify(chunks, start, self._obstacles.rows(robots))
+        start: Start = self._memory.start.robots(robots)
+        found = self._certifier.certify(chunks, start, self._obstacles.robots(robots))
         self._cost_s += time.perf_counter() - began
         return found

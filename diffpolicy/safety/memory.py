@@ -3,8 +3,6 @@
 Shape legend: B robots, S rows of a way to stop, A action. float64, on the CPU.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,9 +11,10 @@ from torch import Tensor
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.fallback import Situation
 from diffpolicy.constraints.planar.obstacles import Obstacles, no_obstacles
-from diffpolicy.constraints.planar.separation import length
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
+from diffpolicy.constraints.vectors import length
+from diffpolicy.safety.surroundings import Surroundings
 
 TIME_RESOLUTION_S = 1e-6  # of a clock that says when a tick is
 
@@ -41,7 +40,7 @@ class RobotMemory:
         self._expected = State(unknown, unknown)
         self._slack = torch.zeros(2, batch, dtype=torch.float64)  # of position and velocity
         self._time_s = torch.full((batch,), torch.nan, dtype=torch.float64)
-        self._obstacles = no_obstacles(batch)
+        self._no_obstacles = self._obstacles = no_obstacles(batch)
         self._is_known = self._is_as_expected = self._is_timely = self._is_first
 
     def forget(self, mask: Tensor) -> None:
@@ -51,22 +50,16 @@ class RobotMemory:
         self._slack[:, mask] = 0.0
         self._is_first |= mask
 
-    def observe(
-        self,
-        plant_state: Any,
-        obstacles: Obstacles,
-        time_s: npt.ArrayLike | None,
-        period_s: float,
-        needs_state: bool,
-    ) -> None:
-        """Take in what was measured; see `SafetyLayer.observe`."""
+    def observe(self, surroundings: Surroundings, period_s: float, needs_state: bool) -> None:
+        """Take in what was measured; see `SafetyLayer.observe`. Obstacles have the same slots at every tick."""
+        plant_state, obstacles = surroundings.plant_state, surroundings.obstacles or self._no_obstacles
         position, velocity = self._measured(plant_state, needs_state)
         is_known = torch.cat([position, velocity], dim=1).isfinite().all(1)
         if bool((self._is_first & ~is_known).any()):
             raise ValueError(
                 "plant_state: NaN or infinite in the first tick of an episode; nothing is known to hold at"
             )
-        now = self._time(time_s, period_s)
+        now = self._time(surroundings.time_s, period_s)
         lateness, elapsed = now - self._time_s - period_s, now - self._time_s  # NaN in an episode's first tick
         self._is_timely = ~(lateness.abs() > self._assumptions.latency_s + TIME_RESOLUTION_S)
         self._is_known, self._time_s = is_known, now
@@ -105,7 +98,7 @@ class RobotMemory:
             self._slack = torch.stack([tube[:, -1] for tube in tubes]) + free[:, -1].abs() @ carried
         self.start = Start(self.start.state, torch.cat([self.start.commands[:, 1:], actions[:, None]], dim=1))
 
-    def _measured(self, plant_state: Any, needs_state: bool) -> tuple[Tensor, Tensor]:
+    def _measured(self, plant_state: State | None, needs_state: bool) -> tuple[Tensor, Tensor]:
         shape = self.start.state.position.shape
         if plant_state is None:
             if needs_state or bool(self._is_first.any()):

@@ -9,9 +9,10 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Rows, Scene
+from diffpolicy.constraints.constraint import Quantity, Scene
 from diffpolicy.constraints.limits import Box
-from diffpolicy.constraints.projector import Projector, Task
+from diffpolicy.constraints.projector import Projector
+from diffpolicy.constraints.task import Task
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.replay import tensors_in, with_tensors
@@ -20,14 +21,14 @@ POLISH_ITERATIONS = 10
 POLISH_TOLERANCE = 5e-4  # of half the range of the actions in the data
 
 
-class StepProjection:
-    """Called on the clean estimate [B, H, A] of every reverse step, and once more on the plan that is returned.
+class SafetyProjection:
+    """A `Projection` of the clean estimate [B, H, A] of every reverse step, and of the plan that is returned.
 
     Args:
         safety: mode and numbers.
         projector, task: for these robots.
         present: index of the present in the plan.
-        steps: calls before the last one.
+        steps: rows of the sampler; the call at step `steps` is the one on the plan that is returned.
 
     Attributes:
         shift: how far a plan was moved at most by one call, as the root mean square over its waypoints in units of half
@@ -39,50 +40,47 @@ class StepProjection:
         self._safety, self._projector, self._task = safety, projector, task
         self._present, self._steps = present, steps
         self._first = {"every_step": 0, "last_half": steps - steps // 2}.get(safety.mode, steps)
-        self._calls = 0
         self.shift = task.share.new_zeros(len(task.share))
         self.is_open = torch.ones_like(self.shift, dtype=torch.bool)
         self.cost_s = 0.0
 
-    def __call__(self, plan: Tensor, row: Row) -> Tensor | None:
+    def project(self, plan: Tensor, row: Row, step: int) -> Tensor:
+        """The nearest allowed plan; the same tensor before the first step that is projected, and where all is met."""
+        if step < self._first:
+            return plan
         began = time.perf_counter()
-        call, self._calls = self._calls, self._calls + 1
-        if call < self._first:
-            return None
-        before = plan[:, self._present :]
-        after = self._projected(before, is_last=call == self._steps)
-        if call == self._steps and self._safety.candidates > 1:  # with one there is nothing to choose
+        before, is_last = plan[:, self._present :], step == self._steps
+        after = self._projected(before, is_last)
+        if is_last and self._safety.candidates > 1:  # with one there is nothing to choose
             self.is_open = self._may_go_on(after)
-        is_moved = after is not before
-        if is_moved:
+        if after is not before:
             moved = (after - before) / self._projector.half_range
             self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
-            plan[:, self._present :] = after
+            plan = torch.cat([plan[:, : self._present], after], dim=1)
         self.cost_s += time.perf_counter() - began
-        return plan if is_moved else None
+        return plan
 
     def key(self) -> Hashable:
-        """All that the calls before the last one depend on besides `tensors`."""
+        """All that the calls in the loop depend on besides `tensors`."""
         return self._projector, self._safety.mode, self._safety.iterations, self._present, self._steps
 
     def tensors(self) -> list[Tensor]:
         """What they read, each tensor once."""
         return list({id(one): one for one in tensors_in(self._task)}.values())
 
-    def twin(self, tensors: Sequence[Tensor]) -> "StepProjection":
+    def twin(self, tensors: Sequence[Tensor]) -> "SafetyProjection":
         """One that has not been called and reads these instead."""
         own = [id(one) for one in self.tensors()]
         task = with_tensors(self._task, dict(zip(own, tensors, strict=True)))
-        return StepProjection(self._safety, self._projector, task, self._present, self._steps)
+        return SafetyProjection(self._safety, self._projector, task, self._present, self._steps)
 
     def left(self) -> list[Tensor]:
-        """What the calls before the last one leave behind."""
+        """What the calls in the loop leave behind."""
         return [self.shift, *self._task.multipliers]
 
     def take(self, left: Sequence[Tensor]) -> None:
-        """Go on as if the calls before the last one, which left this behind, had been made here."""
+        """Take over what the calls of a replayed loop left behind."""
         self.shift, *self._task.multipliers = left
-        self._calls = self._steps
 
     def _projected(self, plan: Tensor, is_last: bool) -> Tensor:
         if self._safety.mode == "clip":
@@ -97,11 +95,11 @@ class StepProjection:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
         scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now: later, who knows
-        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.rows.segments]
+        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 
     def _clipped(self, plan: Tensor) -> Tensor:
         for constraint in self._safety.constraints:
-            if isinstance(constraint, Box) and constraint.rows == Rows("commands"):
+            if isinstance(constraint, Box) and constraint.quantity == Quantity("commands"):
                 plan = constraint.prox(plan, Scene(self._task.obstacles, plan.new_zeros(plan.shape[1])))(plan)
         return plan

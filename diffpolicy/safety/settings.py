@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -75,35 +74,9 @@ class Safety:
         """These obstacles [B, M, ...] and, for every robot, the zones."""
         if self.zones is None:
             return obstacles
-        return together([obstacles, self.zones.rows(torch.zeros(len(obstacles.radius), dtype=torch.long))])
+        return together([obstacles, self.zones.robots(torch.zeros(len(obstacles.radius), dtype=torch.long))])
 
     @property
     def acts_on_motion(self) -> bool:
         """Whether a constraint needs to know where the robot is and how fast it moves."""
-        return any(constraint.rows.acts_on == "motion" for constraint in self.constraints)
-
-
-@dataclass
-class SafetyConfig:
-    """What is demanded of a robot that is a disc in the plane; lengths in the units of its actions, seconds."""
-
-    mode: str = "none"  # the reverse steps that are projected: none, clip, last, last_half, every_step
-    candidates: int = 1  # samples drawn at most for a chunk
-    robot_radius: float = 15.0
-    clearance: float = 0.0  # demanded between robot and obstacles
-    workspace: list[float] | None = None  # [low, high] of commands
-    max_speed: float | None = None  # of the motion
-    max_acceleration: float | None = None  # of the commands
-    keep_out: list[Any] = field(default_factory=list)  # static discs [x, y, radius]
-    inset: float = (
-        3.0  # of distances: how much more than demanded, and than declared errors take, the projection aims at
-    )
-    slots: int = 6  # obstacles that the env may report
-    position_error: float = 0.0  # bounds on the measured state (A1)
-    velocity_error: float = 0.0
-    rest_speed: float = 1.0  # slower is at rest: moving obstacles that come then are not the robot's fault
-    delay_substeps: int = 0  # bound on how late an action takes effect (A5)
-    stiffness: float = 100.0  # the plant: both envs' agent
-    damping: float = 20.0
-    substep_s: float = 0.01
-    substeps: int = 10
+        return any(constraint.quantity.acts_on == "motion" for constraint in self.constraints)

@@ -11,7 +11,7 @@ from dense_sampling import Demands, Servo, Solids, violation
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.certificate import Certificate, Certifier
-from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles
@@ -60,13 +60,13 @@ def start_of(robots: Robots) -> Start:
 def constraints_of(demands: Demands) -> list[Constraint]:
     made: list[Constraint] = []
     if demands.workspace is not None:
-        made.append(Box(*demands.workspace, Rows("commands")))
+        made.append(Box(*demands.workspace, Quantity("commands")))
     if demands.command_step is not None:
-        made.append(NormLimit(demands.command_step, Rows("commands", 1)))
+        made.append(NormLimit(demands.command_step, Quantity("commands", 1)))
     if demands.command_acceleration is not None:
-        made.append(NormLimit(demands.command_acceleration, Rows("commands", 2)))
+        made.append(NormLimit(demands.command_acceleration, Quantity("commands", 2)))
     if demands.speed is not None:
-        made.append(NormLimit(demands.speed, Rows("motion", 1)))
+        made.append(NormLimit(demands.speed, Quantity("motion", 1)))
     if demands.distance is not None:
         made.append(KeepOut(0.8 * demands.distance, 0.2 * demands.distance))
     if demands.command_distance is not None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.certificate import Certifier
-from diffpolicy.constraints.constraint import Rows, Scene
+from diffpolicy.constraints.constraint import Quantity, Scene
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, no_obstacles, polygon
@@ -171,7 +171,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    "constraints", [[], [Box(-9.0, 9.0, Rows("commands"))], [KeepOut(0.1)], [KeepOut(0.1, acts_on="commands")]]
+    "constraints", [[], [Box(-9.0, 9.0, Quantity("commands"))], [KeepOut(0.1)], [KeepOut(0.1, acts_on="commands")]]
 )
 @pytest.mark.parametrize("bad", ["command", "position", "velocity", "history"])
 def test_nan_never_passes(constraints, bad: str) -> None:
@@ -214,7 +214,7 @@ def test_a_robot_is_certified_alike_alone_and_among_others(assumed: Assumptions)
     for index in range(0, ROBOTS, 7):
         one = torch.tensor([index])
         commands = torch.as_tensor(robots.commands)[one]
-        alone = certify(constraints_of(demands), commands, start.rows(one), obstacles.rows(one), assumed)
+        alone = certify(constraints_of(demands), commands, start.robots(one), obstacles.robots(one), assumed)
         assert int(alone.length) == int(found.length[index])
         # The matrix products round by their shape: 1e-12 of coordinates of 10.
         torch.testing.assert_close(alone.margin, found.margin[one], rtol=0.0, atol=1e-11)
@@ -224,7 +224,7 @@ def test_a_robot_is_certified_alike_alone_and_among_others(assumed: Assumptions)
 def test_ways_to_stop_are_commands_as_they_are_sent() -> None:
     """In float32: nothing rounds them after the certificate."""
     commands = line((0.0, 0.0), (0.1, 0.3), 3)
-    found = certify([NormLimit(40.0, Rows("commands", 2))], commands, at_rest(0.0, 0.0), no_obstacles(1))
+    found = certify([NormLimit(40.0, Quantity("commands", 2))], commands, at_rest(0.0, 0.0), no_obstacles(1))
     torch.testing.assert_close(found.stops, found.stops.float().double(), rtol=0.0, atol=0.0)
 
 
@@ -235,17 +235,17 @@ def test_a_brake_keeps_to_the_limit_of_acceleration() -> None:
     start = Start(start.state, moving)
     commands = line((-0.5, 0.0), (1.5, 0.0), 4)
     for limit, ticks in ((51.0, 1), (26.0, 2), (10.1, 5)):
-        found = certify([NormLimit(limit, Rows("commands", 2))], commands, start, no_obstacles(1))
+        found = certify([NormLimit(limit, Quantity("commands", 2))], commands, start, no_obstacles(1))
         assert int(found.length) == 4
         steps = torch.cat([commands[:, -2:], found.stops[:, -1]], dim=1).diff(dim=1)[0, :, 0]
         assert int((steps > 1e-5).sum()) >= ticks
-    assert int(certify([NormLimit(5.0, Rows("commands", 2))], commands, start, no_obstacles(1)).length) == 0
+    assert int(certify([NormLimit(5.0, Quantity("commands", 2))], commands, start, no_obstacles(1)).length) == 0
 
 
 class Floor:
     """A user's own constraint: every executed position at or above `y`."""
 
-    rows = Rows("motion")
+    quantity = Quantity("motion")
 
     def __init__(self, y: float) -> None:
         self.y = y
@@ -269,7 +269,7 @@ def test_what_cannot_be_promised_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a plant"):
         Certifier([KeepOut(0.1)], None, 0.1, EXACT)
     with pytest.raises(ValueError, match="a limit of order 2 on the motion needs an exact state"):
-        Certifier([NormLimit(1.0, Rows("motion", 2))], PLANT, 0.1, inexact)
+        Certifier([NormLimit(1.0, Quantity("motion", 2))], PLANT, 0.1, inexact)
     with pytest.raises(ValueError, match="delay_substeps 16 must be at most 15, 3 ticks"):
         Certifier([KeepOut(0.1)], PLANT, 0.1, Assumptions(delay_substeps=16))
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffpolicy.constraints.constraint import Constraint, Rows, Scene
+from diffpolicy.constraints.constraint import Constraint, Quantity, Scene
 from diffpolicy.constraints.limits import Box, NormLimit, Polytope
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, no_obstacles, polygon, together
 from diffpolicy.constraints.plant import State, position_servo
 from diffpolicy.constraints.trajectory import Start, Trajectory
 
-COMMANDS = Rows("commands")
+COMMANDS = Quantity("commands")
 CORNER = [(1.0, 0.0), (0.0, 1.0)]
 SKEWED = [(1.0, 0.0), (1.0, 0.2), (-0.3, 1.0)]
 
@@ -22,8 +22,8 @@ def of_all(inset: float) -> dict[str, Constraint]:
     """Every constraint; a new one inherits the tests below."""
     return {
         "box": Box([-2.0, -1.0], [1.0, 3.0], COMMANDS, inset),
-        "box, one number": Box(-2.0, 2.0, Rows("commands", 1), inset),
-        "norm": NormLimit(2.0, Rows("commands", 2), inset),
+        "box, one number": Box(-2.0, 2.0, Quantity("commands", 1), inset),
+        "norm": NormLimit(2.0, Quantity("commands", 2), inset),
         "half-space": Polytope([(3.0, 4.0)], [5.0], COMMANDS, inset),
         "corner": Polytope(CORNER, [1.0, 2.0], COMMANDS, inset),
         "keep-out": KeepOut(0.3, 0.1, inset=inset),
@@ -40,13 +40,13 @@ CASES, ROWS = 40, 6
 def scene() -> Scene:
     parts = disc(1.0, 1.0, 0.5), box(-2.0, -2.0, -1.0, 0.0), polygon([(2.0, -2.0), (2.0, 2.0)]), disc(0, -2, 0.2, 0.1)
     one = together(parts).padded(5)
-    return Scene(one.rows(torch.zeros(CASES, dtype=torch.long)), 0.1 * torch.arange(1, ROWS + 1, dtype=torch.float64))
+    return Scene(one.robots(torch.zeros(CASES, dtype=torch.long)), 0.1 * torch.arange(1, ROWS + 1, dtype=torch.float64))
 
 
 def random_rows(constraint: Constraint, seed: int, copies: bool = False) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = [CASES, ROWS, 2]
-    if constraint.rows.segments:
+    if constraint.quantity.segments:
         shape = [CASES, *([5] if copies else []), ROWS, 2, 2]
     return 4.0 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -54,7 +54,7 @@ def random_rows(constraint: Constraint, seed: int, copies: bool = False) -> torc
 def farthest(y: torch.Tensor, constraint: Constraint) -> torch.Tensor:
     """[CASES, ROWS], by how much the rows differ; of a segment the end that differs more."""
     off = torch.linalg.vector_norm(y, dim=-1)
-    return off.amax(-1) if constraint.rows.segments else off
+    return off.amax(-1) if constraint.quantity.segments else off
 
 
 @pytest.mark.parametrize("inset", [0.0, 0.05])
@@ -77,7 +77,7 @@ def test_projected_rows_are_allowed_by_the_margin(name: str) -> None:
     """By obstacles one by one: each has a copy of the rows. A barrier below rate 1 is linear in the projection only."""
     constraint, around = of_all(0.0)[name], scene()
     projected = constraint.prox(random_rows(constraint, 0), around)(random_rows(constraint, 1, copies=True))
-    if not constraint.rows.segments:
+    if not constraint.quantity.segments:
         assert bool((constraint.margin(projected, around) >= -1e-12).all())
     elif getattr(constraint, "rate", 1.0) == 1.0:
         for slot in range(5):
@@ -112,7 +112,7 @@ def test_nan_has_no_margin(name: str) -> None:
     assert not bool(margin[0, 2] >= 0)
     assert not bool(margin[0].amin() >= 0)
     spoilt = replace(around.obstacles, vertices=around.obstacles.vertices * float("nan"))
-    if constraint.rows.segments:
+    if constraint.quantity.segments:
         assert not bool((constraint.margin(random_rows(constraint, 1), Scene(spoilt, around.time_s)) >= 0).any())
 
 
@@ -150,10 +150,10 @@ def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> N
     for order in range(4):
         signs = ([1], [1, -1], [1, -2, 1], [1, -3, 3, -1])[order]
         expected = sum(sign * path[:, 3 - k : 8 - k] for k, sign in enumerate(signs)) / 0.1**order
-        found = Trajectory(commands, start, None, 0.1).rows(Rows("commands", order))
+        found = Trajectory(commands, start, None, 0.1).quantity(Quantity("commands", order))
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11, atol=1e-9)  # differences over 1e-3 s3
     trajectory = Trajectory(commands, start, None, 0.1)
-    found = trajectory.rows(Rows("commands", segments=True))
+    found = trajectory.quantity(Quantity("commands", segments=True))
     np.testing.assert_array_equal(found.numpy(), np.stack([path[:, 2:-1], path[:, 3:]], axis=2))
     np.testing.assert_allclose(trajectory.times_s(COMMANDS).numpy(), [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-12)
 
@@ -174,12 +174,12 @@ def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_d
     first = before.shape[1]
     for order in range(4):
         expected = np.diff(path, n=order, axis=1)[:, first - order :] / 0.02**order
-        found = trajectory.rows(Rows("motion", order))
+        found = trajectory.quantity(Quantity("motion", order))
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-6)  # differences over 8e-6 s3
-    found = trajectory.rows(Rows("motion", 1))
+    found = trajectory.quantity(Quantity("motion", 1))
     np.testing.assert_allclose(found.numpy(), after_velocity.numpy(), rtol=0, atol=1e-9)  # semi-implicit Euler
     with pytest.raises(ValueError, match="needs a plant"):
-        Trajectory(commands, start, None, 0.1).rows(Rows("motion"))
+        Trajectory(commands, start, None, 0.1).quantity(Quantity("motion"))
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_d
         (lambda: BarrierDecrease(0.5, float("nan")), "at least 0"),
         (lambda: BarrierDecrease(0.5, float("inf")), "at least 0"),
         (lambda: BarrierDecrease(0.5, -1.0, 2.0), "at least 0"),
-        (lambda: Rows("command"), "acts_on 'command'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Rows("motion", 4), "order 4"),
-        (lambda: Rows("motion", 1, segments=True), "order 0, not 1"),
+        (lambda: Quantity("command"), "acts_on 'command'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Quantity("motion", 4), "order 4"),
+        (lambda: Quantity("motion", 1, segments=True), "order 0, not 1"),
         (lambda: polygon([(0, 0), (1, 0), (0, 1), (1, 1)]), "convex"),
         (lambda: polygon([(0, 0), (4, 0), (4, 4), (1, 1), (0, 4)]), "convex"),
         (lambda: disc(0.0, float("nan"), 1.0), "finite"),

@@ -112,4 +112,4 @@ def test_certificates_are_picked_and_replaced_by_robot() -> None:
     replaced = both.replaced(torch.tensor([1]), better)
     assert replaced.length.tolist() == [1, 3]
     assert both.length.tolist() == [1, 2]
-    assert replaced.rows(torch.tensor([1])).margin.tolist() == better.margin.tolist()
+    assert replaced.robots(torch.tensor([1])).margin.tolist() == better.margin.tolist()

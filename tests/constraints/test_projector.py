@@ -11,7 +11,7 @@ from dense_sampling import Servo
 from qpsolvers import solve_qp
 from scipy import sparse
 
-from diffpolicy.constraints.constraint import Constraint, Rows, Scene
+from diffpolicy.constraints.constraint import Constraint, Quantity, Scene
 from diffpolicy.constraints.limits import Box, NormLimit, Polytope
 from diffpolicy.constraints.planar.keep_out import KeepOut, half_spaces
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles, polygon, together
@@ -24,7 +24,7 @@ PLANT, PERIOD_S, HORIZON, BATCH = plant_of(SERVO), 0.1, 8, 8
 SCALE = 10.0  # of the workspace
 CLOSE = 1e-4 * SCALE  # what 1,500 iterations leave
 METRICS = [[1.0, 1.0], [1e-4, 9e-4]]
-COMMANDS, MOTION = Rows("commands"), Rows("motion")
+COMMANDS, MOTION = Quantity("commands"), Quantity("motion")
 OBSTACLES = together([disc(3.0, 3.2, 0.6), polygon([(4.5, 4.0), (6.0, 4.2), (5.8, 5.2)]), disc(9.0, 1.0, 0.3, 0.1)])
 
 
@@ -35,7 +35,7 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, Start, Obstacles]:
     path = begin[:, None] + np.cumsum(rng.normal(0.6, 0.15, (BATCH, HORIZON, 2)), axis=1)
     here = torch.tensor(begin)
     start = Start(State(here, torch.zeros_like(here)), here[:, None].repeat(1, 3, 1))
-    return torch.tensor(path), start, OBSTACLES.rows(torch.zeros(BATCH, dtype=torch.long))
+    return torch.tensor(path), start, OBSTACLES.robots(torch.zeros(BATCH, dtype=torch.long))
 
 
 def projected(
@@ -93,9 +93,9 @@ def solved(constraints: list[Constraint], metric, plan, start: Start, obstacles:
         commanded = (np.eye(HORIZON), np.zeros((HORIZON, 2)), start.commands[robot, -1].numpy(), PERIOD_S)
         moved = (matrix, offset[robot], here[robot], PERIOD_S)
         for constraint in constraints:
-            paths = [commanded] if constraint.rows.acts_on == "commands" else [commanded, moved]
+            paths = [commanded] if constraint.quantity.acts_on == "commands" else [commanded, moved]
             for m, o, present, step_s in paths:
-                _add(qp, constraint, m, o, present, step_s, plan[robot], obstacles.rows(torch.tensor([robot])))
+                _add(qp, constraint, m, o, present, step_s, plan[robot], obstacles.robots(torch.tensor([robot])))
         answers.append(qp.solve())
     return answers
 
@@ -156,7 +156,7 @@ def test_many_iterations_are_clarabels_solution(name: str, metric) -> None:
 @pytest.mark.parametrize(("order", "limit"), [(1, 6.0), (2, 40.0), (3, 600.0)])
 def test_limits_of_norms_are_clarabels_solution_over_cones(order: int, limit: float, metric) -> None:
     plan, start, _ = problem()
-    found = projected([NormLimit(limit, Rows("commands", order))], metric, plan, start, no_obstacles(BATCH))
+    found = projected([NormLimit(limit, Quantity("commands", order))], metric, plan, start, no_obstacles(BATCH))
     path = np.concatenate([np.zeros((3, HORIZON)), np.eye(HORIZON)])
     matrix = np.diff(path, n=order, axis=0)[3 - order :]
     weights = np.tile(np.array(metric) / np.mean(metric), HORIZON)
@@ -194,7 +194,7 @@ def test_a_plan_that_meets_everything_stays_as_it_is_whatever_was_projected_befo
     """Bit by bit, also with the multipliers and half-spaces of calls that it did not meet, among robots that do not."""
     plan, start, obstacles = problem()
     here = start.state.position[:, None].expand_as(plan)
-    constraints = [KeepOut(0.1), Box(0.0, 9.0, COMMANDS), NormLimit(8.0, Rows("motion", 1))]
+    constraints = [KeepOut(0.1), Box(0.0, 9.0, COMMANDS), NormLimit(8.0, Quantity("motion", 1))]
     projector = Projector(constraints, PLANT, PERIOD_S, HORIZON, torch.ones(2, dtype=plan.dtype), obstacles.slots)
     task = projector.task(start, obstacles)
     assert projector.project(here, task, iterations=4) is here
@@ -225,7 +225,7 @@ def test_robots_do_not_affect_one_another() -> None:
     beside_nan = projected(constraints, [1.0, 2.0], spoilt, start, obstacles, iterations=50)
     for robot in (0, 2, 4):
         one = torch.tensor([robot])
-        alone = projected(constraints, [1.0, 2.0], plan[one], start.rows(one), obstacles.rows(one), iterations=50)
+        alone = projected(constraints, [1.0, 2.0], plan[one], start.robots(one), obstacles.robots(one), iterations=50)
         # A product rounds by the size of its batch: 50 iterations on coordinates of 10.
         torch.testing.assert_close(alone[0], together_found[robot], rtol=0.0, atol=1e-10)
         torch.testing.assert_close(beside_nan[robot], together_found[robot], rtol=0.0, atol=1e-10)
@@ -239,7 +239,7 @@ def test_float32_is_float64_up_to_rounding() -> None:
     torch.testing.assert_close(single.double(), double, rtol=0.0, atol=1e-3)  # 30 iterations of 1e-6 of 10 each
 
 
-@pytest.mark.parametrize("obstacles", [no_obstacles(2), disc(0.0, 0.0, 1.0).padded(3).rows(torch.tensor([0, 0]))])
+@pytest.mark.parametrize("obstacles", [no_obstacles(2), disc(0.0, 0.0, 1.0).padded(3).robots(torch.tensor([0, 0]))])
 @pytest.mark.parametrize("constraints", [[], [KeepOut(0.1)], [KeepOut(0.1), Box(0.0, 1.0, COMMANDS)]])
 def test_it_works_without_constraints_and_without_slots(constraints, obstacles: Obstacles) -> None:
     here = torch.full((2, 2), 5.0, dtype=torch.float64)

@@ -12,11 +12,12 @@ from dense_sampling import Demands
 from world import BEGIN, CONSTRAINTS, DEMANDS, DISC, RADIUS, SAMPLERS, SERVO, WALL, both, observation, safety, start
 
 from diffpolicy import PolicyController
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, together
 from diffpolicy.constraints.plant import State
 from diffpolicy.safety.settings import MODES
+from diffpolicy.safety.surroundings import Surroundings
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -94,11 +95,11 @@ def test_a_bad_call_changes_nothing(small_policy) -> None:
             if is_disturbed:
                 spoilt = {**observation(), "goal": np.full((2, 2), np.nan)}
                 with pytest.raises(ValueError, match="goal has NaN"):
-                    controller.select_action(spoilt, state, both(DISC), time_s=0.1 * tick)
+                    controller.select_action(spoilt, Surroundings(state, both(DISC), 0.1 * tick))
                 with pytest.raises(ValueError, match="plant_state"):
-                    controller.select_action(observation(), None, both(DISC), time_s=0.1 * tick)
+                    controller.select_action(observation(), Surroundings(None, both(DISC), 0.1 * tick))
                 with pytest.raises(ValueError, match="7 given, expected at most 6"):
-                    controller.select_action(observation(), state, both(together([DISC] * 7)), time_s=0.1 * tick)
+                    controller.select_action(observation(), Surroundings(state, both(together([DISC] * 7)), 0.1 * tick))
             world.run(controller, 1, lambda tick: both(DISC), time_s=0.1 * tick)
         runs.append(np.stack(world.actions))
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -134,7 +135,7 @@ def test_obstacles_without_safety_raise(small_policy) -> None:
     plain = PolicyController(small_policy)
     plain.reset([0, 1])
     with pytest.raises(ValueError, match="no safety that would heed them"):
-        plain.select_action(observation(), obstacles=both(DISC))
+        plain.select_action(observation(), Surroundings(obstacles=both(DISC)))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_what_the_controller_cannot_keep_safe_is_refused(small_policy) -> None:
 class Fence:
     """A user's own constraint, as in the README: ten lines."""
 
-    rows = Rows("motion")
+    quantity = Quantity("motion")
 
     def __init__(self, x: float) -> None:
         self.x = x

@@ -57,7 +57,7 @@ def samples(denoise: Denoise, table: StepTable, count: int, action: int) -> torc
     """[count, action]; of a deterministic sampler the start alone is drawn."""
     rows = len(table) + 1 if table.s.any() else 1
     noise = torch.randn(rows, count, 1, action, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return reverse(denoise, table, noise.expand(len(table) + 1, -1, -1, -1), identity)[:, 0]
+    return reverse(denoise, table, noise.expand(len(table) + 1, -1, -1, -1), identity).clean[:, 0]
 
 
 @pytest.mark.parametrize("action", MIXTURES)
@@ -115,7 +115,7 @@ def excess_variance(table: StepTable, variance: float = 0.09) -> float:
     def denoise(x: torch.Tensor, row: Row) -> torch.Tensor:
         return row.alpha * variance / (row.alpha**2 * variance + row.sigma**2) * x
 
-    factors = reverse(denoise, table, torch.eye(len(table) + 1, dtype=torch.float64)[:, :, None, None], identity)
+    factors = reverse(denoise, table, torch.eye(len(table) + 1, dtype=torch.float64)[:, :, None, None], identity).clean
     return float(factors.square().sum()) / variance - 1.0
 
 

@@ -69,7 +69,7 @@ def test_guided_samples_of_gaussians_end_where_the_closed_form_flow_ends() -> No
     schedule = linear(1000)
     levels = log_snr(schedule, 1000)
     x = noise(1, 500, 1, 1).expand(1001, -1, -1, -1)
-    ours = reverse(denoise, ddim(levels), x, lambda clean, row: clean)
+    ours = reverse(denoise, ddim(levels), x, lambda clean, row, step: clean).clean
     mean = (1 + WEIGHT) * conditional - WEIGHT * unconditional
     first = rows_at(levels[:1])[0]
     deviation = (first.sigma * x[0] - first.alpha * mean) / math.hypot(first.alpha * std, first.sigma)
@@ -83,7 +83,7 @@ def test_guidance_of_gaussians_with_different_stds_is_not_the_tempered_density()
     denoise = classifier_free(WEIGHT)(gaussian(0.0, narrow), gaussian(0.0, wide))
     levels = log_snr(SCHEDULE, 1000)
     start = torch.ones(1, 1, 1, 1, dtype=torch.float64).expand(1001, -1, -1, -1)
-    ours = float(reverse(denoise, ddim(levels), start, lambda clean, row: clean))
+    ours = float(reverse(denoise, ddim(levels), start, lambda clean, row, step: clean).clean)
     # d log(x / alpha) / d lambda is linear in the estimates' gains, so the stretch is the product of the parts'
     alpha, sigma = levels.alpha[0], levels.sigma[0]
 
@@ -137,7 +137,7 @@ def test_inpainting_keeps_known_waypoints_to_the_end_and_leaves_the_others_free(
     known, is_known = torch.full((1, 8, 2), 0.25, dtype=torch.float64), torch.zeros(8, 2, dtype=torch.bool)
     is_known[:3] = True
     denoise = inpaint(known, is_known)(mixture.IN_2D.denoise, None)
-    plan = reverse(denoise, ddim(trailing(SCHEDULE, 10)), noise(11, 4, 8, 2), lambda clean, row: clean)
+    plan = reverse(denoise, ddim(trailing(SCHEDULE, 10)), noise(11, 4, 8, 2), lambda clean, row, step: clean).clean
     assert (plan[:, :3] == 0.25).all()
     assert (plan[:, 3:] != 0.25).all()
 
@@ -166,7 +166,7 @@ def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, g
     schedule = made(SCHEDULES, "schedule", name, 100)
     table = build_sampler(schedule, {"name": sampler, "steps": 5})
     denoise = guide(CONDITIONAL.denoise, mixture.IN_2D.denoise)
-    plan = reverse(denoise, table, noise(len(table) + 1, 3, 8, 2), lambda clean, row: clean.clamp(0.1, 0.2))
+    plan = reverse(denoise, table, noise(len(table) + 1, 3, 8, 2), lambda clean, row, step: clean.clamp(0.1, 0.2)).clean
     assert plan.isfinite().all()
     assert ((plan >= 0.1) & (plan <= 0.2)).all()
 

@@ -37,11 +37,12 @@ def test_what_the_hook_returns_at_the_last_row_leaves_the_loop_bit_for_bit(case)
     """The hook is called at every row, and no row adds to its last output: what it constrains stays constrained."""
     table, seen = case.build(), []
 
-    def hook(clean: torch.Tensor, row: Row) -> torch.Tensor:
+    def hook(clean: torch.Tensor, row: Row, step: int) -> torch.Tensor:
+        assert step == len(seen)
         seen.append((row, torch.sin(clean + len(seen))))
         return seen[-1][1]
 
-    result = reverse(lambda x, row: torch.tanh(x), table, draws(table), hook)
+    result = reverse(lambda x, row: torch.tanh(x), table, draws(table), hook).clean
     assert [row for row, _ in seen] == list(table.rows)
     assert torch.equal(result, seen[-1][1])
 
@@ -64,7 +65,7 @@ def test_a_step_keeps_a_known_trajectory_at_its_level(case) -> None:
             assert float(factors.square().sum()) == pytest.approx(row.sigma**2, rel=1e-7)
         return torch.full_like(x, clean)
 
-    assert torch.isfinite(reverse(denoise, table, noise, identity)).all()
+    assert torch.isfinite(reverse(denoise, table, noise, identity).clean).all()
 
 
 def test_rows_lie_at_trained_levels_or_between(case) -> None:
@@ -177,7 +178,7 @@ def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
         x = x_hat + (t[i + 1] - t_hat) * d
         if t[i + 1] > 0:
             x = x_hat + (t[i + 1] - t_hat) * (d + slope(x, t[i + 1])) / 2
-    ours = reverse(lambda x, row: torch.tanh(x + math.log(row.sigma)), table, noise, identity)
+    ours = reverse(lambda x, row: torch.tanh(x + math.log(row.sigma)), table, noise, identity).clean
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-11)  # float64 from a start of 80
 
 
@@ -206,3 +207,21 @@ def test_a_table_whose_last_row_is_not_clean_is_refused() -> None:
     table = ddim(trailing(cosine(100), 10))
     with pytest.raises(ValueError, match=r"last row .* expected \(0, 1"):
         StepTable(table.now, a=table.a + 0.1, b=table.b, s=table.s)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_an_estimate_that_is_not_finite_is_told_of_its_row_whatever_the_projection_makes_of_it(
+    bad: float, at: int
+) -> None:
+    table = ddim(trailing(cosine(100), 10))
+
+    def denoise(x: torch.Tensor, row: Row) -> torch.Tensor:
+        clean = torch.tanh(x)
+        if row == table.rows[at]:
+            clean[1, 3, 0] = bad
+        return clean
+
+    found = reverse(denoise, table, draws(table), lambda clean, row, step: clean.nan_to_num(0.0, 1.0, -1.0))
+    assert found.clean.isfinite().all()
+    assert found.is_finite.tolist() == [row != 1 for row in range(len(found.clean))]

@@ -14,8 +14,7 @@ from diffpolicy.evaluation.monitor import Monitor
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
 
 DEMANDS = SafetyConfig(mode="last")
 TICKS = 20

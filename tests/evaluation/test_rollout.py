@@ -11,8 +11,7 @@ from diffpolicy.evaluation.evaluate import evaluate, latency_ms, load_for_evalua
 from diffpolicy.evaluation.rollout import Episode, make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.video import draw_zones
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
 
 PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
 SAMPLER = {"name": "ddim", "steps": 2}

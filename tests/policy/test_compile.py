@@ -13,16 +13,17 @@ from traced import EVERY_SAMPLER, compiled, in_place, make_policy, new_memory, p
 from world import both, safety, start
 
 from diffpolicy import DiffusionPolicy
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.limits import Box
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
-from diffpolicy.constraints.projector import Projector, Task
+from diffpolicy.constraints.projector import Projector
+from diffpolicy.constraints.task import Task
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.diffusion.guidance import GuidanceConfig
 from diffpolicy.networks.backbones import unet1d
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.training.ema import Ema
 
 NAN = float("nan")
@@ -56,14 +57,14 @@ def test_with_the_projection_at_every_step_too(traced, monkeypatch: pytest.Monke
     monkeypatch.setattr(unet1d, "may_unroll", lambda _: False)  # the network itself, as on a GPU
     plain = make_policy(sampler)
     replaying = compiled(plain)
-    demanded = safety([Box(0.0, 10.0, Rows("commands")), KeepOut(0.2)], mode="every_step", iterations=1)
+    demanded = safety([Box(0.0, 10.0, Quantity("commands")), KeepOut(0.2)], mode="every_step", iterations=1)
     controller, _ = start(plain, demanded)
     assert controller._layer is not None
     projector = controller._layer._projector
     projector._may_look = False  # as off the CPU: there it spares no work, where that would wait for values
     steps = len(plain.sampler(sampler_config(sampler)))
     for seed in range(2):
-        constrain = [StepProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
+        constrain = [SafetyProjection(demanded, projector, task_of(projector, seed), 1, steps) for _ in range(2)]
         plans = [
             plan(one, seed, sampler=sampler, steps=3, constrain=c)
             for one, c in zip((plain, replaying), constrain, strict=True)
@@ -80,7 +81,7 @@ def test_a_controller_with_safety_acts_as_before(traced) -> None:
     found = []
     for policy in (plain, replaying):
         controller, world = start(
-            policy, safety([Box(0.0, 10.0, Rows("commands")), KeepOut(0.2)], iterations=1), steps=2
+            policy, safety([Box(0.0, 10.0, Quantity("commands")), KeepOut(0.2)], iterations=1), steps=2
         )
         assert controller._layer is not None
         controller._layer._projector._may_look = False  # as off the CPU
@@ -173,7 +174,7 @@ def test_what_cannot_be_recorded_runs_call_by_call_after_one_warning(traced) -> 
         for seed in range(2):
             found = []
             for policy in (plain, replaying):
-                controller, world = start(policy, safety([Peeking(0.0, 10.0, Rows("commands"))]), seed=seed)
+                controller, world = start(policy, safety([Peeking(0.0, 10.0, Quantity("commands"))]), seed=seed)
                 found.append(world.run(controller, 9, lambda tick: None).actions)
             np.testing.assert_array_equal(*found)
             assert list(replaying._replays._recordings.values()) == [None] * (seed + 1)

@@ -10,8 +10,10 @@ from world import both, safety, start
 from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
+from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.build import TABLES
+from diffpolicy.safety.surroundings import Surroundings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 # Of actions of up to 10: kernels are chosen anew for a capture, and other ones round otherwise.
@@ -23,7 +25,7 @@ def make_policies(sampler: str) -> list[DiffusionPolicy]:
     torch.manual_seed(0)
     config = PolicyConfig({"position": 3, "goal": 2}, 2, model=UNet1dConfig(widths=[16, 32], time_embedding_dim=16))
     if sampler.startswith("flow"):
-        config.diffusion.schedule = config.diffusion.parameterization = "flow"
+        config.diffusion = DenoisingConfig(schedule="flow", parameterization="flow")
     policy = DiffusionPolicy(config)
     share = torch.linspace(0.0, 1.0, 100)[:, None]
     policy.fit({"position": share.expand(-1, 3), "goal": share.expand(-1, 2)}, 10.0 * share.expand(-1, 2))
@@ -66,7 +68,7 @@ def test_with_safety_too_while_obstacles_come_and_go(sampler: str, mode: str) ->
     for tick in range(17):
         near = both(disc(6.5 - 0.05 * tick, 6.5, 0.8, speed=0.5)) if tick else None
         actions = [
-            controller.select_action(observation, measured, near)
+            controller.select_action(observation, Surroundings(measured, near))
             for controller, measured in zip(controllers, state, strict=True)
         ]
         assert_close(*map(torch.from_numpy, actions), rtol=0, atol=TOLERANCE)

@@ -11,7 +11,7 @@ from traced import EVERY_SAMPLER, sampler_config
 from world import CONSTRAINTS, safety, start
 
 from diffpolicy import DiffusionPolicy, PolicyConfig
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.limits import Polytope
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease
 from diffpolicy.constraints.planar.obstacles import disc
@@ -21,10 +21,14 @@ from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.sampling import sampled
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.system.replay import tensors_in, with_tensors
 
-ALL_CONSTRAINTS = [*CONSTRAINTS, Polytope([[1, 0], [0, 1]], [9.5, 9.5], Rows("commands")), BarrierDecrease(0.5, 0.2)]
+ALL_CONSTRAINTS = [
+    *CONSTRAINTS,
+    Polytope([[1, 0], [0, 1]], [9.5, 9.5], Quantity("commands")),
+    BarrierDecrease(0.5, 0.2),
+]
 
 
 class NoHost(TorchDispatchMode):
@@ -68,7 +72,7 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
     assert controller._layer is not None
     projector = controller._layer._projector
     state = State(torch.full((batch, 2), 3.0), torch.zeros(batch, 2))
-    near = disc(6.5, 6.5, 0.8).rows(torch.zeros(batch, dtype=torch.long))
+    near = disc(6.5, 6.5, 0.8).robots(torch.zeros(batch, dtype=torch.long))
     task = projector.task(Start(state, torch.full((batch, 3, 2), 3.0)), near)
     projector._may_look = False  # as off the CPU
     for name, part in vars(projector).items():
@@ -81,16 +85,18 @@ def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) ->
     observation = {key: torch.empty(batch, 2, dim, device="meta") for key, dim in {"position": 3, "goal": 2}.items()}
 
     def projection() -> PlanProjection:
-        constrain = StepProjection(controller.safety, projector, task, 1, len(table))
-        return PlanProjection(policy.codec, True, 1, constrain)
+        constrain = SafetyProjection(controller.safety, projector, task, 1, len(table))
+        return PlanProjection(policy.codec, 1, constrain)
 
     before_capture, captured = projection(), projection()
     with torch.inference_mode():
         denoise = policy._denoiser(observation, None, table)
         sampled(denoise, table, noise, before_capture)  # copies the constants of constraints, once
         with NoNumbers(), NoHost():
-            clean = sampled(policy._denoiser(observation, None, table), table, noise, captured)
-    assert clean.shape == (batch, 16, 2)
+            denoised = sampled(policy._denoiser(observation, None, table), table, noise, captured)
+    assert denoised.clean.shape == (batch, 16, 2)
+    assert denoised.is_finite.shape == (batch,)
+    assert denoised.is_finite.device.type == "meta"
     assert all(one.device.type == "meta" for one in captured.left())
 
 

@@ -191,3 +191,61 @@ def test_a_trained_policy_returns_the_demonstrated_actions(parameterization: str
         optimizer.step()
     sampled = policy.eval().predict_action_chunk({"goal": goal[:4]}, generators(4)).plan
     assert (sampled - plan).abs().max() < 0.6  # of a range of 8, after 300 steps
+
+
+class Watching:
+    """A `Projection` that remembers at which steps it was called; `change` makes the plan that it returns."""
+
+    def __init__(self, change=lambda plan: plan) -> None:
+        self.steps: list[int] = []
+        self.change = change
+
+    def project(self, plan: torch.Tensor, row, step: int) -> torch.Tensor:
+        self.steps.append(step)
+        return self.change(plan)
+
+
+@pytest.mark.parametrize("name", [*ON_COSINE, "diffusers"])
+def test_a_projection_is_told_each_step_and_last_the_plan_that_is_returned(
+    small_policy: DiffusionPolicy, name: str
+) -> None:
+    if name == "diffusers":
+        pytest.importorskip("diffusers")
+    sampler, watching = small_policy.sampler(name, 4), Watching()
+    small_policy.predict_action_chunk(observation(), generators(), sampler, watching)
+    assert watching.steps == list(range(len(sampler) + 1))
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "heun"])
+def test_the_very_same_tensor_leaves_a_plan_as_it_is_bit_by_bit(small_policy: DiffusionPolicy, name: str) -> None:
+    sampler = small_policy.sampler(name, 5)
+    plain, kept, copied = (
+        small_policy.predict_action_chunk(observation(), generators(), sampler, constrain).plan
+        for constrain in (None, Watching(), Watching(torch.Tensor.clone))
+    )
+    torch.testing.assert_close(kept, plain, rtol=0, atol=0)
+    torch.testing.assert_close(copied, plain, rtol=0, atol=1e-4)  # float32, to physical units and back at every step
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: None, "constraint: returned None, expected the plan"),
+        (lambda plan: plan[:, 1:], r"constraint: returned shape \[2, 15, 2\], expected \[2, 16, 2\]"),
+        (lambda plan: plan * NAN, "plan has NaN or infinite values"),
+    ],
+)
+def test_a_projection_that_gives_no_plan_is_refused(small_policy: DiffusionPolicy, change, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_policy.predict_action_chunk(observation(), generators(), constrain=Watching(change))
+
+
+@pytest.mark.parametrize("name", ["ddim", "diffusers"])
+def test_a_projection_cannot_hide_that_an_estimate_was_not_finite(small_policy: DiffusionPolicy, name: str) -> None:
+    if name == "diffusers":
+        pytest.importorskip("diffusers")
+    with torch.no_grad():
+        next(small_policy.network.parameters()).fill_(NAN)
+    hiding = Watching(lambda plan: torch.full_like(plan, 4.0))
+    with pytest.raises(ValueError, match="plan has NaN or infinite values"):
+        small_policy.predict_action_chunk(observation(), generators(), small_policy.sampler(name, 3), hiding)

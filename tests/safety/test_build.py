@@ -9,8 +9,7 @@ from diffpolicy.constraints.planar.obstacles import no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
 
 TICKS = 8
 
@@ -45,6 +44,6 @@ def test_without_errors_the_projection_aims_two_percent_below_the_limit() -> Non
     safety = build_safety(SafetyConfig(mode="last", max_speed=250.0))
     assert safety is not None
     fast = torch.tensor([[[1000.0, 0.0]]])
-    (limit,) = (one for one in safety.constraints if one.rows.order == 1)
+    (limit,) = (one for one in safety.constraints if one.quantity.order == 1)
     scene = Scene(no_obstacles(1), torch.zeros(1))
     assert float(limit.prox(fast, scene)(fast)[0, 0, 0]) == pytest.approx(245.0)

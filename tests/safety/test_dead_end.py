@@ -5,13 +5,15 @@ import pytest
 import torch
 from world import BEGIN, CONSTRAINTS, DEMANDS, RADIUS, SERVO, both, safety, start
 
-from diffpolicy.constraints.constraint import Rows
+from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.limits import NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.safety.dead_end import BACK, CHUNKS_BACK, FOLLOW, NEW, PATIENCE, DeadEnd
 from diffpolicy.safety.layer import SafetyLayer
+from diffpolicy.safety.samples import Samples
+from diffpolicy.safety.surroundings import Surroundings
 
 ROBOTS, HALF_RANGE = torch.tensor([0, 1]), 100.0
 TROUBLED, UNTROUBLED = torch.tensor([True, False]), torch.tensor([False, False])
@@ -110,7 +112,7 @@ def test_a_new_episode_has_no_trail() -> None:
 def test_a_controller_sends_only_what_is_clear_on_the_way_back_too(small_policy) -> None:
     """Robots this slow get nowhere, and their plans are cut short all the time."""
     obstacles = both(disc(6.5, 6.5, 0.8))
-    slow = [*CONSTRAINTS[:1], NormLimit(0.3, Rows("commands", 1)), KeepOut(RADIUS, inset=0.05)]
+    slow = [*CONSTRAINTS[:1], NormLimit(0.3, Quantity("commands", 1)), KeepOut(RADIUS, inset=0.05)]
     controller, world = start(small_policy, safety(slow), BEGIN)
     world.run(controller, 40, lambda tick: obstacles)
     assert "retreat" in world.rungs
@@ -126,10 +128,10 @@ def test_a_policy_that_always_steps_back_before_it_goes_on_gets_on_all_the_same(
     ahead = torch.cat([torch.zeros(4), torch.linspace(0.125, 1.0, 8)])[None, :, None] * torch.tensor([1.0, 0.0])
     x = []
     for tick in range(48):
-        layer.observe(State(torch.from_numpy(position), torch.from_numpy(velocity)), None, None)
+        layer.observe(Surroundings(State(torch.from_numpy(position), torch.from_numpy(velocity))))
         if tick % 4 == 0:
-            plans = (torch.from_numpy(position)[:, None] + ahead).float().numpy()
-            chunk = layer.plan(torch.tensor([0]), lambda robots, sample, projection, plans=plans: plans)
+            plans = (torch.from_numpy(position)[:, None] + ahead).float()
+            chunk = layer.settle(layer.consider(torch.tensor([0]), Samples.of(plans, None)))
         chunk = chunk if tick % 4 == 0 else layer.check(torch.tensor([0]), np.roll(chunk, -1, axis=1))
         assert layer.sent(chunk[:, 0]).certified.all()
         path, speed = SERVO.motion(SERVO.held(chunk[:, :1].astype(np.float64), 1), position, velocity)

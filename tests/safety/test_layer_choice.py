@@ -10,8 +10,9 @@ from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacle
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.safety.layer import SafetyLayer, _Samples
-from diffpolicy.safety.projection import StepProjection
+from diffpolicy.safety.layer import SafetyLayer
+from diffpolicy.safety.projection import SafetyProjection
+from diffpolicy.safety.samples import Samples
 
 
 def certified(rows: list[int]) -> Certificate:
@@ -23,7 +24,7 @@ def certified(rows: list[int]) -> Certificate:
 def test_certified_rows_count_most_then_whether_they_lead_on_then_how_little_they_were_moved() -> None:
     rising = [(1, True, 0.0), (2, False, 9.0), (2, False, 0.1), (2, True, 0.5), (2, True, 0.0), (3, False, 5.0)]
     rows, leads_on, shift = zip(*rising, strict=True)
-    samples = _Samples(*torch.zeros(2, len(rows), 1, 1), torch.tensor(shift), torch.tensor(leads_on))
+    samples = Samples(torch.zeros(len(rows), 2, 1), torch.tensor(shift), torch.tensor(leads_on))
     worth = samples.worth(certified(list(rows)))
     assert (worth.diff() > 0).all()
 
@@ -49,9 +50,10 @@ def test_a_plan_knows_whether_it_leads_on_and_how_far_it_was_moved(
     at = torch.full((2, 2), 2.0, dtype=torch.float64)
     start = Start(State(at, torch.zeros_like(at)), at[:, None].repeat(1, 3, 1))
     there = both(obstacles) if len(obstacles.radius) == 1 else obstacles
-    projection = StepProjection(demanded, projector, projector.task(start, there.padded(6)), present=0, steps=0)
+    projection = SafetyProjection(demanded, projector, projector.task(start, there.padded(6)), present=0, steps=0)
     x = torch.linspace(2.4, 6.0, 10).expand(2, -1)
-    projection(torch.stack([x, torch.full_like(x, 2.0)], dim=-1), None)
+    plan = torch.stack([x, torch.full_like(x, 2.0)], dim=-1)
+    assert (projection.project(plan, None, step=0) is plan) != is_moved
     assert (projection.shift > 0.02).tolist() == [is_moved] * 2
     if is_open is not None:
         assert projection.is_open.tolist() == [is_open] * 2

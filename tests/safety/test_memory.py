@@ -8,6 +8,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.safety.memory import RobotMemory
+from diffpolicy.safety.surroundings import Surroundings
 
 PLANT, PERIOD_S, STOP = position_servo(100.0, 20.0, 0.02, 5), 0.1, 4
 HERE = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
@@ -21,7 +22,7 @@ def memory(assumptions: Assumptions | None = None, plant: LinearPlant | None = P
 
 
 def observe(robot: RobotMemory, state: State | None, obstacles: Obstacles = NOTHING, time_s=None) -> None:
-    robot.observe(state, obstacles.padded(1), time_s, PERIOD_S, needs_state=False)
+    robot.observe(Surroundings(state, obstacles.padded(1), time_s), PERIOD_S, needs_state=False)
 
 
 def send(robot: RobotMemory, x: float) -> torch.Tensor:
@@ -182,13 +183,13 @@ def test_a_stored_stop_is_kept_only_while_obstacles_keep_to_their_speed(now: Obs
 def test_forgetting_one_robot_leaves_the_other() -> None:
     robots = RobotMemory(2, 2, STOP, PLANT, Assumptions())
     both = State(HERE.repeat(2, 1), 0.0 * HERE.repeat(2, 1))
-    robots.observe(both, no_obstacles(2), 7.0, PERIOD_S, True)
+    robots.observe(Surroundings(both, no_obstacles(2), 7.0), PERIOD_S, True)
     robots.stored[:] = 1.0
     robots.advance(HERE.repeat(2, 1) + 1.0)
     robots.forget(torch.tensor([True, False]))
     there = moved(STILL, HERE + 1.0)
     states = State(torch.cat([HERE + 5.0, there.position]), torch.cat([0.0 * HERE, there.velocity]))
-    robots.observe(states, no_obstacles(2), [0.0, 7.1], PERIOD_S, True)
+    robots.observe(Surroundings(states, no_obstacles(2), [0.0, 7.1]), PERIOD_S, True)
     assert robots.situation(torch.tensor([0, 1]), False).is_as_expected.tolist() == [True, True]
     assert robots.stored.isfinite().all(-1).all(-1).tolist() == [False, True]
     assert robots.start.commands[0].tolist() == (HERE + 5.0).repeat(3, 1).tolist()

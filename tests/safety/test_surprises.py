@@ -28,6 +28,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc, no_obstacles, polygon, together
 from diffpolicy.constraints.plant import State
+from diffpolicy.safety.surroundings import Surroundings
 
 
 @pytest.mark.parametrize("constraint", [KeepOut(RADIUS), KeepOut(RADIUS, acts_on="commands")])
@@ -133,9 +134,9 @@ def test_a_state_that_is_missing_or_nan_at_the_start_raises(small_policy) -> Non
     with pytest.raises(ValueError, match="plant_state: missing, but a constraint acts on the executed motion"):
         controller.select_action(observation())
     with pytest.raises(ValueError, match="NaN or infinite in the first tick"):
-        controller.select_action(observation(), State(torch.tensor(BEGIN) * np.nan, torch.tensor(BEGIN)))
+        controller.select_action(observation(), Surroundings(State(torch.tensor(BEGIN) * np.nan, torch.tensor(BEGIN))))
     with pytest.raises(ValueError, match=r"velocity has shape \[2, 3\], expected \[2, 2\]"):
-        controller.select_action(observation(), State(torch.tensor(BEGIN), torch.zeros(2, 3)))
+        controller.select_action(observation(), Surroundings(State(torch.tensor(BEGIN), torch.zeros(2, 3))))
     on_commands, world = start(small_policy, safety(CONSTRAINTS[:3]))
     with pytest.raises(ValueError, match="plant_state: missing, but the episode begins"):
         on_commands.select_action(observation())
@@ -210,7 +211,7 @@ def test_errors_that_are_assumed_do_no_harm(small_policy, seed: int) -> None:
         noise = [rng.normal(size=(2, 2)) for _ in range(2)]
         noise = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in noise]
         measured = State(torch.tensor(world.position + 0.02 * noise[0]), torch.tensor(world.velocity + 0.05 * noise[1]))
-        action = controller.select_action(observation(), measured, obstacles).astype(np.float64)
+        action = controller.select_action(observation(), Surroundings(measured, obstacles)).astype(np.float64)
         assert controller.last_plan is not None
         states.append((world.position, world.velocity, controller.last_plan.certified))
         sent.append(action)

@@ -9,13 +9,14 @@ from dense_sampling import Demands, Servo, Solids, violation
 
 from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Constraint, Rows
+from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, polygon
 from diffpolicy.constraints.plant import State, position_servo
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
+from diffpolicy.safety.surroundings import Surroundings
 
 SERVO = Servo(100.0, 20.0, 0.02, 5)
 PLANT = position_servo(100.0, 20.0, 0.02, 5)
@@ -25,9 +26,9 @@ DEMANDS = Demands(
     workspace=(0.0, 10.0), command_step=12.0, command_acceleration=150.0, distance=RADIUS, rest_speed=0.05
 )
 CONSTRAINTS: list[Constraint] = [
-    Box(0.0, 10.0, Rows("commands")),
-    NormLimit(12.0, Rows("commands", 1), inset=0.2),
-    NormLimit(150.0, Rows("commands", 2), inset=2.0),
+    Box(0.0, 10.0, Quantity("commands")),
+    NormLimit(12.0, Quantity("commands", 1), inset=0.2),
+    NormLimit(150.0, Quantity("commands", 2), inset=2.0),
     KeepOut(RADIUS, inset=0.05),
 ]
 DISC, WALL = disc(6.5, 6.5, 0.8), polygon([(2.0, 6.0), (4.0, 7.5)])
@@ -41,7 +42,7 @@ def safety(constraints: list[Constraint] | None = None, **other) -> Safety:
 
 
 def both(obstacles: Obstacles) -> Obstacles:
-    return obstacles.rows(torch.zeros(2, dtype=torch.long))
+    return obstacles.robots(torch.zeros(2, dtype=torch.long))
 
 
 def solids(obstacles: Obstacles) -> Solids:
@@ -67,7 +68,9 @@ class World:
         for _ in range(ticks):
             tick = len(self.actions)
             state = measured(tick, State(torch.tensor(self.position), torch.tensor(self.velocity)))
-            action = controller.select_action(observation(len(self.position)), state, obstacles(tick), **other)
+            action = controller.select_action(
+                observation(len(self.position)), Surroundings(state, obstacles(tick), **other)
+            )
             assert controller.last_plan is not None
             self.states.append((self.position, self.velocity))
             self.actions.append(action.astype(np.float64))

@@ -20,8 +20,8 @@ from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
-from diffpolicy.safety.build import build_safety
-from diffpolicy.safety.settings import Safety, SafetyConfig
+from diffpolicy.safety.build import SafetyConfig, build_safety
+from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks, joined
 from diffpolicy.training.settings import EvaluationConfig, TrainConfig
 from diffpolicy.training.trainer import Trainer

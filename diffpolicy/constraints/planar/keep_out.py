@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.constraint import Prox, Rows, Scene
+from diffpolicy.constraints.constraint import Prox, Quantity, Scene
 from diffpolicy.constraints.planar.separation import separate
 
 
@@ -37,7 +37,7 @@ class KeepOut:
             raise ValueError(
                 f"keep-out: robot_radius {robot_radius}, clearance {clearance}, inset {inset} must be at least 0"
             )
-        self.rows = Rows(acts_on, segments=True)
+        self.quantity = Quantity(acts_on, segments=True)
         self.distance = robot_radius + clearance
         self._inset = inset
 
@@ -79,7 +79,7 @@ class BarrierDecrease:
                 f"barrier: rate {rate} must be in (0, 1], robot_radius {robot_radius}, clearance {clearance} and inset "
                 f"{inset} at least 0"
             )
-        self.rows = Rows(acts_on, segments=True)
+        self.quantity = Quantity(acts_on, segments=True)
         self.rate = rate
         self.distance = robot_radius + clearance
         self._inset = inset

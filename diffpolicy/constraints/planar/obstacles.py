@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpolicy.constraints.planar.separation import Polygons, length, polygons, separation
+from diffpolicy.constraints.planar.separation import Polygons, polygons, separation
+from diffpolicy.constraints.vectors import length
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Obstacles:
         """[B, M], which of them may move."""
         return self.is_used & (self.speed > 0)
 
-    def rows(self, index: Tensor) -> "Obstacles":
+    def robots(self, index: Tensor) -> "Obstacles":
         """Of the robots `index`; the same object for all of them in order."""
         if len(index) == len(self.radius) and torch.equal(index, torch.arange(len(index), device=index.device)):
             return self

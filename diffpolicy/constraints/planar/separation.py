@@ -79,11 +79,6 @@ def separation(ends: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor]:
     return found.distance, found.normal
 
 
-def length(vectors: Tensor) -> Tensor:
-    """Of vectors [..., A]; on a CPU many times faster than a norm along a short last dimension."""
-    return vectors.square().sum(-1).sqrt()
-
-
 def _candidates(ends: Tensor, others: Polygons) -> Tensor:
     """Edge normals, vertex to segment, and the segment's normals, [2, C, ...]."""
     start, along = ends[:, :1], ends[:, 1:] - ends[:, :1]
