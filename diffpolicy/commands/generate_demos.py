@@ -1,10 +1,11 @@
-"""Record demonstrations of a scripted expert.
+"""Record demonstrations of a scripted expert: python scripts/generate_demos.py task=pusht episodes=1750
 
-python scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
-torchrun --nproc-per-node 4 scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
+    python scripts/generate_demos.py task=reach episodes=200 seed=1 workers=2 output=FILE.zarr.zip
+    torchrun --nproc-per-node 4 scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
 
-Interrupt it at any time and run it again: it goes on where it stopped. Episodes gather in a directory beside the
-output, which is packed and removed at the end. The file is the same bit for bit, however many processes make it.
+Installed, the command is `diffpolicy-demos`. Interrupt it at any time and run it again: it continues where it stopped.
+Episodes gather in a directory beside the output, which is packed and removed at the end. The file is the same bit for
+bit, however many processes make it.
 """
 
 import importlib

@@ -22,6 +22,7 @@ from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.settings import SamplerConfig
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.shipped import find_checkpoint
 
 WARM_UP = 3  # calls that are not timed
 
@@ -147,12 +148,13 @@ def check_evaluation(episodes: int, inference_batch: int) -> None:
 def load_for_evaluation(
     checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
 ) -> tuple[DiffusionPolicy, EnvConfig]:
-    """The policy of a checkpoint, and `env` or else the env that it was trained for.
+    """The policy of a checkpoint, on disk or shipped, and `env` or else the env that it was trained for.
 
     Raises:
+        FileNotFoundError: no checkpoint of that name.
         ValueError: the checkpoint is of another task than `task`, or its task has no env.
     """
-    policy = DiffusionPolicy.from_pretrained(checkpoint, device)
+    policy = DiffusionPolicy.from_pretrained(find_checkpoint(checkpoint), device)
     found = policy.metadata.get("task")
     if task is not None and task != found:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
