@@ -52,18 +52,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def core_distributions() -> dict[str, metadata.Distribution]:
-    """What diffpolicy needs without extras, and what that needs in turn."""
-    found: dict[str, metadata.Distribution] = {}
-    waiting = [Requirement(text) for text in metadata.requires("diffpolicy") or []]
+def distributions(extra: str = "") -> list[metadata.Distribution]:
+    """What diffpolicy needs with an extra or without, and what that needs in turn; not diffpolicy itself."""
+    found: dict[tuple[str, str], metadata.Distribution] = {}
+    waiting = [("diffpolicy", ""), ("diffpolicy", extra)]
     while waiting:
-        requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if is_needed and name not in found:
-            found[name] = metadata.distribution(name)
-            waiting += [Requirement(text) for text in found[name].requires or []]
-    return found
+        name, extra = key = waiting.pop()
+        if key not in found:
+            found[key] = metadata.distribution(name)
+            for requirement in map(Requirement, found[key].requires or []):
+                if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                    waiting += [(canonicalize_name(requirement.name), one) for one in ("", *requirement.extras)]
+    return [distribution for (name, _), distribution in found.items() if name != "diffpolicy"]
 
 
 def link(distribution: metadata.Distribution, site_packages: Path) -> None:
@@ -74,19 +74,30 @@ def link(distribution: metadata.Distribution, site_packages: Path) -> None:
             target.symlink_to(source, target_is_directory=source.is_dir())
 
 
-@pytest.fixture(scope="module")
-def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel, torch, numpy, einops, safetensors, and what these need."""
-    folder = tmp_path_factory.mktemp("bare") / "environment"
+def environment(folder: Path, wheel: Path, extra: str = "") -> Path:
+    """The interpreter of a new environment with the wheel, what it needs, and nothing else."""
     venv.create(folder, symlinks=os.name != "nt")
     scripts = Path(sysconfig.get_path("scripts", "venv", {"base": str(folder), "installed_base": str(folder)}))
     python = scripts / Path(sys.executable).name
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    for distribution in core_distributions().values():
+    for distribution in distributions(extra):
         link(distribution, site_packages)
     # Without an index: pip stops here if the wheel asks for anything that is not among the links.
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", wheel, PIP_FIND_LINKS="")
+    wanted = f"{wheel}[{extra}]" if extra else wheel
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", wanted, PIP_FIND_LINKS="")
     return python
+
+
+@pytest.fixture(scope="module")
+def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With torch, numpy, einops, safetensors, and what these need."""
+    return environment(tmp_path_factory.mktemp("bare") / "environment", wheel)
+
+
+@pytest.fixture(scope="module")
+def train_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `pip install 'diffpolicy[train]'` makes it."""
+    return environment(tmp_path_factory.mktemp("train") / "environment", wheel, "train")
 
 
 def test_it_holds_the_two_packages_and_metadata_alone(wheel: Path):
