@@ -1,14 +1,14 @@
 """What the speed benchmarks draw: a bar for every contestant, the blocks as points on it."""
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 
 def plot_blocks(
-    values: Mapping[str, Sequence[float]], path: Path, label: str, ours: Collection[str] = (), log: bool = False
+    values: dict[str, list[float]], path: Path, label: str, ours: Collection[str] = (), log: bool = False
 ) -> None:
     """A figure at `path`: bars at the medians, from top to bottom in the order of `values`; those of `ours` darker."""
     figure = Figure(figsize=(7, 1.0 + 0.3 * len(values)), layout="constrained")
