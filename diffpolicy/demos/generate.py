@@ -51,12 +51,8 @@ def generate(
     expert = _expert(task)
     _check(episodes, seed, output, workers)
     ranks.shard(range(episodes))
-    request = {
-        "task": task,
-        "expert_version": expert.VERSION,
-        "seed": seed,
-        "settings": asdict(_settings(expert, settings or {})),
-    }
+    made_with = asdict(_settings(expert, settings or {}))
+    request = {"task": task, "expert_version": expert.VERSION, "seed": seed, "settings": made_with}
     if output.exists():
         _check_finished(output, request, episodes)
         return output
