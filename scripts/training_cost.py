@@ -1,4 +1,4 @@
-"""What a step of training costs, and how near it comes to this machine's rate of matrix products."""
+"""What a step of training costs, beside the machine's rate of products: python scripts/training_cost.py model=unet"""
 
 from diffpolicy.commands.training_cost import main
 

@@ -1,7 +1,9 @@
 """A benchmark's contestant in a child process: JSON requests in, JSON answers out, a line each."""
 
+import importlib.util
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,18 @@ class Child:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+
+def find_peer(module: str, python: str | None) -> str | None:
+    """An interpreter that has the peer's module: `python` if given, else this one; None, and a hint, if it has not.
+
+    Raises:
+        ValueError: `python` does not exist.
+    """
+    if python is None and importlib.util.find_spec(module):
+        return sys.executable
+    if python is None:
+        print(f"{module} is not installed here; name an interpreter that has it: peer_python=PYTHON")
+    elif not Path(python).exists():
+        raise ValueError(f"peer_python: {python} does not exist; expected an interpreter that has {module}")
+    return python

@@ -5,7 +5,6 @@ actions, and are timed in CPU seconds, so that other load on the machine hardly 
 .csv and .png.
 """
 
-import importlib.util
 import statistics
 import sys
 from dataclasses import asdict, dataclass
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffpolicy.benchmarks import env_worker
-from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.child import Child, find_peer
+from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
 
@@ -78,19 +78,13 @@ def measure(config: BenchmarkEnvsConfig) -> list[dict]:
 
 def start_contestants(peer_python: str | None) -> list[Contestant]:
     """Ours, and gym-pusht's where there is an interpreter that has it."""
-    if peer_python is None and importlib.util.find_spec("gym_pusht"):
-        peer_python = sys.executable
-    if peer_python is not None and not Path(peer_python).exists():
-        raise ValueError(f"peer_python: {peer_python} does not exist; expected an interpreter that has gym_pusht")
+    peer_python = find_peer("gym_pusht", peer_python)
     pythons = {"diffpolicy": sys.executable} | ({} if peer_python is None else {"gym-pusht": peer_python})
-    started = [
+    return [
         Contestant(name, wrapping, Child(python, WORKER, [name, wrapping]))
         for wrapping in WRAPPINGS
         for name, python in pythons.items()
     ]
-    if peer_python is None:
-        print("gym_pusht is not installed here; name an interpreter that has it: peer_python=PYTHON")
-    return started
 
 
 def summarise(rows: list[dict]) -> list[dict]:
@@ -113,19 +107,9 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 def write(folder: Path, config: BenchmarkEnvsConfig, rows: list[dict], summary: list[dict]) -> None:
     """benchmark_envs.json (all), .csv (blocks), .png (blocks as points) into `folder`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     document = {"config": asdict(config), "summary": summary, "blocks": rows}
     write_rows(folder, "benchmark_envs", document, rows)
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    for position, line in enumerate(summary):
-        own = [row for row in rows if (row["name"], row["wrapping"]) == (line["name"], line["wrapping"])]
-        axes.barh(position, line["median"], color="lightsteelblue")
-        axes.plot([row["steps_per_second"] for row in own], [position] * len(own), "k.", markersize=4)
-    axes.set_yticks(range(len(summary)), [f"{line['name']}, {line['wrapping']}" for line in summary])
-    axes.set_xlabel("Push-T env steps per CPU second (bar: median, points: blocks)")
-    figure.savefig(folder / "benchmark_envs.png", dpi=150)
-    pyplot.close(figure)
+    blocks: dict[str, list[float]] = {f"{line['name']}, {line['wrapping']}": [] for line in summary}
+    for row in rows:
+        blocks[f"{row['name']}, {row['wrapping']}"].append(row["steps_per_second"])
+    plot_blocks(blocks, folder / "benchmark_envs.png", "Push-T env steps per CPU second")

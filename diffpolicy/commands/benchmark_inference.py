@@ -7,7 +7,6 @@ observation, and their plans are compared. Each runs in a child process of its o
 Writes benchmark_inference.json, .csv and .png.
 """
 
-import importlib.util
 import json
 import re
 import statistics
@@ -20,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffpolicy.benchmarks import inference_worker
-from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.child import Child, find_peer
+from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.benchmarks.inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
 from diffpolicy.commands.command import command
@@ -91,15 +91,9 @@ def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict
     ours = [OURS] if device.type == "cpu" else [OURS, "eager"]
     if config.sampler != "ddim":
         return dict.fromkeys(ours, sys.executable)
-    peer_python = config.peer_python
-    if peer_python is None and importlib.util.find_spec("lerobot"):
-        peer_python = sys.executable
-    if peer_python is None:
-        print("lerobot is not installed here; name an interpreter that has it: peer_python=PYTHON")
-        return dict.fromkeys([*ours, "plain"], sys.executable)
-    if not Path(peer_python).exists():
-        raise ValueError(f"peer_python: {peer_python} does not exist; expected an interpreter that has lerobot")
-    return {**dict.fromkeys([*ours, "plain"], sys.executable), "lerobot": peer_python}
+    peer_python = find_peer("lerobot", config.peer_python)
+    peers = {} if peer_python is None else {"lerobot": peer_python}
+    return {**dict.fromkeys([*ours, "plain"], sys.executable), **peers}
 
 
 def measure(config: BenchmarkInferenceConfig, name: str, model: UNet1dConfig, pythons: dict[str, str]) -> list[dict]:
@@ -176,26 +170,17 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summary: list[dict]) -> None:
     """benchmark_inference.json (all), .csv (blocks), .png (blocks as points) into `folder`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     machine = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    write_rows(
-        folder, "benchmark_inference", {"config": asdict(config), **machine, "summary": summary, "blocks": rows}, rows
-    )
-    figure, axes = pyplot.subplots(figsize=(7, 1.0 + 0.28 * len(summary)), layout="constrained")
-    for position, line in enumerate(reversed(summary)):
-        place = [line[key] for key in ("model", "threads", "name")]
-        own = [row["wall_ms"] for row in rows if [row["model"], row["threads"], row["name"]] == place]
-        axes.barh(position, line["wall_ms"], color="steelblue" if line["name"] == OURS else "lightsteelblue")
-        axes.plot(own, [position] * len(own), "k.", markersize=3)
-    labels = [f"{line['model']}, {line['threads']} threads, {line['name']}" for line in reversed(summary)]
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xscale("log")
-    axes.set_xlabel(f"ms a call, batch {config.batch} (bar: median, points: blocks)")
-    figure.savefig(folder / "benchmark_inference.png", dpi=150)
-    pyplot.close(figure)
+    document = {"config": asdict(config), **machine, "summary": summary, "blocks": rows}
+    write_rows(folder, "benchmark_inference", document, rows)
+    blocks: dict[str, list[float]] = {_label(line): [] for line in summary}
+    for row in rows:
+        blocks[_label(row)].append(row["wall_ms"])
+    ours = [_label(line) for line in summary if line["name"] == OURS]
+    plot_blocks(blocks, folder / "benchmark_inference.png", f"ms a call, batch {config.batch}", ours, log=True)
+
+
+def _label(row: dict) -> str:
+    return f"{row['model']}, {row['threads']} threads, {row['name']}"

@@ -1,8 +1,10 @@
 """Samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small
 
-The same seeds for every line; score and success with 95 % intervals, latency of a chunk for one robot, policy time per
-solved episode, and the CPU time of a sampler's row besides the network. Writes benchmark_samplers.json, .csv, .md
-and .png.
+    python scripts/benchmark_samplers.py checkpoint=RUN/checkpoints/last 'samplers={ddim: [10, 5], heun: [10]}'
+
+Installed, the command is `diffpolicy-benchmark-samplers`. The same seeds for every line; score and success with 95 %
+intervals, latency of a chunk for one robot, policy time per solved episode, and the CPU time of a sampler's row besides
+the network. Writes benchmark_samplers.json, .csv, .md and .png.
 """
 
 import statistics

@@ -18,6 +18,7 @@ from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
 from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.sources import find_data_set
 from diffpolicy.data.store import open_root
 from diffpolicy.data.windows import window_indices
 from diffpolicy.policy.settings import WindowConfig
@@ -49,7 +50,7 @@ def main(config: BenchmarkStreamingConfig, folder: Path) -> None:
         or min(config.workers, default=-1) < 0
     ):
         raise ValueError(f"rounds and batches must be at least 1, images {EPISODE}, every number of workers 0")
-    path = Path(config.data) if config.data else make_images(folder / "images.zarr", config.images)
+    path = Path(find_data_set(config.data)) if config.data else make_images(folder / "images.zarr", config.images)
     rows = [measure(path, config, workers) for _ in range(config.rounds) for workers in config.workers]
     lines = [summarise(rows, workers) for workers in config.workers]
     amplification = decoded_per_used(path, config.batch_size)

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from diffpolicy.benchmarks import training_worker
 from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
 from diffpolicy.policy.build import lookup
@@ -96,13 +96,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Steps a second, blocks as points."""
-    groups = list(dict.fromkeys((row["model"], row["threads"], row["name"]) for row in rows))
-    figure = Figure(figsize=(7, 1.0 + 0.3 * len(groups)), layout="constrained")
-    axes = figure.subplots()
-    for position, group in enumerate(reversed(groups)):
-        rates = [1.0 / row["seconds"] for row in rows if (row["model"], row["threads"], row["name"]) == group]
-        axes.barh(position, statistics.median(rates), color="steelblue" if group[2] == OURS else "lightsteelblue")
-        axes.plot(rates, [position] * len(rates), "k.", markersize=3)
-    axes.set_yticks(range(len(groups)), [f"{m}, {t} threads, {n}" for m, t, n in reversed(groups)])
-    axes.set_xlabel("optimiser steps a second (bar: median, points: blocks)")
-    figure.savefig(path, dpi=150)
+    rates: dict[str, list[float]] = {}
+    for row in rows:
+        rates.setdefault(f"{row['model']}, {row['threads']} threads, {row['name']}", []).append(1.0 / row["seconds"])
+    plot_blocks(rates, path, "optimiser steps a second", [name for name in rates if name.endswith(f" {OURS}")])

@@ -18,16 +18,38 @@ from diffpolicy.training.schemas import register_choices
 Config = TypeVar("Config")
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, OmegaConfBaseException)
 
+HELP = """USAGE
+
+== Groups: choose one with group=choice ==
+
+$APP_CONFIG_GROUPS
+
+== Settings: change one with key=value ==
+
+$CONFIG
+
+== Flags ==
+
+-m               run once for every combination of values, as in -m seed=0,1,2
+--cfg job        print the settings and stop
+--config-dir DIR look for groups in DIR as well: DIR/task/mine.yaml is then task=mine
+--hydra-help     all other flags
+"""
+
 
 def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path], None]], Callable[[], None]]:
     """Run a function with configs/NAME.yaml, checked against `schema`, and the run's folder.
 
     An error that the user can mend is printed as one line; the exit status is 1, and 130 after Ctrl-C.
     """
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    store = ConfigStore.instance().store
+    store(name=f"{name}_schema", node={"defaults": [f"{name}_settings", f"{name}_help"]})
+    store(name=f"{name}_settings", node=schema)
     register_choices()
 
     def decorate(function: Callable[[Config, Path], None]) -> Callable[[], None]:
+        store(name=f"{name}_help", node={"template": _help(function)}, package="hydra.help")
+
         @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
         @functools.wraps(function)
         def main(settings: DictConfig) -> None:
@@ -47,3 +69,9 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         return main
 
     return decorate
+
+
+def _help(function: Callable[..., None]) -> str:
+    """What `--help` prints: the docstring of the command's module, then the groups and all settings."""
+    usage = (sys.modules[function.__module__].__doc__ or "").strip()
+    return HELP.replace("USAGE", usage.replace("$", "$$"))

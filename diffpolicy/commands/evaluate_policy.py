@@ -1,6 +1,11 @@
 """Evaluate a checkpoint: python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last episodes=50
 
-With several processes: torchrun --nproc-per-node 2 scripts/evaluate_policy.py checkpoint=... hydra.run.dir=DIR
+    python scripts/evaluate_policy.py checkpoint=data/checkpoints/pusht_small sampler=dpmpp_2m sampler.steps=5
+    python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last safety=last safety.max_speed=300
+    torchrun --nproc-per-node 2 scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last hydra.run.dir=DIR
+
+Installed, the command is `diffpolicy-evaluate`. The checkpoint knows its env. Writes results.json and videos/ into the
+run folder, by default outputs/evaluate/TIME.
 """
 
 import json

@@ -1,42 +1,22 @@
-"""Record demonstrations of a scripted expert.
+"""Record demonstrations of a scripted expert: python scripts/generate_demos.py task=pusht episodes=1750
 
-python scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
-torchrun --nproc-per-node 4 scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
+    python scripts/generate_demos.py task=reach episodes=200 seed=1 workers=2 output=FILE.zarr.zip
+    torchrun --nproc-per-node 4 scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
 
-Interrupt it at any time and run it again: it goes on where it stopped. Episodes gather in a directory beside the
-output, which is packed and removed at the end. The file is the same bit for bit, however many processes make it.
+Installed, the command is `diffpolicy-demos`. Interrupt it at any time and run it again: it continues where it stopped.
+Episodes gather in a directory beside the output, which is packed and removed at the end. The file is the same bit for
+bit, however many processes make it.
 """
 
-import importlib
-import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from omegaconf import MISSING
-from tqdm import tqdm
 
 from diffpolicy.commands.command import command
-from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.demos.parts import join_parts, record_parts, remove_parts
-from diffpolicy.demos.recording import (
-    FAILURES_IN_A_ROW,
-    Request,
-    append,
-    attempts,
-    check_request,
-    first_seed,
-    given_up,
-    open_recording,
-)
-from diffpolicy.system.distributed import ALONE, Ranks, joined
-
-# Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings) -> Episode or None where it failed.
-EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht", "reach": "diffpolicy_envs.experts.reach"}
+from diffpolicy.demos.generate import generate
+from diffpolicy.system.distributed import joined
 
 
 @dataclass
@@ -53,111 +33,6 @@ class GenerateConfig:
     env: Any = None
     trainer: Any = None
     window: Any = None
-
-
-def generate(
-    task: str,
-    episodes: int,
-    seed: int,
-    output: Path,
-    workers: int = 1,
-    settings: dict[str, Any] | None = None,
-    ranks: Ranks = ALONE,
-) -> Path:
-    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`; one that is there is kept.
-
-    Args:
-        settings: fields of the expert's settings that differ from their defaults.
-
-    Raises:
-        ValueError: an unknown task or setting, numbers out of range, an output made with other arguments, an expert
-            that fails time after time, more processes than episodes.
-    """
-    expert = _expert(task)
-    _check(episodes, seed, output, workers)
-    ranks.shard(range(episodes))
-    request = {
-        "task": task,
-        "expert_version": expert.VERSION,
-        "seed": seed,
-        "settings": asdict(_settings(expert, settings or {})),
-    }
-    if output.exists():
-        _check_finished(output, request, episodes)
-        return output
-    if ranks.count == 1:
-        _record(output, expert, request, episodes, workers)
-        return output
-    record_parts(output, expert, request, episodes, workers, ranks)
-    if ranks.is_first:
-        with _packed(output, expert, request, episodes) as buffer:
-            join_parts(output, buffer, request, episodes, ranks)
-        remove_parts(output, ranks)
-    ranks.largest(0)  # the end of a process would end the first, which may still write
-    return output
-
-
-@contextmanager
-def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -> Iterator[ReplayBuffer]:
-    """A recording beside `output` that becomes it at the end; after an error it stays, to be gone on with."""
-    recording = output.with_name(output.name + ".recording")
-    buffer = open_recording(recording, expert, request, episodes)
-    yield buffer
-    buffer.pack(output)
-    shutil.rmtree(recording)
-
-
-def _record(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int) -> None:
-    """Append demonstrations in the order of their seeds until there are enough."""
-    with _packed(output, expert, request, episodes) as buffer:
-        done = buffer.episode_attributes
-        seeds = count(done[-1]["seed"] + 1 if done else first_seed(request))
-        failures = 0
-        with (
-            tqdm(total=episodes, initial=buffer.n_episodes, desc=output.name, unit="episode") as progress,
-            closing(attempts(expert, seeds, request, workers)) as all_attempts,
-        ):
-            while buffer.n_episodes < episodes:
-                seed, episode = next(all_attempts)
-                failures = failures + 1 if episode is None else 0
-                if failures == FAILURES_IN_A_ROW:
-                    raise given_up(request, failures)
-                if episode is not None:
-                    append(buffer, request, episode.arrays, {"seed": seed, **episode.attributes})
-                    progress.update()
-
-
-def _check_finished(output: Path, request: dict[str, Any], episodes: int) -> None:
-    buffer = ReplayBuffer.open(output)
-    try:
-        check_request(output, buffer, request)
-        if buffer.n_episodes != episodes:
-            raise ValueError(f"{output}: exists with {buffer.n_episodes} episodes, expected {episodes}; remove it")
-    finally:
-        buffer.close()
-
-
-def _check(episodes: int, seed: int, output: Path, workers: int) -> None:
-    for name, value, low in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError(f"{name} is {value!r}; expected a whole number, at least {low}")
-    if seed > 4000:
-        raise ValueError(f"seed is {seed}; expected at most 4000")  # start states take 32 bits
-    if output.suffix != ".zip":
-        raise ValueError(f"output is {str(output)!r}; expected a name that ends in .zip (by custom .zarr.zip)")
-
-
-def _expert(task: str) -> ModuleType:
-    if task not in EXPERTS:
-        raise ValueError(f"task is {task!r}; expected one with an expert: {sorted(EXPERTS)}")
-    return importlib.import_module(EXPERTS[task])
-
-
-def _settings(expert: ModuleType, settings: dict[str, Any]) -> Any:
-    known = sorted(expert.Settings.__dataclass_fields__)
-    if not set(settings) <= set(known):
-        raise ValueError(f"expert has settings {sorted(settings)}; expected some of {known}")
-    return expert.Settings(**settings)
 
 
 @command("generate", GenerateConfig)

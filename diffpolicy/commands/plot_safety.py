@@ -27,6 +27,7 @@ from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.safety.surroundings import Surroundings
+from diffpolicy.system.shipped import find_checkpoint
 
 SHOWN = ("symmetric", "blocked", "narrow_gap", "random")
 TICKS_AHEAD = 2  # of the moment that is shown, the robot being on its way
@@ -65,7 +66,7 @@ class Watched:
 
 @command("plot_safety", PlotSafetyConfig)
 def main(config: PlotSafetyConfig, _: Path) -> None:
-    policy = DiffusionPolicy.from_pretrained(config.checkpoint)
+    policy = DiffusionPolicy.from_pretrained(find_checkpoint(config.checkpoint))
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     plans(policy, config).savefig(folder / "safety_plans.png", dpi=90)

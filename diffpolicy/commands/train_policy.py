@@ -1,7 +1,14 @@
 """Train a policy: python scripts/train_policy.py task=pusht
 
-With several processes: torchrun --nproc-per-node 2 scripts/train_policy.py task=pusht hydra.run.dir=DIR
-SIGTERM and Ctrl-C save a checkpoint and end with exit status 128 + the signal's number.
+    python scripts/train_policy.py task=reach model=unet trainer.steps=20000 hydra.run.dir=RUN
+    python scripts/train_policy.py task=custom data.path=FILE.zarr 'data.observations={state: [state]}'
+    python scripts/train_policy.py resume=true hydra.run.dir=RUN
+    torchrun --nproc-per-node 2 scripts/train_policy.py task=pusht hydra.run.dir=RUN
+
+Installed, the command is `diffpolicy-train`. A task of your own is one file DIR/task/NAME.yaml, laid out like
+configs/task/pusht.yaml: `--config-dir DIR task=NAME`. The run folder RUN, by default outputs/TASK/TIME, gets
+config.yaml, metrics.jsonl, figures/ and checkpoints/. SIGTERM and Ctrl-C save a checkpoint and end the run with exit
+status 128 + the signal's number.
 """
 
 import os

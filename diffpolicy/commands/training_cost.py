@@ -1,6 +1,6 @@
-"""What a step of training costs, and how near it comes to this machine's rate of matrix products.
+"""What a step of training costs, beside the machine's rate of products: python scripts/training_cost.py model=unet
 
-python scripts/training_cost.py model=unet trainer.batch_size=64
+    python scripts/training_cost.py model=unet trainer.batch_size=64
 
 The settings are those of train_policy.py. Steps and products are timed in turns; on a CPU in core-seconds, so that what
 else runs there counts little. cost.json in the run folder has all of it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import zarr
 
 from diffpolicy.data import checks, store
 from diffpolicy.data.archive import write_zip
+from diffpolicy.data.arrays import check_arrays, find_array, find_group, read_ends
 
 
 class ReplayBuffer:
@@ -27,15 +27,15 @@ class ReplayBuffer:
         """Use `create` or `open`."""
         self.location, self.mode, self._root = location, mode, root
         self._ours = store.is_ours(root)
-        data = _group(root, "data", location)
+        data = find_group(root, "data", location)
         mark: Any = root.attrs.get(store.MARK)
         names = mark["keys"] if self._ours else sorted(data.array_keys())
-        self._arrays = {key: _array(data, key, location) for key in names}
-        self._ends_array = _array(_group(root, "meta", location), "episode_ends", location)
-        self._ends = self._read_ends()
+        self._arrays = {key: find_array(data, key, location) for key in names}
+        self._ends_array = find_array(find_group(root, "meta", location), "episode_ends", location)
+        self._ends = read_ends(self._ends_array, location, self._ours)
         if mode == "a" and not self._ours:
             raise ValueError(f"{location}: not written by ReplayBuffer; buffer.copy(path) makes one to append to")
-        self._check_arrays()
+        check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], specs: checks.Specs) -> ReplayBuffer:
@@ -93,7 +93,7 @@ class ReplayBuffer:
     @property
     def episode_attributes(self) -> list[dict[str, Any]]:
         """One JSON mapping per episode, empty where none was given."""
-        stored: Any = _group(self._root, "meta", self.location).attrs.get("episodes", [])
+        stored: Any = find_group(self._root, "meta", self.location).attrs.get("episodes", [])
         stored = list(stored)[: self.n_episodes]
         return stored + [{} for _ in range(self.n_episodes - len(stored))]
 
@@ -139,7 +139,7 @@ class ReplayBuffer:
             store.writable(array)[start:] = values[key]
         if any(everyone) or "episodes" in self._root["meta"].attrs:
             self._root["meta"].update_attributes({"episodes": everyone})
-        # Growing reads as 0 until the write below: an end that is not there yet, see _read_ends.
+        # Growing reads as 0 until the write below: an end that is not there yet, see read_ends.
         self._ends_array.resize((self.n_episodes + 1,))
         store.writable(self._ends_array)[self.n_episodes] = start + length
         self._ends = np.append(self._ends, start + length)
@@ -220,47 +220,3 @@ class ReplayBuffer:
     def _require_append(self) -> None:
         if self.mode != "a":
             raise ValueError(f'{self.location}: open for reading; open it with mode="a" to change it')
-
-    def _read_ends(self) -> np.ndarray:
-        name = f"{self.location}: meta/episode_ends"
-        with store.reading(name):
-            ends = np.asarray(self._ends_array[:])
-        if self._ours and ends.ndim == 1 and len(ends) and ends[-1] == 0:
-            # Only the last one: an append adds one end at a time.
-            ends = ends[:-1]
-        return checks.check_ends(name, ends)
-
-    def _check_arrays(self) -> None:
-        lengths = {key: array.shape[0] for key, array in self._arrays.items()}
-        checks.check_lengths(self.location, lengths, self.n_steps, self._ours)
-        if self._ours:
-            checks.check_chunks(self.location, self._ends_array, self.n_episodes)
-            for array in self._arrays.values():
-                checks.check_chunks(self.location, array, self.n_steps)
-        extra = max(lengths.values(), default=0) - self.n_steps
-        if extra:
-            warnings.warn(
-                f"{self.location}: ignoring {extra} rows past the last episode end ({self.n_steps}), "
-                "left by an append that did not finish",
-                stacklevel=3,
-            )
-
-
-def _group(root: zarr.Group, name: str, location: str) -> zarr.Group:
-    with store.reading(f"{location}: group {name}"):
-        group = root.get(name)
-    if not isinstance(group, zarr.Group):
-        raise ValueError(f"{location}: no group {name!r}, expected data/<key> arrays and meta/episode_ends")
-    return group
-
-
-def _array(group: zarr.Group, key: str, location: str) -> zarr.Array:
-    with store.reading(f"{location}: array {group.path}/{key}"):
-        array = group.get(key)
-    if not isinstance(array, zarr.Array):
-        raise ValueError(f"{location}: no array {group.path}/{key}, expected data/<key> arrays and meta/episode_ends")
-    name = f"{location}: array {group.path}/{key}"
-    checks.check_codecs(name, array)
-    if array.ndim < 1:
-        raise ValueError(f"{name}: is a single number, expected one row per step")
-    return array

@@ -1,4 +1,4 @@
-"""Where a task's data set is: a path, a URL, the folder $DIFFPOLICY_DATA, the cache, or else its official host."""
+"""Where a task's data set is: a path, a URL, what is shipped, $DIFFPOLICY_DATA, the cache, or its official host."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from diffpolicy.data.archive import unpack_zip
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.system import shipped
 
 DATA_VARIABLE = "DIFFPOLICY_DATA"
 TIMEOUT_S = 30
@@ -42,11 +43,14 @@ DOWNLOADS: Mapping[str, Download] = {
 def find_data_set(name: str, downloads: Mapping[str, Download] = DOWNLOADS) -> str:
     """The location of a data set, downloaded to the cache where it is known and nowhere at hand.
 
-    Looks for `name` as a URL or path, in $DIFFPOLICY_DATA, in the cache. Raises FileNotFoundError (unknown),
-    ConnectionError (no network, broken transfer) or ValueError (wrong contents), each with what to do.
+    Looks for `name` as a URL or path, in what is shipped, in $DIFFPOLICY_DATA, in the cache. Raises
+    FileNotFoundError (unknown), ConnectionError (no network, broken transfer) or ValueError (wrong contents), each
+    with what to do.
     """
-    if "://" in name or Path(name).expanduser().exists():
-        return name if "://" in name else str(Path(name).expanduser())
+    if "://" in name:
+        return name
+    if (found := shipped.find_shipped(name)).exists():
+        return str(found)
     folder = os.environ.get(DATA_VARIABLE)
     if folder and not Path(folder).is_dir():
         raise FileNotFoundError(f"{DATA_VARIABLE} is {folder!r}, expected a folder that holds data sets")
@@ -56,7 +60,7 @@ def find_data_set(name: str, downloads: Mapping[str, Download] = DOWNLOADS) -> s
         if place.exists():
             return str(place)
     if name not in downloads:
-        looked = ", ".join(str(place) for place in [Path(name).absolute(), *places])
+        looked = ", ".join(str(place) for place in [*shipped.places(name), *places])
         raise FileNotFoundError(
             f"data set {name!r} not found; looked at {looked}. Give an existing path, or the folder that holds it in "
             f"{DATA_VARIABLE}"

@@ -23,6 +23,7 @@ from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import Choice, settings_of
 
 WARM_UP = 3  # calls that are not timed
@@ -150,12 +151,13 @@ def check_evaluation(episodes: int, inference_batch: int) -> None:
 def load_for_evaluation(
     checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
 ) -> tuple[Policy, EnvConfig]:
-    """The policy of a checkpoint, and `env` or else the env that it was trained for.
+    """The policy of a checkpoint, on disk or shipped, and `env` or else the env that it was trained for.
 
     Raises:
+        FileNotFoundError: no checkpoint of that name.
         ValueError: the checkpoint is of another task than `task`, or its task has no env.
     """
-    policy = load_policy(checkpoint, device)
+    policy = load_policy(find_checkpoint(checkpoint), device)
     found = policy.metadata.get("task")
     if task is not None and task != found:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from diffpolicy.control.protocol import Controller
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.surroundings import Surroundings
@@ -40,7 +41,7 @@ class Episode:
 
 def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> VectorEnv:
     """`num_envs` copies of the task's env, never reset on their own."""
-    kwargs: dict[str, Any] = {**config.kwargs, "render_mode": render_mode}
+    kwargs = {**config.kwargs, **({"render_mode": render_mode} if render_mode else {})}
     try:
         return SyncVectorEnv(
             [lambda: gymnasium.make(config.id, **kwargs)] * num_envs, autoreset_mode=AutoresetMode.DISABLED
@@ -49,13 +50,17 @@ def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = 
         raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
 
 
-def check_env(config: EnvConfig) -> None:
-    """Raise ValueError unless the task's env can be made and reset."""
+def check_env(config: EnvConfig, policy: Policy) -> None:
+    """Raise ValueError unless the task's env can be made and reset, and has the policy's observations and actions."""
     env = make_vector_env(config, 1)
     try:
-        env.reset(seed=0, options=dict(config.reset_options))
+        observation, _ = env.reset(seed=0, options=dict(config.reset_options))
     finally:
         env.close()
+    checked_observation(observation_by_key(observation, policy), policy.config.observations, (1,))
+    space, dim = env.single_action_space, policy.config.action_dim
+    if not isinstance(space, gymnasium.spaces.Box) or space.shape != (dim,):
+        raise ValueError(f"env: {config.id} takes actions {space}, but the demonstrations have {dim} numbers each")
 
 
 def rollout(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +37,18 @@ class VideoRecorder:
         self._writers: dict[int, Any] = {}
 
     def __call__(self, env: VectorEnv, episode: npt.NDArray[np.intp], score: npt.NDArray[np.float64]) -> None:
-        frames = env.render()
-        assert frames is not None, "the env was made without render_mode='rgb_array'"
+        try:
+            frames = env.render()
+        except gymnasium.error.Error as error:  # such as a package for drawing that is not installed
+            raise ValueError(f"videos: the env cannot be drawn: {error}; videos=0 leaves them out") from error
+        if frames is None or any(frame is None for frame in frames):
+            raise ValueError("videos: the env has no render_mode 'rgb_array'; videos=0 leaves them out")
         for slot in np.flatnonzero(episode >= 0):
             index = int(episode[slot])
             if index not in self._writers:
                 self._writers[index] = imageio.get_writer(self.paths[index], fps=self._fps, codec="libx264")
             frame = draw_zones(np.asarray(frames[slot]), self._zones)
-            self._writers[index].append_data(draw_score(frame, max(0.0, float(score[slot]))))
+            self._writers[index].append_data(draw_score(frame, float(score[slot])))
 
     def close(self) -> None:
         """Finish the files."""
@@ -52,13 +57,13 @@ class VideoRecorder:
 
 
 def draw_score(frame: npt.NDArray[np.uint8], score: float) -> npt.NDArray[np.uint8]:
-    """A copy of the frame [height, width, 3] with the best score so far in its upper left corner."""
+    """A copy of the frame [height, width, 3] with the best score so far, 0 before the first, in its upper left."""
     picture = np.ascontiguousarray(frame).copy()
     scale = picture.shape[0] / WORLD_SIZE
     origin = (round(16 * scale), round(34 * scale))
     cv2.putText(
         picture,
-        f"score {score:.2f}",
+        f"score {score if np.isfinite(score) else 0.0:.2f}",
         origin,
         cv2.FONT_HERSHEY_SIMPLEX,
         0.9 * scale,

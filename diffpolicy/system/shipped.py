@@ -10,8 +10,29 @@ SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
 CONFIGS = SHIPPED / "configs"
 
 
-def find_shipped(name: str | Path) -> Path:
-    """`name` if it is there or absolute, else the file or folder of that name which comes with the package, if any."""
+def places(name: str | Path) -> list[Path]:
+    """Where `name` may be, in order: in the working directory and, if it begins with `data/`, in what is shipped."""
     path = Path(name).expanduser()
-    shipped = SHIPPED / path
-    return shipped if not path.exists() and shipped.exists() else path
+    is_shipped = path.parts[:1] == ("data",) and ".." not in path.parts
+    return list(dict.fromkeys([path.absolute(), *([SHIPPED / path] if is_shipped else [])]))
+
+
+def find_shipped(name: str | Path) -> Path:
+    """`name` itself if it exists, else what is shipped under that name, such as data/checkpoints/pusht_small.
+
+    A name that is found nowhere comes back as it is.
+    """
+    path = Path(name).expanduser()
+    return path if path.exists() else next((place for place in places(name) if place.exists()), path)
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """`find_shipped`, for a checkpoint's folder; raises FileNotFoundError, with where it looked, if there is none."""
+    found = find_shipped(name)
+    if not found.exists():
+        looked = ", ".join(map(str, places(name)))
+        raise FileNotFoundError(
+            f"checkpoint {str(name)!r} not found; looked at {looked}. Give the folder that holds config.json, such as "
+            "RUN/checkpoints/last"
+        )
+    return found

@@ -61,13 +61,14 @@ class Trainer:
         check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch)
         if config.env is not None:
             ranks.shard(range(config.evaluation.episodes))
-            check_env(config.env)
         self.config = config
         self.folder = folder = Path(folder)
         self.ranks = ranks
         self.device = ranks.device(config.device)
         data = load_data(config.data)
         self.policy = new_policy(config, data)
+        if config.env is not None:
+            check_env(config.env, self.policy)
         self.settings = settings_of_run(config, data)
         self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.to(self.device)

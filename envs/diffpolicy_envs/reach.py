@@ -9,14 +9,13 @@ from gymnasium import spaces
 
 from diffpolicy_envs import reach_world as world
 from diffpolicy_envs.actions import checked_target
-from diffpolicy_envs.reach_geometry import free_distances, signed_distance, tangent_points
+from diffpolicy_envs.reach_geometry import signed_distance
 from diffpolicy_envs.reach_layout import Layout, layout_from
-from diffpolicy_envs.reach_physics import advance, offsets, velocities
+from diffpolicy_envs.reach_observation import observation_space, observe
+from diffpolicy_envs.reach_physics import advance, offsets
 from diffpolicy_envs.reach_variants import draw_layout
 from diffpolicy_envs.window import Viewer
 
-# Obstacles placed by hand may reach out of the world by this much.
-_OBSTACLE_MARGIN_PX = 512.0
 _OPTION_KEYS = ("layout",)
 
 
@@ -98,7 +97,7 @@ class ObstacleReachEnv(gymnasium.Env):
         self.terminate_on_contact = terminate_on_contact
         self.render_mode = render_mode
         self.render_size = render_size
-        self.observation_space = _observation_space()
+        self.observation_space = observation_space()
         self.action_space = spaces.Box(0.0, world.WORLD_SIZE_PX, (2,), np.float32)
         self._layout: Layout | None = None
         self._renderer: Any = None
@@ -202,22 +201,7 @@ class ObstacleReachEnv(gymnasium.Env):
         }
 
     def _observation(self, layout: Layout) -> dict[str, np.ndarray]:
-        slots = np.concatenate([self._vertices.reshape(world.MAX_OBSTACLES, -1), layout.radius[:, None]], axis=1)
-        count, (x, y) = layout.count, self._state[:2]
-        shapes = self._vertices[:count], layout.radius[:count]
-        free = free_distances(x, y, world.AGENT_RADIUS_PX, *shapes, world.FREE_DIRECTIONS, world.FREE_RANGE_PX)
-        tangents = np.zeros((world.MAX_OBSTACLES, 2, 2), dtype=np.float32)
-        tangents[:count] = tangent_points(x, y, world.AGENT_RADIUS_PX, *shapes, world.WORLD_SIZE_PX)
-        moving = velocities(self._steps / world.CONTROL_RATE_HZ, layout.travel, layout.speed, layout.phase)
-        return {
-            "agent": self._state[:2].astype(np.float32),
-            "goal": layout.goal.astype(np.float32),
-            "obstacles": slots.ravel().astype(np.float32),
-            "obstacle_mask": layout.mask.astype(np.float32),
-            "obstacle_velocity": moving.ravel().astype(np.float32),
-            "free_distance": free.astype(np.float32),
-            "tangents": tangents.ravel(),
-        }
+        return observe(layout, self._state[:2], self._vertices, self._steps / world.CONTROL_RATE_HZ)
 
     def _frame(self) -> np.ndarray:
         if self._renderer is None:
@@ -245,21 +229,3 @@ def _layout(generator: np.random.Generator, variant: str, options: Mapping[str, 
     if options.get("layout") is None:
         return draw_layout(generator, variant)
     return layout_from(options["layout"])
-
-
-def _observation_space() -> spaces.Dict:
-    size, fastest = world.WORLD_SIZE_PX, world.MAX_OBSTACLE_SPEED_PX_S
-    vertices = [-_OBSTACLE_MARGIN_PX] * (world.SLOT_SIZE - 1), [size + _OBSTACLE_MARGIN_PX] * (world.SLOT_SIZE - 1)
-    low = np.array([*vertices[0], 0.0] * world.MAX_OBSTACLES, dtype=np.float32)
-    high = np.array([*vertices[1], size] * world.MAX_OBSTACLES, dtype=np.float32)
-    return spaces.Dict(
-        {
-            "agent": spaces.Box(0.0, size, (2,), np.float32),
-            "goal": spaces.Box(0.0, size, (2,), np.float32),
-            "obstacles": spaces.Box(low, high, dtype=np.float32),
-            "obstacle_mask": spaces.Box(0.0, 1.0, (world.MAX_OBSTACLES,), np.float32),
-            "obstacle_velocity": spaces.Box(-fastest, fastest, (2 * world.MAX_OBSTACLES,), np.float32),
-            "free_distance": spaces.Box(0.0, world.FREE_RANGE_PX, (world.FREE_DIRECTIONS,), np.float32),
-            "tangents": spaces.Box(0.0, size, (4 * world.MAX_OBSTACLES,), np.float32),
-        }
-    )

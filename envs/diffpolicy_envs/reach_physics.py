@@ -58,6 +58,15 @@ def _to_and_fro(trips: float) -> float:
 
 
 @compiled
+def _move(state: np.ndarray, target_x: float, target_y: float) -> None:
+    """One sub-step of the PD control, semi-implicit Euler, in place."""
+    state[2] += (POSITION_GAIN * (target_x - state[0]) - VELOCITY_GAIN * state[2]) * SUBSTEP_S
+    state[3] += (POSITION_GAIN * (target_y - state[1]) - VELOCITY_GAIN * state[3]) * SUBSTEP_S
+    state[0] += state[2] * SUBSTEP_S
+    state[1] += state[3] * SUBSTEP_S
+
+
+@compiled
 def advance(
     state: np.ndarray,
     target_x: float,
@@ -80,10 +89,7 @@ def advance(
     start, end = np.empty(2), np.empty(2)
     for substep in range(SUBSTEPS_PER_ACTION):
         old_x, old_y = state[0], state[1]
-        state[2] += (POSITION_GAIN * (target_x - state[0]) - VELOCITY_GAIN * state[2]) * SUBSTEP_S
-        state[3] += (POSITION_GAIN * (target_y - state[1]) - VELOCITY_GAIN * state[3]) * SUBSTEP_S
-        state[0] += state[2] * SUBSTEP_S
-        state[1] += state[3] * SUBSTEP_S
+        _move(state, target_x, target_y)
         after = offsets(time_s + (substep + 1) * SUBSTEP_S, travel, speed, phase)
         least = np.inf
         for slot in range(len(radius)):

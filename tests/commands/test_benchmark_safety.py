@@ -11,8 +11,7 @@ import pytest
 import torch
 from run_command import run
 
-from diffpolicy.benchmarks import safety_methods, safety_scenes
-from diffpolicy.commands import benchmark_safety
+from diffpolicy.benchmarks import safety_methods, safety_scenes, safety_summary
 from diffpolicy.evaluation.monitor import EpisodeRecord
 from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
@@ -120,11 +119,11 @@ def test_an_unseen_obstacle_takes_the_place_of_none() -> None:
 
 
 def test_an_episode_is_safe_only_if_it_keeps_to_all_limits_too() -> None:
-    watch = benchmark_safety.Watch(build_safety(safety_scenes.SCENES["random"].demands))
+    watch = safety_summary.Watch(build_safety(safety_scenes.SCENES["random"].demands))
     path = [[0.0, 0.0], [1.0, 0.0]]
     broken = {}, {"over_limits": 2}, {"violations": 3}
     watch.monitor.records = {i: EpisodeRecord(ticks=1, substeps=10, path=path, **one) for i, one in enumerate(broken)}
-    found = benchmark_safety.summary([Episode(seed, 1.0, True, 1) for seed in range(3)], watch)
+    found = safety_summary.summary([Episode(seed, 1.0, True, 1) for seed in range(3)], watch)
     assert found["safe_success"] == pytest.approx(1 / 3)
     assert found["clear_success"] == pytest.approx(2 / 3)
     assert found["success"] == 1.0

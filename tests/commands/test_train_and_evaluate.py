@@ -171,7 +171,7 @@ def test_a_training_error_is_one_clear_message(tmp_path: Path, arguments, messag
 
 EVALUATION_ERRORS = {
     "no checkpoint named": ([], "checkpoint"),
-    "missing checkpoint": (["checkpoint=nowhere"], "no config.json in nowhere"),
+    "missing checkpoint": (["checkpoint=nowhere"], "checkpoint 'nowhere' not found; looked at "),
     "another task": (["checkpoint={run}", "task=pusht_human"], "trained for task pusht, not pusht_human"),
     "no episodes": (["checkpoint={run}", "episodes=0"], "episodes 0 and inference_batch 64 must be at least 1"),
     "guidance without a null token": (["checkpoint={run}", "sampler.guidance.weight=1"], "condition_dropout above 0"),

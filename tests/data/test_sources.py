@@ -148,6 +148,16 @@ def test_an_unknown_data_set_names_every_place_looked_at(cache, tmp_path, monkey
         find_data_set("no/such.zarr")
 
 
+def test_shipped_demonstrations_are_found_from_any_folder(cache, repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "data/pusht_expert.zarr.zip"
+    assert find_data_set(name) == str(repository / name)
+    with pytest.raises(FileNotFoundError) as error:
+        find_data_set("data/other.zarr")
+    for place in (tmp_path / "data/other.zarr", repository / "data/other.zarr", cache / "data/other.zarr"):
+        assert str(place) in str(error.value)
+
+
 def test_a_data_folder_that_does_not_exist_is_named(cache, monkeypatch):
     monkeypatch.setenv("DIFFPOLICY_DATA", "/no/such/folder")
     with pytest.raises(FileNotFoundError, match="DIFFPOLICY_DATA is '/no/such/folder', expected a folder"):

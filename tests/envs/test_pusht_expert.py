@@ -16,8 +16,8 @@ from diffpolicy_envs.experts.pusht_table import pose_of_state, push_table
 from diffpolicy_envs.pusht_world import SUCCESS_COVERAGE, block_keypoints
 from walk import PATIENCE_S, wait_for
 
-from diffpolicy.commands.generate_demos import generate
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.demos.generate import generate
 from diffpolicy.system.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def test_killed_generation_goes_on_to_the_same_file(reference, tmp_path):
     output = tmp_path / "killed.zarr.zip"
     code = (
         "import sys; from pathlib import Path\n"
-        f"from diffpolicy.commands.generate_demos import generate; generate('pusht', 4, 3, Path({str(output)!r}))"
+        f"from diffpolicy.demos.generate import generate; generate('pusht', 4, 3, Path({str(output)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     recording = Path(f"{output}.recording")
@@ -124,7 +124,7 @@ def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment
     output = tmp_path / "interrupted.zarr.zip"
     code = (
         "import sys; from pathlib import Path\n"
-        f"from diffpolicy.commands.generate_demos import generate\n"
+        f"from diffpolicy.demos.generate import generate\n"
         f"try:\n    generate('pusht', 10**4, 3, Path({str(output)!r}), workers=2)\n"
         f"except KeyboardInterrupt:\n    sys.exit(130)"
     )
@@ -167,7 +167,7 @@ def test_more_processes_than_episodes_are_refused_before_any_work(tmp_path):
 
 
 def test_an_expert_that_always_fails_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffpolicy.commands.generate_demos.FAILURES_IN_A_ROW", 3)
+    monkeypatch.setattr("diffpolicy.demos.generate.FAILURES_IN_A_ROW", 3)
     settings = {"max_steps": 1, "recovery_share": 0.0}
     with pytest.raises(ValueError, match=r"expert failed 3 times in a row with .*'max_steps': 1"):
         generate("pusht", 1, 0, tmp_path / "out.zarr.zip", settings=settings)

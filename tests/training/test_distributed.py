@@ -153,7 +153,7 @@ def test_what_cannot_be_shared_is_refused_before_any_work(data_set: Path, tmp_pa
     three = Ranks(rank=2, count=3, local_rank=2)
     with pytest.raises(ValueError, match=r"a batch of 32 does not divide among 3 processes"):
         Trainer(settings(data_set), tmp_path / "run", three)
-    env = EnvConfig("CartPole-v1")
+    env = EnvConfig("MountainCarContinuous-v0")
     with pytest.raises(ValueError, match=r"3 processes for 2 episodes; expected at most as many"):
         Trainer(settings(data_set, env=env, evaluation=EvaluationConfig(episodes=2)), tmp_path / "run", three)
     with pytest.raises(ValueError, match=r"device: 'meta' cannot be shared by 3 processes"):

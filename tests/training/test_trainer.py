@@ -108,7 +108,7 @@ def test_evaluation_during_training_picks_the_best(data_set: Path, tmp_path: Pat
     monkeypatch.setattr(module, "evaluate", evaluate)
     config = settings(
         data_set,
-        env=EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0"),
+        env=EnvConfig("MountainCarContinuous-v0"),
         evaluation=EvaluationConfig(episodes=2),
         trainer={"evaluate_every": 8},
     )

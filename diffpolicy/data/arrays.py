@@ -1,0 +1,64 @@
+"""The arrays of an opened data set, found and checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import zarr
+
+from diffpolicy.data import checks, store
+
+
+def find_group(root: zarr.Group, name: str, location: str) -> zarr.Group:
+    """The group `name`; raises ValueError where there is none."""
+    with store.reading(f"{location}: group {name}"):
+        group = root.get(name)
+    if not isinstance(group, zarr.Group):
+        raise ValueError(f"{location}: no group {name!r}, expected data/<key> arrays and meta/episode_ends")
+    return group
+
+
+def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
+    """The array `key` [n_steps, ...]; raises ValueError where there is none, or one that would be unpickled."""
+    name = f"{location}: array {group.path}/{key}"
+    with store.reading(name):
+        array = group.get(key)
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{location}: no array {group.path}/{key}, expected data/<key> arrays and meta/episode_ends")
+    checks.check_codecs(name, array)
+    if array.ndim < 1:
+        raise ValueError(f"{name}: is a single number, expected one row per step")
+    return array
+
+
+def read_ends(array: zarr.Array, location: str, ours: bool) -> np.ndarray:
+    """int64 [n_episodes], without the end that an append of ours did not come to write."""
+    name = f"{location}: meta/episode_ends"
+    with store.reading(name):
+        ends = np.asarray(array[:])
+    if ours and ends.ndim == 1 and len(ends) and ends[-1] == 0:
+        # Only the last one: an append adds one end at a time.
+        ends = ends[:-1]
+    return checks.check_ends(name, ends)
+
+
+def check_arrays(
+    arrays: Mapping[str, zarr.Array], ends_array: zarr.Array, ends: np.ndarray, location: str, ours: bool
+) -> None:
+    """Raise ValueError where rows or chunks are missing; warn of rows past the last episode end."""
+    n_steps = int(ends[-1]) if len(ends) else 0
+    lengths = {key: array.shape[0] for key, array in arrays.items()}
+    checks.check_lengths(location, lengths, n_steps, ours)
+    if ours:
+        checks.check_chunks(location, ends_array, len(ends))
+        for array in arrays.values():
+            checks.check_chunks(location, array, n_steps)
+    extra = max(lengths.values(), default=0) - n_steps
+    if extra:
+        warnings.warn(
+            f"{location}: ignoring {extra} rows past the last episode end ({n_steps}), left by an append that did not "
+            "finish",
+            stacklevel=3,
+        )
