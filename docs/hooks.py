@@ -20,15 +20,20 @@ OUTSIDE = {
 """Path in the repository -> path in the site; docs/X is X there."""
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^):#\s]+)(#[^)\s]*)?\)")
+SEVERAL = re.compile(r"^ +\w+(?:, \w+)+(?=: )", flags=re.MULTILINE)
 IMAGE = re.compile(r"(!\[[^\]]*\]\()docs/([^):\s]+\))")
 
 
 class PlainShapes(griffe.Extension):
-    """Docstrings are plain text: [rows][columns] is a shape, where Markdown would look for a page called columns."""
+    """Docstrings are plain text: [rows][columns] is a shape, not a link to a page called columns.
+
+    One entry of Args may name several, as in "position_error, velocity_error: ...": the parser must not split it.
+    """
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring is not None:
-            parts = re.split(r"(`[^`]*`)", obj.docstring.value)
+            text = SEVERAL.sub(lambda names: names[0].replace(", ", ",\u00a0"), obj.docstring.value)
+            parts = re.split(r"(`[^`]*`)", text)
             plain = [part if part.startswith("`") else re.sub(r"\](\s?)\[", r"]\1\\[", part) for part in parts]
             obj.docstring.value = "".join(plain)
 
