@@ -1,4 +1,4 @@
-# Linux and macOS; the same steps for Windows are in README.md.
+# Linux and macOS; the same steps for Windows are in docs/install.md.
 
 PYTHON ?= python3
 # An index with other builds of torch, such as https://download.pytorch.org/whl/cpu
@@ -17,12 +17,13 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint docs clean
 
 help:
 	@echo "make train   set up, train on Push-T, evaluate; settings: ARGS=\"key=value ...\", run folder: RUN=DIR"
 	@echo "make test    set up, run the tests but the slow ones; WORKERS=2 processes"
 	@echo "make lint    set up, check format, style and types"
+	@echo "make docs    set up, build the documentation into site/; open site/index.html"
 	@echo "make clean   remove .venv and what tools left behind; keeps data and outputs"
 	@echo "Settings of all: PYTHON=python3.12 (3.11 or newer), TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 
@@ -38,8 +39,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
 	find diffpolicy envs scripts examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra: a second run installs nothing, a change of the pins or extras installs again.

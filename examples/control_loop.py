@@ -3,15 +3,15 @@
 Needs the core of diffpolicy only. Replace `PointRobot` with your robot: `read_observation`, `send_action`, `stop`.
 
 Time: tick k begins at start + k * period on the monotonic clock. An action that is ready only after its tick has
-ended answers an observation that is too old: it is not sent, and the ticks that have begun meanwhile are skipped,
-never made up for in a burst.
+ended answers an observation that is too old. It is not sent, and the ticks that have begun meanwhile are skipped,
+never caught up in a burst.
 
-The robot's side: while the policy computes, or after this process has died, nothing is sent. A position-controlled
-robot then holds its last target, which its driver must do by itself; one that is commanded in velocity or torque needs
-a watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks the loop stops the robot and gives up.
+The robot's side: while the policy computes, or after this process has died, nothing is sent. The driver of a
+position-controlled robot must then hold the last target by itself; a robot commanded in velocity or torque needs a
+watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks the loop stops the robot and gives up.
 
-Processors: by default torch takes all of them, and its threads wait for each other in a spin. Where other processes run
-beside the policy that can cost far more than a second processor gives, so the policy has one; --threads gives more.
+Processors: by default torch uses all of them, and its threads spin while they wait for each other. Next to other
+processes this can cost far more than a second processor gives, so the policy uses one; --threads allows more.
 """
 
 import argparse

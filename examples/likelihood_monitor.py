@@ -1,10 +1,10 @@
-"""Does the robot see what the policy was trained on? The likelihood of plans tells familiar observations from others.
+"""Does the robot see what the policy was trained on? The likelihood of plans tells familiar observations apart.
 
     python examples/likelihood_monitor.py data/checkpoints/pusht_small data/pusht_expert.zarr.zip
 
-For windows of demonstrations, the log-density of the recorded actions given the recorded observation, and given the
-same observation with all that is not the robot itself shifted by some pixels. Prints the area under the ROC curve: the
-chance that a familiar observation scores above a shifted one (0.5: blind, 1: never wrong).
+For windows of demonstrations, this computes the log-density of the recorded actions given the recorded observation,
+and given the same observation with everything but the robot shifted by some pixels. It prints the area under the ROC
+curve: the chance that a familiar observation scores above a shifted one (0.5: a guess, 1: never wrong).
 """
 
 import argparse
