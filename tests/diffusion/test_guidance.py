@@ -5,6 +5,7 @@ import math
 import mixture
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy.diffusion.guidance import (
     Guide,
@@ -49,7 +50,7 @@ def gaussian(mean: float, std: float) -> Denoise:
     return denoise
 
 
-@pytest.mark.parametrize("row", LEVELS, ids=lambda row: f"{row.time:.0f}")
+@over("row", LEVELS)
 def test_the_classifier_free_score_is_1_plus_w_times_conditional_minus_w_times_unconditional(row: Row) -> None:
     x = noise(64, 1, 2)
     clean = classifier_free(WEIGHT)(CONDITIONAL.denoise, mixture.IN_2D.denoise)(x, row)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from every import EVERY_SCHEDULE
+from one_case import over
 
 from diffpolicy.diffusion import schedules
 from diffpolicy.diffusion.objectives.denoising import Objective
@@ -23,6 +25,7 @@ def silent(x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torc
     return torch.zeros_like(x)
 
 
+@over("schedule", EVERY_SCHEDULE)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_a_network_that_knows_the_answer_has_no_loss_and_denoises_exactly(schedule, parameterization: str) -> None:
     """On every schedule; it is given the scaled noisy trajectory, the level's time and the condition."""
@@ -56,6 +59,7 @@ def test_the_loss_of_a_silent_network_is_the_weighted_mean_square_of_the_target(
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # float32
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_the_tables_columns_are_levels_target_weight_and_cumulative_share(schedule) -> None:
     distribution = log_normal(0.0, 1.0)
     table = Objective(schedule, CLEAN, levels=distribution).table()
@@ -66,6 +70,7 @@ def test_the_tables_columns_are_levels_target_weight_and_cumulative_share(schedu
     torch.testing.assert_close(table, expected, rtol=0, atol=0)
 
 
+@over("schedule", EVERY_SCHEDULE)
 @pytest.mark.parametrize("name", LEVEL_DISTRIBUTIONS)
 def test_levels_are_drawn_as_often_as_their_distribution_says(schedule, name: str) -> None:
     """The largest gap between the two cumulative shares (Kolmogorov-Smirnov) exceeds 2.2 / sqrt(n) once in 10,000."""
@@ -109,8 +114,8 @@ def test_elbo_weights_with_levels_drawn_unevenly_are_refused() -> None:
         Objective(schedules.cosine(100), CLEAN, elbo, log_normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("key", "table"),
+@over(
+    "key, table",
     [
         ("schedule", SCHEDULES),
         ("parameterization", PARAMETERIZATIONS),
