@@ -160,7 +160,7 @@ EVERY_GUIDE = {
 EVERY_GUIDE["all"] = compose(*EVERY_GUIDE.values())
 
 
-@pytest.mark.parametrize("guide", EVERY_GUIDE.values(), ids=EVERY_GUIDE)
+@over("guide", EVERY_GUIDE)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, guide: Guide) -> None:
     name = "flow" if sampler.startswith("flow") else "vp"
@@ -172,8 +172,8 @@ def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, g
     assert ((plan >= 0.1) & (plan <= 0.2)).all()
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
+@over(
+    "make, reason",
     [
         (lambda: classifier_free(-1.5), "weight -1.5 must be between -1.0"),
         (lambda: classifier_free(float("nan")), "weight nan"),
