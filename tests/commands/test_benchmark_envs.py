@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from one_case import over
 from run_command import error_of, run
+from walk import PATIENCE_S
 
 from diffpolicy.benchmarks import env_worker
 
@@ -27,7 +28,7 @@ def benchmark(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]
 def work(python: str, name: str, seeds: list[int], steps: int) -> list[dict]:
     requests = "".join(json.dumps({"seeds": [seed], "steps": steps}) + "\n" for seed in seeds)
     command = [python, env_worker.__file__, name, "bare"]
-    result = subprocess.run(command, input=requests, capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run(command, input=requests, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
