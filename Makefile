@@ -17,11 +17,13 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help train test lint docs clean
+.PHONY: help train test test-all mutants lint docs clean
 
 help:
 	@echo "make train   set up, train on Push-T, evaluate; settings: ARGS=\"key=value ...\", run folder: RUN=DIR"
 	@echo "make test    set up, run the tests but the slow ones; WORKERS=2 processes"
+	@echo "make test-all  set up, run all tests, the slow ones too"
+	@echo "make mutants   set up, break the core in 60 ways, one at a time, and see which test notices; hours"
 	@echo "make lint    set up, check format, style and types"
 	@echo "make docs    set up, build the documentation into site/; open site/index.html"
 	@echo "make clean   remove .venv and what tools left behind; keeps data and outputs"
@@ -33,6 +35,12 @@ train: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+test-all: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+mutants: $(VENV)/.installed-test
+	$(BIN)/python tests/mutation/run.py --workers $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -1,5 +1,11 @@
-"""The scripts as a user runs them, in processes of their own that have torch and hydra loaded already."""
+"""The scripts as a user runs them, in processes of their own that have torch and hydra loaded already.
 
+What a command refuses is found out in this process: `error_of` composes the settings as hydra does and calls it.
+"""
+
+import contextlib
+import importlib
+import io
 import os
 import runpy
 import subprocess
@@ -7,9 +13,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from walk import CONTEXT, PATIENCE_S
 
 REPOSITORY = Path(__file__).parents[1]
+# Where the settings are not named after the command.
+SETTINGS = {"train_policy": "train", "evaluate_policy": "evaluate", "generate_demos": "generate"}
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,6 +36,26 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         process.kill()
         process.join()
         return subprocess.CompletedProcess([script, *arguments], process.exitcode, out.read_text(), err.read_text())
+
+
+def error_of(command: str, folder: Path, *overrides: str) -> str:
+    """What diffpolicy.commands.COMMAND says of these settings, which it has to refuse, in a run in `folder`."""
+    main = importlib.import_module(f"diffpolicy.commands.{command}").main  # stores its schema
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        try:
+            settings = compose(SETTINGS.get(command, command), list(overrides), return_hydra_config=True)
+            OmegaConf.resolve(settings.hydra.job)
+        except (HydraException, OmegaConfBaseException) as error:
+            return f"{error} {error.__cause__}"  # hydra prints both and ends
+    with open_dict(settings):
+        settings.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(settings)
+        del settings["hydra"]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit, match=r"^1$"):
+        main(settings)
+    assert said.getvalue().startswith("error: ")
+    return said.getvalue()
 
 
 def _main(script: str, arguments: tuple[str, ...], out: Path, err: Path) -> None:

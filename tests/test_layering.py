@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,30 @@ FLOORS = (
     {"benchmarks"},
     {"commands"},
 )
+# Inside these rooms too a file imports from its own shelf and from lower ones; a folder stands for its files.
+SHELVES = {
+    "data": (
+        ("archive", "checks", "windows"),
+        ("store",),
+        ("replay_buffer",),
+        ("sources", "stream"),
+        ("demonstrations",),
+    ),
+    "diffusion": (
+        ("schedule", "parameterization", "adaptive"),
+        ("schedules", "spacing", "weighting", "samplers/table"),
+        ("samplers", "reverse"),
+        ("objectives", "guidance", "ode", "diffusers_sampler"),
+        ("likelihood",),
+    ),
+    "networks": (("layers", "observation", "condition"), ("protocols",), ("backbones", "encoders")),
+}
+# Entries of one table: what one of them is does not depend on another. Files named after the folder are shared.
+TABLES = {
+    "diffusion/samplers": {"table", "settings"},
+    "diffusion/objectives": {"objective"},
+    "networks/encoders": set(),
+}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 NOT_IN_THE_CORE = [
@@ -103,19 +127,54 @@ def test_at_the_top_of_the_library_stand_rooms_only():
     assert files == {"__init__.py", "_version.py", "py.typed"}
 
 
-@pytest.mark.parametrize("path", python_files(LIBRARY), ids=name_of)
-def test_imports_go_down_only(path: Path):
-    here = room_of(path)
-    if here == "__init__":
-        return  # gives the public names from all floors
-    for name in imports(path, LIBRARY):
-        if top_of(name) != "diffpolicy":
-            continue
-        there = name.split(".")[1]
-        assert there in FLOOR_OF, f"{name_of(path)} imports {name}, expected the module that defines it"
-        assert there == here or FLOOR_OF[there] < FLOOR_OF[here], (
-            f"{name_of(path)} (floor {FLOOR_OF[here]}) imports {name} (floor {FLOOR_OF[there]}); expected a lower floor"
-        )
+def test_imports_go_down_only():
+    wrong = []
+    for path in python_files(LIBRARY):
+        here = room_of(path)
+        if here == "__init__":
+            continue  # gives the public names from all floors
+        for name in imports(path, LIBRARY):
+            if top_of(name) != "diffpolicy":
+                continue
+            there = name.split(".")[1]
+            if there not in FLOOR_OF:
+                wrong.append(f"{name_of(path)} imports {name}, expected the module that defines it")
+            elif there != here and FLOOR_OF[there] >= FLOOR_OF[here]:
+                wrong.append(f"{name_of(path)} (floor {FLOOR_OF[here]}) imports {name} (floor {FLOOR_OF[there]})")
+    assert wrong == [], "expected imports from lower floors"
+
+
+def shelf_of(path: Path) -> int | None:
+    """The place in SHELVES of the longest name that stands for this file; None where it has none."""
+    room, _, rest = str(path.relative_to(LIBRARY).with_suffix("")).partition("/")
+    places = {name: number for number, names in enumerate(SHELVES.get(room, ())) for name in names}
+    return places.get(rest, places.get(rest.partition("/")[0]))
+
+
+def test_inside_a_room_imports_go_down_only_too():
+    wrong = []
+    for path in python_files(LIBRARY):
+        here = shelf_of(path)
+        for other in files_imported_by(path):
+            there = shelf_of(other)
+            if room_of(other) == room_of(path) and None not in (here, there) and there > here:
+                wrong.append(f"{name_of(path)} (shelf {here}) imports {name_of(other)} (shelf {there})")
+    assert wrong == [], "expected imports from lower shelves"
+    files = {str(path.relative_to(LIBRARY).with_suffix("")) for path in LIBRARY.rglob("*")}
+    names = {f"{room}/{name}" for room, shelves in SHELVES.items() for names in shelves for name in names}
+    assert names <= files, "SHELVES names what does not exist"
+
+
+def test_entries_of_a_table_do_not_know_each_other():
+    wrong = []
+    for folder, shared in TABLES.items():
+        entries = [path for path in python_files(LIBRARY / folder) if path.stem not in {"__init__", *shared}]
+        assert entries, f"{folder} holds no entry"
+        for path in entries:
+            wrong += [
+                f"{name_of(path)} imports {name_of(one)}" for one in files_imported_by(path) & {*entries} - {path}
+            ]
+    assert wrong == []
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -126,37 +185,49 @@ def test_no_files_import_each_other_in_a_circle():
     assert not left, f"in a circle, or above one: {sorted(map(name_of, left))}"
 
 
-@pytest.mark.parametrize("path", python_files(LIBRARY), ids=name_of)
-def test_files_name_the_file_that_defines_what_they_import(path: Path):
+def test_files_name_the_file_that_defines_what_they_import():
     """Not a room's own list of public names: that would load all of it, and hide who needs whom."""
-    if path.name == "__init__.py":
-        return
-    packages = [n for n in imports(path, LIBRARY) if top_of(n) == "diffpolicy" and file_of(n) is None]
-    assert [name for name in packages if not name.startswith("diffpolicy._version")] == []
+    found = [
+        f"{name_of(path)} imports {name}"
+        for path in python_files(LIBRARY)
+        for name in imports(path, LIBRARY)
+        if path.name != "__init__.py" and top_of(name) == "diffpolicy" and file_of(name) is None
+    ]
+    assert [line for line in found if " imports diffpolicy._version" not in line] == []
 
 
-@pytest.mark.parametrize("path", [p for root in (LIBRARY, ENVS, SCRIPTS) for p in python_files(root)], ids=name_of)
-def test_no_file_is_longer_than_250_lines(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
+def test_no_file_is_longer_than_250_lines():
+    files = [path for root in (LIBRARY, ENVS, SCRIPTS) for path in python_files(root)]
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 250} == {}
 
 
-@pytest.mark.parametrize("path", python_files(SCRIPTS), ids=name_of)
-def test_a_script_is_a_call_of_its_command(path: Path):
-    assert (LIBRARY / "commands" / path.name).is_file()
-    assert set(imports(path, SCRIPTS)) == {f"diffpolicy.commands.{path.stem}.main"}
+def test_a_script_is_a_call_of_its_command():
+    scripts = python_files(SCRIPTS)
+    assert [name_of(path) for path in scripts if not (LIBRARY / "commands" / path.name).is_file()] == []
+    found = {name_of(path): {*imports(path, SCRIPTS)} for path in scripts}
+    assert found == {name_of(path): {f"diffpolicy.commands.{path.stem}.main"} for path in scripts}
 
 
-@pytest.mark.parametrize("path", python_files(LIBRARY) + python_files(ENVS), ids=name_of)
-def test_library_and_envs_know_neither_each_other_nor_scripts(path: Path):
-    root, other = (LIBRARY, "diffpolicy_envs") if path.is_relative_to(LIBRARY) else (ENVS, "diffpolicy")
-    above = {"scripts", "examples", "tests", other}
-    assert not above & {top_of(name) for name in imports(path, root)}
+def strangers(folder: Path, is_stranger: Callable[[str], bool]) -> list[str]:
+    """Imports of the files in `folder` from packages that they may not know."""
+    return [
+        f"{name_of(path)} imports {name}"
+        for path in python_files(folder)
+        for name in imports(path, folder)
+        if is_stranger(top_of(name))
+    ]
 
 
-@pytest.mark.parametrize("path", python_files(EXAMPLES), ids=name_of)
-def test_examples_need_the_core_only(path: Path):
+def test_library_and_envs_know_neither_each_other_nor_scripts():
+    above = {"scripts", "examples", "tests"}
+    assert strangers(LIBRARY, (above | {"diffpolicy_envs"}).__contains__) == []
+    assert strangers(ENVS, (above | {"diffpolicy"}).__contains__) == []
+
+
+def test_examples_need_the_core_only():
     allowed = {"diffpolicy", "numpy", "torch", *sys.stdlib_module_names}
-    assert {top_of(name) for name in imports(path, EXAMPLES)} <= allowed
+    assert strangers(EXAMPLES, lambda package: package not in allowed) == []
 
 
 def loaded_by(imported: str, among: list[str]) -> set[str]:
@@ -176,16 +247,22 @@ def test_registering_the_envs_loads_no_physics_drawing_or_compiler():
     assert loaded_by("diffpolicy_envs", heavy) <= loaded_by("gymnasium", heavy)
 
 
-@pytest.mark.parametrize(
-    "path", [p for root in (LIBRARY, ENVS, SCRIPTS, EXAMPLES) for p in python_files(root)], ids=name_of
-)
-def test_no_file_can_run_code_from_data(path: Path):
-    assert not UNSAFE_MODULES & {top_of(name) for name in imports(path, path.parent)}
+def dangers(path: Path) -> Iterator[str]:
+    """Calls and imports by which a file could run code from data."""
+    yield from (name for name in imports(path, path.parent) if top_of(name) in UNSAFE_MODULES)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in UNSAFE_CALLS, f"{name_of(path)}:{node.lineno}"
-            unpickles = [word for word in node.keywords if word.arg == "allow_pickle"]
-            assert all(isinstance(word.value, ast.Constant) and word.value.value is False for word in unpickles)
+            if ast.unparse(node.func) in UNSAFE_CALLS:
+                yield f"line {node.lineno}: {ast.unparse(node.func)}"
+            for word in node.keywords:
+                is_off = isinstance(word.value, ast.Constant) and word.value.value is False
+                if word.arg == "allow_pickle" and not is_off:
+                    yield f"line {node.lineno}: allow_pickle"
+
+
+def test_no_file_can_run_code_from_data():
+    files = [path for root in (LIBRARY, ENVS, SCRIPTS, EXAMPLES) for path in python_files(root)]
+    assert {name_of(path): found for path in files if (found := [*dangers(path)])} == {}
 
 
 def texts_of_repository() -> list[Path]:
@@ -218,6 +295,13 @@ def test_the_checks_see_what_they_look_for(tmp_path: Path):
         "diffpolicy.policy.DiffusionPolicy",
         "diffpolicy.data.windows",
         "diffpolicy.training",
+    ]
+    source.write_text("import pickle\nx = eval('1')\nnp.load(p, allow_pickle=True)\nnp.load(p, allow_pickle=False)\n")
+    assert list(dangers(source)) == ["pickle", "line 2: eval", "line 3: allow_pickle"]
+    assert [shelf_of(LIBRARY / "diffusion" / name) for name in ("samplers/table.py", "samplers/heun.py", "x.py")] == [
+        1,
+        2,
+        None,
     ]
     for folder in ("home", "Users"):
         assert HOME_PATH.search(f"data in /{folder}/me/data")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.control.chunking import Chunking
+from diffpolicy.control.row_check import warn_of_dependent_rows
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.observations import checked_observation
@@ -39,8 +40,9 @@ class PolicyController:
         safety: what every action has to meet; see docs/safety.md. Then `last_plan` tells what stands behind the
             actions of the latest tick.
         inference_batch: every call of the policy is padded to this batch, so that an episode is bit-equal alone or
-            among others: a network's rounding depends on its batch size and, unless that is a multiple of 8, on
-            the row. By default no padding. A projection by safety looks at all rows together; with it, episodes agree
+            among others: a network's rounding depends on its batch size and, unless that is a multiple of 16, on
+            the row. Whether it holds on this processor is tried at once; where it does not, a RuntimeWarning says what
+            to choose. By default no padding. A projection by safety looks at all rows together; with it, episodes agree
             up to some 1e-6 of the actions' range.
         guide: steers the samples, from `policy.guide` or your own; see `predict_action_chunk`.
         constrain: a projection of your own of every clean estimate, in physical units, without a certificate; see
@@ -75,6 +77,8 @@ class PolicyController:
         self.guide = guide
         self.constrain = constrain
         self.last_plan: PlanReport | None = None
+        if inference_batch is not None:
+            warn_of_dependent_rows(policy, inference_batch)
         self._chunking = self._new_chunking(0)
         self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)

@@ -11,10 +11,11 @@ import torch
 from pendulum import make_task
 from run_command import run
 
-from diffpolicy import DiffusionPolicy, SamplerConfig
+from diffpolicy import DiffusionPolicy
 from diffpolicy.evaluation.evaluate import evaluate, record_videos
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.settings import ModelConfig, PolicyConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.policy.settings import PolicyConfig
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "trainer.steps=2", "device=cpu"]
 
@@ -108,14 +109,14 @@ def plain_env() -> EnvConfig:
 @pytest.fixture
 def plain_policy() -> DiffusionPolicy:
     torch.manual_seed(0)
-    policy = DiffusionPolicy(PolicyConfig({"any_name": 3}, 2, model=ModelConfig(widths=[8, 16])))
+    policy = DiffusionPolicy(PolicyConfig({"any_name": 3}, 2, model=UNet1dConfig(widths=[8, 16])))
     rows = torch.linspace(0.0, 1.0, 100)[:, None]
-    policy.fit_normalizers({"any_name": 2.0 * rows.expand(-1, 3) - 1.0}, 10.0 * rows.expand(-1, 2))
+    policy.fit({"any_name": 2.0 * rows.expand(-1, 3) - 1.0}, 10.0 * rows.expand(-1, 2))
     return policy.eval()
 
 
 def test_an_env_needs_no_more_than_gymnasium_asks_for(plain_env: EnvConfig, plain_policy: DiffusionPolicy) -> None:
-    episodes = evaluate(plain_policy, plain_env, SamplerConfig("ddim", 1), range(8), inference_batch=4)
+    episodes = evaluate(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(8), inference_batch=4)
     assert [episode.score for episode in episodes] == [-1.0] * 8
     assert all(episode.success for episode in episodes if episode.length < 5)  # terminated, not cut off
     assert min(episode.length for episode in episodes) < 5
@@ -125,4 +126,4 @@ def test_an_env_that_cannot_be_drawn_is_named(
     plain_env: EnvConfig, plain_policy: DiffusionPolicy, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"test/Plain-v0 with \{'render_mode': 'rgb_array'\} cannot be made"):
-        record_videos(plain_policy, plain_env, SamplerConfig("ddim", 1), range(1), 1, tmp_path)
+        record_videos(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(1), 1, tmp_path)

@@ -15,7 +15,9 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", [LAUNCHERS["joblib"], pytest.param(LAUNCHERS["submitit"], marks=pytest.mark.slow)], ids=LAUNCHERS
+)
 def test_a_sweep_trains_a_policy_per_setting(repository: Path, tmp_path: Path, launcher: list[str]) -> None:
     data = record(tmp_path / "walk.zarr")
     command = [sys.executable, str(repository / "scripts" / "train_policy.py"), "-m", "seed=0,1", *launcher]

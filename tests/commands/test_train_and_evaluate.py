@@ -8,7 +8,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from run_command import run
+from one_case import over
+from run_command import error_of, run
 
 from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
@@ -112,6 +113,7 @@ def test_the_benchmark_writes_table_csv_json_and_plot(pusht_run: Path, tmp_path:
     assert "| ddim | 1 | 1 |" in result.stdout
 
 
+@pytest.mark.slow  # that every one samples, tests/policy says; here, that each has its settings
 def test_every_sampler_works_from_the_command_line(repository: Path, shipped_checkpoint: Path, tmp_path: Path) -> None:
     """All on the shipped checkpoint but flow_heun, which needs the straight path."""
     names = sorted({path.stem for path in (repository / "configs" / "sampler").glob("*.yaml")} - {"flow_heun"})
@@ -130,7 +132,9 @@ def test_every_sampler_works_from_the_command_line(repository: Path, shipped_che
     assert {one["sampler"]["name"]: one["evaluations"] for one in reports}["heun"] == 3
 
 
-@pytest.mark.parametrize("diffusion", ["v", "flow", "edm", "score"])
+@pytest.mark.parametrize(
+    "diffusion", ["flow", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v", "edm", "score"))]
+)
 def test_every_objective_trains_and_is_sampled(toy_data: Path, tmp_path: Path, diffusion: str) -> None:
     arguments = ["task=custom", f"data.path={toy_data}", "data.observations={pose: [pose]}", *TINY]
     arguments += [f"diffusion={diffusion}", "diffusion.condition_dropout=0.1", "trainer.steps=3"]
@@ -160,10 +164,16 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS)
-def test_a_training_error_is_one_clear_message(tmp_path: Path, arguments, message: str) -> None:
+@over("arguments, message", ERRORS)
+def test_a_training_error_names_its_cause(tmp_path: Path, arguments, message: str) -> None:
+    assert message in error_of("train_policy", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_training_error_is_one_clear_message(tmp_path: Path) -> None:
+    arguments, message = ERRORS["misspelt key"]
     result = run("train_policy.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
-    assert result.returncode != 0
+    assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -181,11 +191,17 @@ EVALUATION_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), EVALUATION_ERRORS.values(), ids=EVALUATION_ERRORS)
-def test_an_evaluation_error_is_one_clear_message(pusht_run: Path, tmp_path: Path, arguments, message: str) -> None:
+@over("arguments, message", EVALUATION_ERRORS)
+def test_an_evaluation_error_names_its_cause(pusht_run: Path, tmp_path: Path, arguments, message: str) -> None:
     filled = [argument.format(run=pusht_run / "checkpoints" / "last") for argument in arguments]
-    result = run("evaluate_policy.py", *filled, f"hydra.run.dir={tmp_path / 'evaluation'}")
-    assert result.returncode != 0
+    assert message in error_of("evaluate_policy", tmp_path / "evaluation", *filled)
+    assert not (tmp_path / "evaluation" / "results.json").exists()
+
+
+def test_an_evaluation_error_is_one_clear_message(tmp_path: Path) -> None:
+    arguments, message = EVALUATION_ERRORS["no checkpoint named"]
+    result = run("evaluate_policy.py", *arguments, f"hydra.run.dir={tmp_path / 'evaluation'}")
+    assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert not (tmp_path / "evaluation" / "results.json").exists()

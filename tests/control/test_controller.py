@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_episode_and_another_seed_another(small_pol
     assert np.abs(episodes[0] - episodes[2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("inference_batch", [8, 64])  # from 64 on, the network's own kernels
+@pytest.mark.parametrize("inference_batch", [16, 64])  # from 64 on, the network's own kernels
 @pytest.mark.parametrize("policy", ["small_policy", "policy_of_unet_small"])
 def test_an_episode_is_bit_equal_alone_or_among_others(request, policy: str, inference_batch: int) -> None:
     controller = PolicyController(request.getfixturevalue(policy), "ddim", 3, inference_batch=inference_batch)

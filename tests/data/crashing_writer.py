@@ -48,7 +48,7 @@ def main(path: str, log_path: str) -> None:
                 work(path, os.open(log_path, os.O_WRONLY | os.O_APPEND))
             finally:
                 os._exit(1)
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 300
         while count_lines(log_path) < goal and time.monotonic() < give_up:
             time.sleep(0.005)
         time.sleep(float(delay_s))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from numcodecs import Pickle
+from one_case import over
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
@@ -162,8 +163,8 @@ def test_a_pickle_codec_is_refused_before_anything_is_read(tmp_path):
         ReplayBuffer.open(path)
 
 
-@pytest.mark.parametrize(
-    ("location", "error", "message"),
+@over(
+    "location, error, message",
     [
         ("missing.zarr", FileNotFoundError, "no data set here; give the path"),
         ("memory://missing", FileNotFoundError, "no zarr group at this URL"),
@@ -174,7 +175,7 @@ def test_a_pickle_codec_is_refused_before_anything_is_read(tmp_path):
     ],
 )
 def test_what_is_not_a_data_set_is_named(tmp_path, location, error, message):
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder").mkdir(exist_ok=True)
     (tmp_path / "text.zip").write_text("hello")
     where = location if "://" in location else tmp_path / location
     with pytest.raises(error, match=message):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy.data.demonstrations import MAX_COLUMNS, load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
@@ -29,8 +30,8 @@ def data_set(tmp_path):
 FLAT = {key: array.reshape(N, -1) for key, array in ARRAYS.items()}
 
 
-@pytest.mark.parametrize(
-    ("parts", "expected"),
+@over(
+    "parts, expected",
     [
         (["state"], FLAT["state"]),
         (["keypoint", "state[:2]"], np.hstack([FLAT["keypoint"], FLAT["state"][:, :2]])),
@@ -57,8 +58,8 @@ def test_several_observations_and_another_action(data_set):
     assert found.actions.shape == (6, 3)
 
 
-@pytest.mark.parametrize(
-    ("observations", "action", "message"),
+@over(
+    "observations, action, message",
     [
         ({"obs": ["stat"]}, "action", r"'obs': 'stat': no array 'stat'; the data set has \['action', 'keypoint'"),
         ({"obs": ["state"]}, "actions", r"'action': 'actions': no array 'actions'; the data set has"),

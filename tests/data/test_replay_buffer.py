@@ -7,6 +7,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from one_case import over
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
@@ -40,8 +41,8 @@ def test_create_refuses_an_existing_path_and_leaves_it_untouched(recorded):
     assert ReplayBuffer.open(recorded).n_episodes == 3
 
 
-@pytest.mark.parametrize(
-    ("specs", "message"),
+@over(
+    "specs, message",
     [
         ({}, "no arrays given"),
         ({"a/b": ((2,), "float32")}, "plain name"),
@@ -124,8 +125,8 @@ def test_copy_takes_the_wanted_keys_and_episodes(recorded, tmp_path, make_episod
     assert part.episode_attributes == [{"seed": 0}, {"seed": 2}]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+@over(
+    "arguments, error, message",
     [
         ({"keys": ["stat"]}, KeyError, "no array 'stat'"),
         ({"episodes": [-1]}, IndexError, r"episodes \[-1\], expected 0 to 2"),

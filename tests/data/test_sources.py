@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from one_case import over
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.sources import Download, cache_folder, checksum, find_data_set
@@ -100,8 +101,8 @@ def damaged(archive: bytes) -> bytes:
     return archive[:place] + bytes([archive[place] ^ 255]) + archive[place + 1 :]
 
 
-@pytest.mark.parametrize(
-    ("file", "change", "error", "message"),
+@over(
+    "file, change, error, message",
     [
         ("toy.zip", lambda archive: archive, ValueError, r"SHA-256 is [0-9a-f]{64}, expected 00.*DIFFPOLICY_DATA"),
         ("broken.zip", lambda archive: archive, ConnectionError, r"broken.zip: cannot be downloaded.*DIFFPOLICY_DATA"),

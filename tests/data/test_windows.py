@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from one_case import over
 
 from diffpolicy.data.windows import split_episodes, window_indices
 
@@ -58,8 +59,8 @@ def test_every_step_is_executed_first_once_with_the_usual_padding():
     assert rows[-1].tolist() == [*range(11, 20), *[19] * 7]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@over(
+    "arguments, message",
     [
         ({"horizon": 0}, "horizon is 0"),
         ({"horizon": 4, "pad_before": 4}, "pad_before is 4, expected 0 to 3"),
@@ -92,7 +93,7 @@ def test_another_seed_is_another_split_and_zero_keeps_everything():
     assert (train.tolist(), validation.tolist()) == ([0], [])
 
 
-@pytest.mark.parametrize(("n", "fraction"), [(0, 0.1), (5, 1.0), (5, -0.1), (1, 0.1), (5, float("nan"))])
+@over("n, fraction", [(0, 0.1), (5, 1.0), (5, -0.1), (1, 0.1), (5, float("nan"))])
 def test_impossible_splits_are_refused(n, fraction):
     with pytest.raises(ValueError, match="split: "):
         split_episodes(n, fraction, 0)

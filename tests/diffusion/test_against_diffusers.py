@@ -20,6 +20,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from one_case import over
 
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.reverse import reverse
@@ -30,7 +31,7 @@ from diffpolicy.policy.clip import clip, identity
 
 COSINE, FLOW = cosine(100), flow(1000)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of NumPy
-COUNTS = pytest.mark.parametrize("steps", [1, 2, 5, 10, 50])
+COUNTS = over("steps", [1, 2, 5, 10, 50])
 MULTISTEP = pytest.mark.parametrize(
     ("name", "scheduler_class", "settings"),
     [
@@ -86,9 +87,9 @@ def their_draws(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[torch.Ten
     return supply
 
 
-@pytest.mark.parametrize("is_clipped", [False, True], ids=["", "clipped"])
+@over("is_clipped", [False, True])
 @pytest.mark.parametrize(("variance", "theirs"), [("posterior", "fixed_small"), ("beta", "fixed_large")])
-@pytest.mark.parametrize("steps", [100, 50, 10])
+@over("steps", [100, 50, 10])
 def test_ddpm(their_draws: dict, variance: str, theirs: str, steps: int, is_clipped: bool) -> None:
     """With fixed_large and fewer steps than levels theirs adds noise even to the last, clean sample, ours never."""
     table = build_sampler(COSINE, {"name": "ddpm", "steps": steps, "variance": variance})
@@ -106,9 +107,9 @@ def test_ddpm(their_draws: dict, variance: str, theirs: str, steps: int, is_clip
     equal(reverse(denoise, table, noise, clip(-1, 1) if is_clipped else identity).clean, x)
 
 
-@pytest.mark.parametrize("is_clipped", [False, True], ids=["", "clipped"])
+@over("is_clipped", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [100, 20, 5])
+@over("steps", [100, 20, 5])
 def test_ddim(eta: float, steps: int, is_clipped: bool) -> None:
     """Clipped, theirs agrees only if it too takes the noise estimate from the clipped clean one."""
     table = build_sampler(COSINE, {"name": "ddim", "steps": steps, "eta": eta})

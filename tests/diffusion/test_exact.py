@@ -8,6 +8,8 @@ import mixture
 import numpy as np
 import pytest
 import torch
+from every import EVERY_SCHEDULE
+from one_case import over
 
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.reverse import Denoise, reverse
@@ -144,7 +146,8 @@ def test_the_correctors_bias_falls_with_the_steps() -> None:
         assert abs(excess_variance(make("predictor_corrector", ve(1000, 1e-4, 1e3, 0.5), steps, "log_snr"))) < 3 / steps
 
 
-@pytest.mark.parametrize("steps", [50, 100])
+@over("schedule", EVERY_SCHEDULE)
+@over("steps", [50, 100])
 def test_ddpms_variances_bound_the_datas_from_both_sides(schedule, steps: int) -> None:
     """Ho et al. 2020, section 3.2; with fewer steps the last one, which adds no noise, outweighs beta's excess."""
     assert -1.0 < excess_variance(make("ddpm", schedule, steps, variance="posterior")) < 0.0

@@ -5,6 +5,7 @@ import math
 import mixture
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy.diffusion.guidance import (
     Guide,
@@ -49,7 +50,7 @@ def gaussian(mean: float, std: float) -> Denoise:
     return denoise
 
 
-@pytest.mark.parametrize("row", LEVELS, ids=lambda row: f"{row.time:.0f}")
+@over("row", LEVELS)
 def test_the_classifier_free_score_is_1_plus_w_times_conditional_minus_w_times_unconditional(row: Row) -> None:
     x = noise(64, 1, 2)
     clean = classifier_free(WEIGHT)(CONDITIONAL.denoise, mixture.IN_2D.denoise)(x, row)
@@ -159,7 +160,7 @@ EVERY_GUIDE = {
 EVERY_GUIDE["all"] = compose(*EVERY_GUIDE.values())
 
 
-@pytest.mark.parametrize("guide", EVERY_GUIDE.values(), ids=EVERY_GUIDE)
+@over("guide", EVERY_GUIDE)
 @pytest.mark.parametrize("sampler", TABLES)
 def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, guide: Guide) -> None:
     name = "flow" if sampler.startswith("flow") else "vp"
@@ -171,8 +172,8 @@ def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, g
     assert ((plan >= 0.1) & (plan <= 0.2)).all()
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
+@over(
+    "make, reason",
     [
         (lambda: classifier_free(-1.5), "weight -1.5 must be between -1.0"),
         (lambda: classifier_free(float("nan")), "weight nan"),

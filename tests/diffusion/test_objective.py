@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from every import EVERY_SCHEDULE
+from one_case import over
 
 from diffpolicy.diffusion import schedules
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig, NoisyBatch
@@ -22,6 +24,7 @@ def silent(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(x)
 
 
+@over("schedule", EVERY_SCHEDULE)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_a_network_that_knows_the_answer_has_no_loss_and_denoises_exactly(schedule, parameterization: str) -> None:
     """On every schedule; it is given the scaled noisy trajectory and the level's time."""
@@ -54,6 +57,7 @@ def test_the_loss_of_a_silent_network_is_the_weighted_mean_square_of_the_target(
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # float32
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_the_tables_columns_are_levels_target_weight_and_cumulative_share(schedule) -> None:
     distribution = log_normal(0.0, 1.0)
     table = Denoising(schedule, CLEAN, levels=distribution).table.values
@@ -64,6 +68,7 @@ def test_the_tables_columns_are_levels_target_weight_and_cumulative_share(schedu
     torch.testing.assert_close(table, expected, rtol=0, atol=0)
 
 
+@over("schedule", EVERY_SCHEDULE)
 @pytest.mark.parametrize("name", LEVEL_DISTRIBUTIONS)
 def test_levels_are_drawn_as_often_as_their_distribution_says(schedule, name: str) -> None:
     """The largest gap between the two cumulative shares (Kolmogorov-Smirnov) exceeds 2.2 / sqrt(n) once in 10,000."""
@@ -107,8 +112,8 @@ def test_elbo_weights_with_levels_drawn_unevenly_are_refused() -> None:
         Denoising(schedules.cosine(100), CLEAN, elbo, log_normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("key", "table"),
+@over(
+    "key, table",
     [
         ("schedule", SCHEDULES),
         ("parameterization", PARAMETERIZATIONS),

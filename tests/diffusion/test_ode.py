@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mixture import IN_2D
+from one_case import over
 
 from diffpolicy.diffusion.likelihood import elbo, gaussian_log_density, log_likelihood
 from diffpolicy.diffusion.ode import METHODS, Flow, great_circle
@@ -14,7 +15,7 @@ from diffpolicy.diffusion.schedules import cosine, linear, zero_terminal_snr
 from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.system.tables import made
 
-EVERY_SCHEDULE = pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr"])
+EVERY_SCHEDULE = over("name", [*SCHEDULES, "zero_terminal_snr"])
 
 
 def flow_on(name: str) -> Flow:
@@ -114,9 +115,7 @@ def test_the_noise_of_samples_is_standard_normal() -> None:
     torch.testing.assert_close(quantiles, torch.tensor([-0.994, 0.0, 0.994], dtype=torch.float64), rtol=0, atol=0.06)
 
 
-@pytest.mark.parametrize(
-    ("method", "steps", "reason"), [("midpoint", 5, "expected one of ddim"), ("rk4", 0, "steps 0")]
-)
+@over("method, steps, reason", [("midpoint", 5, "expected one of ddim"), ("rk4", 0, "steps 0")])
 def test_unknown_methods_and_step_counts_are_refused(method: str, steps: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         flow_on("cosine").to_noise(torch.zeros(1, 1, 2), steps, method)

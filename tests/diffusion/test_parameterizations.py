@@ -1,11 +1,11 @@
 """What a network's output means: every parameterization against clean trajectory, noise, and one another."""
 
-import itertools
-
 import mixture
 import numpy as np
 import pytest
 import torch
+from every import EVERY_SCHEDULE
+from one_case import over
 
 from diffpolicy.diffusion.objectives.denoising import Denoising
 from diffpolicy.diffusion.parameterization import SCORE, Parameterization, edm
@@ -42,6 +42,7 @@ def clean_estimate(
     return skip * (alpha * CLEAN + sigma * NOISE) + out * output
 
 
+@over("schedule", EVERY_SCHEDULE)
 @EVERY
 def test_the_target_converts_back_to_the_clean_trajectory(schedule, parameterization: Parameterization) -> None:
     alpha, sigma = levels_of(schedule, parameterization)
@@ -50,9 +51,13 @@ def test_the_target_converts_back_to_the_clean_trajectory(schedule, parameteriza
     torch.testing.assert_close(estimate, CLEAN.expand_as(estimate), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(MADE, 2)))
-def test_any_output_converts_to_any_other_through_the_clean_estimate(schedule, first: str, second: str) -> None:
-    one, other = MADE[first], MADE[second]
+@over("schedule", EVERY_SCHEDULE)
+@over("second", MADE.values())
+@pytest.mark.parametrize("first", MADE)
+def test_any_output_converts_to_any_other_through_the_clean_estimate(
+    schedule, first: str, second: Parameterization
+) -> None:
+    one, other = MADE[first], second
     alpha, sigma = levels_of(schedule, one, other)
     clean = clean_estimate(one, target(one, alpha, sigma), alpha, sigma)
     output = other.output_from_clean(clean, alpha * CLEAN + sigma * NOISE, alpha, sigma)
@@ -61,6 +66,7 @@ def test_any_output_converts_to_any_other_through_the_clean_estimate(schedule, f
     torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-10)
 
 
+@over("schedule", EVERY_SCHEDULE)
 @EVERY
 def test_output_from_clean_inverts_clean_from_output(schedule, parameterization: Parameterization) -> None:
     """For any output, not only for targets."""
@@ -72,6 +78,7 @@ def test_output_from_clean_inverts_clean_from_output(schedule, parameterization:
     torch.testing.assert_close(error, torch.zeros_like(error), rtol=0, atol=1e-10)
 
 
+@over("schedule", EVERY_SCHEDULE)
 @EVERY
 def test_noise_and_score_are_refused_where_no_signal_is_left(schedule, parameterization: Parameterization) -> None:
     if schedule.levels.alpha[-1] == 0.0 and parameterization in (MADE["epsilon"], MADE["score"]):
@@ -92,7 +99,8 @@ def test_edm_is_table_1_of_karras() -> None:
     torch.testing.assert_close(target(edm(sigma_data), alpha, sigma), effective_target)
 
 
-@pytest.mark.parametrize("sigma_data", [0.1, 0.5, 2.0])
+@over("schedule", EVERY_SCHEDULE)
+@over("sigma_data", [0.1, 0.5, 2.0])
 def test_edms_target_and_input_have_unit_variance(schedule, sigma_data: float) -> None:
     """For data of standard deviation sigma_data, at every level; the input where the schedule scales it."""
     on_clean, on_noise = edm(sigma_data).target(*levels_of(schedule))
@@ -101,7 +109,7 @@ def test_edms_target_and_input_have_unit_variance(schedule, sigma_data: float) -
     np.testing.assert_allclose(levels.input_scale**2 * (sigma_data**2 + levels.sigma**2), 1.0, rtol=1e-14)
 
 
-@pytest.mark.parametrize("sigma_data", [0.0, -1.0, float("inf"), float("nan")])
+@over("sigma_data", [0.0, -1.0, float("inf"), float("nan")])
 def test_edm_without_a_spread_of_the_data_is_refused(sigma_data: float) -> None:
     with pytest.raises(ValueError, match=f"sigma_data {sigma_data} must be above 0"):
         edm(sigma_data)

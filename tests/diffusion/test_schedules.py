@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from diffusers import DDPMScheduler
+from every import EVERY_SCHEDULE
+from one_case import over
 
 from diffpolicy.diffusion import schedules
 from diffpolicy.diffusion.objectives.denoising import Denoising
@@ -15,7 +17,7 @@ THEIR_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "
 
 
 @pytest.mark.parametrize("name", THEIR_NAMES)
-@pytest.mark.parametrize("is_rescaled", [False, True], ids=["", "zero_terminal_snr"])
+@over("is_rescaled", [False, True])
 def test_schedules_of_betas_equal_diffusers(name: str, is_rescaled: bool) -> None:
     scheduler = DDPMScheduler(
         1000,
@@ -30,7 +32,7 @@ def test_schedules_of_betas_equal_diffusers(name: str, is_rescaled: bool) -> Non
     np.testing.assert_allclose(ours.levels.alpha**2, scheduler.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("num_levels", [10, 50, 100])
+@over("num_levels", [10, 50, 100])
 def test_cosine_equals_diffusers_at_any_number_of_levels(num_levels: int) -> None:
     theirs = DDPMScheduler(num_levels, beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
     np.testing.assert_allclose(schedules.cosine(num_levels).levels.alpha ** 2, theirs, rtol=2e-5, atol=1e-9)  # float32
@@ -81,7 +83,7 @@ def test_flow_is_straight() -> None:
     assert levels.alpha[-1] == 0.0
 
 
-@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine", "sigmoid", "vp"])
+@over("name", ["linear", "scaled_linear", "cosine", "sigmoid", "vp"])
 def test_zero_terminal_snr_takes_all_signal_from_the_last_level_only(name: str) -> None:
     before = made(SCHEDULES, "schedule", name, 1000).levels
     after = schedules.zero_terminal_snr(made(SCHEDULES, "schedule", name, 1000)).levels
@@ -96,12 +98,13 @@ def test_zero_terminal_snr_makes_a_schedule_usable_that_is_refused_without() -> 
     assert Denoising(schedules.zero_terminal_snr(schedules.linear(100)), CLEAN).schedule.levels.alpha[-1] == 0.0
 
 
-@pytest.mark.parametrize("name", ["ve", "karras", "flow"])
+@over("name", ["ve", "karras", "flow"])
 def test_zero_terminal_snr_is_refused_on_other_families(name: str) -> None:
     with pytest.raises(ValueError, match="variance-preserving schedules only"):
         schedules.zero_terminal_snr(made(SCHEDULES, "schedule", name, 100))
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_noise_and_time_grow_and_levels_stay_on_the_familys_curve(schedule: Schedule) -> None:
     levels = schedule.levels
     assert (np.diff(levels.sigma / np.hypot(levels.alpha, levels.sigma)) > 0).all()
@@ -111,6 +114,7 @@ def test_noise_and_time_grow_and_levels_stay_on_the_familys_curve(schedule: Sche
     np.testing.assert_allclose(curve.get(schedule.family, levels.alpha), 1.0, rtol=1e-14)
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_the_input_has_unit_variance_where_it_is_scaled(schedule: Schedule) -> None:
     """VE and Karras: for data of standard deviation 0.5; other schedules feed x as it is."""
     levels = schedule.levels
@@ -122,6 +126,7 @@ def test_the_input_has_unit_variance_where_it_is_scaled(schedule: Schedule) -> N
         np.testing.assert_allclose(levels.time, 250 * np.log(levels.sigma), rtol=1e-12, atol=1e-12)
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_snr_and_lambda_agree(schedule: Schedule) -> None:
     levels = schedule.levels
     with np.errstate(divide="ignore"):
@@ -129,6 +134,7 @@ def test_snr_and_lambda_agree(schedule: Schedule) -> None:
     assert levels.followed_by_clean().snr[-1] == np.inf
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_a_schedule_gives_back_its_trained_levels(schedule: Schedule) -> None:
     found = schedule.at(schedule.levels.lambdas)
     for name in ("alpha", "sigma", "time", "input_scale"):
@@ -136,6 +142,7 @@ def test_a_schedule_gives_back_its_trained_levels(schedule: Schedule) -> None:
         np.testing.assert_allclose(getattr(found, name), getattr(schedule.levels, name), rtol=1e-10, atol=1e-10)
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_levels_between_the_trained_lie_between_them_on_the_same_curve(schedule: Schedule) -> None:
     known = schedule.levels[slice(0, -1)]  # the last may hold no signal: lambda minus infinity
     middle = schedule.at((known.lambdas[1:] + known.lambdas[:-1]) / 2)
@@ -147,7 +154,7 @@ def test_levels_between_the_trained_lie_between_them_on_the_same_curve(schedule:
     np.testing.assert_allclose(curve.get(schedule.family, middle.alpha), 1.0, rtol=1e-14)
 
 
-@pytest.mark.parametrize("outside", [3.2, -5.1, np.nan])
+@over("outside", [3.2, -5.1, np.nan])
 def test_a_level_outside_the_trained_is_refused(outside: float) -> None:
     with pytest.raises(ValueError, match=r"must lie within the trained levels' -5\.025 to 3\.108"):
         schedules.vp(100).at(np.array([0.0, outside]))
@@ -171,22 +178,22 @@ def test_levels_that_are_not_numbers_are_refused() -> None:
         Denoising(Schedule(Levels(levels.alpha * np.nan, levels.sigma, levels.time, levels.input_scale)), CLEAN)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("num_levels", [0, -1])
+@over("name", list(SCHEDULES))
+@over("num_levels", [0, -1])
 def test_zero_levels_are_refused(name: str, num_levels: int) -> None:
     with pytest.raises(ValueError, match=f"num_levels {num_levels} must be at least"):
         made(SCHEDULES, "schedule", name, num_levels)
 
 
-@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
-@pytest.mark.parametrize("bad", [(0.0, 0.02), (0.02, 0.01), (0.1, 1.0), (float("nan"), 0.02)])
+@over("name", ["linear", "scaled_linear"])
+@over("bad", [(0.0, 0.02), (0.02, 0.01), (0.1, 1.0), (float("nan"), 0.02)])
 def test_betas_outside_their_range_are_refused(name: str, bad: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"betas {bad[0]} to {bad[1]} must rise within"):
         made(SCHEDULES, "schedule", {"name": name, "beta_start": bad[0], "beta_end": bad[1]}, 100)
 
 
-@pytest.mark.parametrize("name", ["ve", "karras"])
-@pytest.mark.parametrize("bad", [(0.0, 80.0), (80.0, 0.002), (0.002, float("inf")), (float("nan"), 80.0)])
+@over("name", ["ve", "karras"])
+@over("bad", [(0.0, 80.0), (80.0, 0.002), (0.002, float("inf")), (float("nan"), 80.0)])
 def test_sigmas_outside_their_range_are_refused(name: str, bad: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"sigma_min {bad[0]} and sigma_max {bad[1]} must rise from above 0"):
         made(SCHEDULES, "schedule", {"name": name, "sigma_min": bad[0], "sigma_max": bad[1]}, 100)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every import EVERY_SCHEDULE, REFUSED, SamplerCase, per_sampler
+from one_case import over
 
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim, ddpm
@@ -33,7 +35,8 @@ def unit_draws(table: StepTable) -> torch.Tensor:
     return torch.eye(len(table) + 1, dtype=torch.float64)[:, :, None, None]
 
 
-def test_what_the_hook_returns_at_the_last_row_leaves_the_loop_bit_for_bit(case) -> None:
+@per_sampler
+def test_what_the_hook_returns_at_the_last_row_leaves_the_loop_bit_for_bit(case: SamplerCase) -> None:
     """The hook is called at every row, and no row adds to its last output: what it constrains stays constrained."""
     table, seen = case.build(), []
 
@@ -47,7 +50,8 @@ def test_what_the_hook_returns_at_the_last_row_leaves_the_loop_bit_for_bit(case)
     assert torch.equal(result, seen[-1][1])
 
 
-def test_a_step_keeps_a_known_trajectory_at_its_level(case) -> None:
+@per_sampler
+def test_a_step_keeps_a_known_trajectory_at_its_level(case: SamplerCase) -> None:
     """With the true clean trajectory as estimate, x has mean alpha * clean and variance sigma^2 at every row."""
     table, clean = case.build(), 0.7
     noise = torch.cat([unit_draws(table), torch.zeros(len(table) + 1, 1, 1, 1, dtype=torch.float64)], dim=1)
@@ -68,7 +72,8 @@ def test_a_step_keeps_a_known_trajectory_at_its_level(case) -> None:
     assert torch.isfinite(reverse(denoise, table, noise, identity).clean).all()
 
 
-def test_rows_lie_at_trained_levels_or_between(case) -> None:
+@per_sampler
+def test_rows_lie_at_trained_levels_or_between(case: SamplerCase) -> None:
     table, levels = case.build(), case.schedule.levels
     assert len(table) >= case.config.steps
     for name in ("alpha", "sigma", "time", "input_scale"):
@@ -77,20 +82,21 @@ def test_rows_lie_at_trained_levels_or_between(case) -> None:
         assert (ours <= trained.max() + 1e-9).all()
 
 
-def test_a_sampler_is_refused_with_the_reason_where_it_is_undefined(refused_case) -> None:
+@over("case", REFUSED)
+def test_a_sampler_is_refused_with_the_reason_where_it_is_undefined(case: SamplerCase) -> None:
     with pytest.raises(ValueError, match=r"holds no signal|flow_heun needs the straight path"):
-        refused_case.build()
+        case.build()
 
 
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("steps", [0, -1, 101])
+@over("name", list(TABLES))
+@over("steps", [0, -1, 101])
 def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps {steps} must be between 1 and 100"):
         build_sampler(cosine(100), {"name": name, "steps": steps})
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
+@over(
+    "settings, message",
     [
         *(({"name": "ddim", "eta": bad}, f"eta {bad} must be between 0") for bad in (-0.1, 1.1, math.nan)),
         *(({"name": "heun", "churn": bad}, f"churn {bad} must be at least 0") for bad in (-1.0, math.inf, math.nan)),
@@ -122,7 +128,7 @@ def same(first: StepTable, second: StepTable, rows: slice = slice(None)) -> None
         assert not any(one.c + other.c)
 
 
-@pytest.mark.parametrize("steps", [1, 10, 100])
+@over("steps", [1, 10, 100])
 @pytest.mark.parametrize(
     ("name", "other"),
     [
@@ -140,6 +146,7 @@ def test_aliases_are_the_same_table(name: str, other: Any, steps: int) -> None:
     )
 
 
+@over("schedule", EVERY_SCHEDULE)
 @pytest.mark.parametrize(("name", "order_1"), [("dpmpp_2m", "ddim"), ("unipc", "ddim"), ("dpmpp_2m_sde", "ddpm")])
 def test_multistep_solvers_begin_and_end_with_a_step_of_order_1(schedule, name: str, order_1: str) -> None:
     """DPM-Solver++ 1 is DDIM, its SDE form is DDPM."""
@@ -159,8 +166,8 @@ def test_ddpm_variances_are_the_posterior_and_beta() -> None:
     np.testing.assert_allclose(ddpm(now, "beta").s ** 2, np.append(beta[:-1], 0.0), atol=1e-14)
 
 
+@over("steps", [1, 2, 7, 18])
 @pytest.mark.parametrize("churn", [0.0, 3.0, 40.0])
-@pytest.mark.parametrize("steps", [1, 2, 7, 18])
 def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
     """Karras et al. 2022, but for churn in the first step: nothing is trained beyond sigma_max."""
     table = build_sampler(KARRAS, {"name": "heun", "steps": steps, "churn": churn, "spacing": "trailing"})
@@ -182,7 +189,7 @@ def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-11)  # float64 from a start of 80
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.3, 1.0])
+@over("rate", [0.05, 0.3, 1.0])
 def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: float) -> None:
     """Noisy data N(0, V): steps of finite length settle at the variance V / (1 - rate sigma^2 / 2V)."""
     now, v = trailing(cosine(100), 100)[np.array([40])], 0.3

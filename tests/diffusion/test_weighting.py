@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from every import EVERY_SCHEDULE
+from one_case import over
 
 from diffpolicy.diffusion import schedules, weighting
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
@@ -25,7 +27,8 @@ def weights(schedule: Schedule, name: str, parameterization: str) -> FloatArray:
     return made(WEIGHTINGS, "weighting", name)(levels, np.broadcast_to(out, len(levels)))
 
 
-@pytest.mark.parametrize("parameterization", ["clean", "v", "flow", "edm"])  # defined also where alpha is 0
+@over("schedule", EVERY_SCHEDULE)
+@over("parameterization", ["clean", "v", "flow", "edm"])  # defined also where alpha is 0
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_weights_are_finite_and_not_negative_on_every_schedule(schedule, name: str, parameterization: str) -> None:
     found = weights(schedule, name, parameterization)
@@ -55,13 +58,14 @@ def test_weights_are_the_published(name: str, parameterization: str, expected: F
     np.testing.assert_allclose(weights(VP, name, parameterization), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("gamma", "k"), [(0.0, 1.0), (0.5, 2.0), (2.0, 1.0)])
+@over("gamma, k", [(0.0, 1.0), (0.5, 2.0), (2.0, 1.0)])
 def test_gammas_shape_p2_and_min_snr(gamma: float, k: float) -> None:
     on_noise = -VP.levels.sigma / VP.levels.alpha
     np.testing.assert_allclose(weighting.p2(gamma, k)(VP.levels, on_noise), (k + SNR) ** -gamma, rtol=1e-10)
     np.testing.assert_allclose(weighting.min_snr(gamma)(VP.levels, on_noise), np.minimum(SNR, gamma) / SNR, rtol=1e-10)
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_elbo_weights_telescope(schedule) -> None:
     """Reconstruction takes half the first level's SNR; the drops add up to half of the first minus the last."""
     found, snr = weighting.elbo_weights(schedule.levels), schedule.levels.snr
@@ -69,6 +73,7 @@ def test_elbo_weights_telescope(schedule) -> None:
     assert found[1:].sum() == pytest.approx((snr[0] - snr[-1]) / 2)
 
 
+@over("schedule", EVERY_SCHEDULE)
 def test_elbo_weights_are_ddpms_divergence(schedule) -> None:
     """The divergence of two Gaussians with the posterior's variance s^2, means b * clean apart: b^2 / (2 s^2)."""
     table = ddpm(trailing(schedule, len(schedule)))  # from the last level down; the last step is the reconstruction
@@ -77,6 +82,7 @@ def test_elbo_weights_are_ddpms_divergence(schedule) -> None:
     np.testing.assert_allclose(divergence, expected, rtol=1e-6)  # differences of levels that lie close together
 
 
+@over("schedule", EVERY_SCHEDULE)
 @pytest.mark.parametrize("name", LEVEL_DISTRIBUTIONS)
 def test_shares_of_levels_add_up_to_1(schedule, name: str) -> None:
     share = made(LEVEL_DISTRIBUTIONS, "level_distribution", name)(schedule.levels)
@@ -112,7 +118,7 @@ def test_logit_normal_has_its_density_on_flow() -> None:
     np.testing.assert_allclose(2000 * share, density, atol=2e-4)  # the density's curvature over one level
 
 
-@pytest.mark.parametrize("std", [0.0, -1.0, math.inf, math.nan])
+@over("std", [0.0, -1.0, math.inf, math.nan])
 def test_a_level_distribution_without_spread_is_refused(std: float) -> None:
     with pytest.raises(ValueError, match=f"std {std} must be above 0"):
         weighting.log_normal(0.0, std)

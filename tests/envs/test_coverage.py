@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from diffpolicy_envs.coverage import coverage
 from diffpolicy_envs.pusht_world import BLOCK_AREA_PX2, GOAL_POSE, LOCAL_OUTLINE, reward_of_coverage
+from one_case import over
 from shapely import affinity
 from shapely.geometry import Polygon
 
@@ -34,7 +35,7 @@ def test_full_turns_do_not_matter():
     assert coverage(x, y, angle + 10 * math.pi) == pytest.approx(coverage(x, y, angle), abs=1e-12)
 
 
-@pytest.mark.parametrize("spread_px", [0.0, 1e-9, 1e-3, 1.0, 20.0, 100.0])
+@over("spread_px", [0.0, 1e-9, 1e-3, 1.0, 20.0, 100.0])
 def test_equals_shapely(spread_px):
     generator = np.random.default_rng(0)
     for _ in range(300):
@@ -44,7 +45,7 @@ def test_equals_shapely(spread_px):
         assert coverage(x, y, angle) == pytest.approx(shapely_coverage(x, y, angle), abs=1e-11)
 
 
-@pytest.mark.parametrize("eighths", range(8))
+@over("eighths", range(8))
 def test_equals_shapely_where_edges_coincide(eighths):
     pose = (256.0, 256.0, math.pi / 4 * (1 + eighths))
     assert coverage(*pose) == pytest.approx(shapely_coverage(*pose), abs=1e-11)

@@ -13,6 +13,7 @@ from diffpolicy_envs.pusht import OBSERVATION_TYPES, PushTEnv
 from diffpolicy_envs.pusht_world import GOAL_POSE, LOCAL_KEYPOINTS
 from gymnasium.utils.env_checker import check_env
 from numpy.testing import assert_allclose, assert_array_equal
+from one_case import over
 
 STATE = [123.25, 400.5, 200.125, 180.75, 2.5]
 
@@ -78,8 +79,8 @@ def test_legacy_start_does_not_depend_on_what_happened_before():
     assert_array_equal(used.reset(seed=100000, options=options)[0], PushTEnv().reset(seed=100000, options=options)[0])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@over(
+    "options, message",
     [
         ({"reset_to_state": STATE}, "unknown options .'reset_to_state'."),
         ({"start_rule": "old"}, "start_rule is 'old'; expected one of"),
@@ -95,8 +96,8 @@ def test_wrong_options_are_refused(options, message):
         PushTEnv().reset(options=options)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@over(
+    "arguments, message",
     [
         ({"obs_type": "image"}, "obs_type is 'image'; expected one of"),
         ({"render_mode": "ansi"}, "render_mode is 'ansi'"),
@@ -108,8 +109,8 @@ def test_wrong_arguments_are_refused(arguments, message):
         PushTEnv(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("action", "message"),
+@over(
+    "action, message",
     [
         ([math.nan, 1.0], "expected two finite numbers"),
         ([1.0, math.inf], "expected two finite numbers"),
@@ -119,7 +120,7 @@ def test_wrong_arguments_are_refused(arguments, message):
         (3.0, r"shape \(\); expected \(2,\)"),
     ],
 )
-@pytest.mark.parametrize("kind", [np.array, lambda action: action], ids=["array", "list"])
+@over("kind", [np.array, lambda action: action])
 def test_wrong_actions_are_refused(action, message, kind):
     env = PushTEnv()
     env.reset(seed=0)

@@ -14,6 +14,7 @@ from diffpolicy_envs.experts import pusht
 from diffpolicy_envs.experts.pusht_model import advance, new_world
 from diffpolicy_envs.experts.pusht_table import pose_of_state, push_table
 from diffpolicy_envs.pusht_world import SUCCESS_COVERAGE, block_keypoints
+from one_case import over
 from walk import PATIENCE_S, wait_for
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
@@ -73,7 +74,7 @@ def test_every_contact_can_be_reached_from_every_other():
     assert np.isfinite(table.between).all()
 
 
-@pytest.mark.parametrize("seed", [4_000_000, 4_000_001, 4_000_002, 4_000_003])
+@over("seed", [4_000_000, 4_000_001, 4_000_002, 4_000_003])
 def test_expert_solves_unseen_starts(env, seed):
     settings = pusht.Settings(recovery_share=0.0)
     episode = pusht.record_episode(env, pusht.start_state(env, settings, seed), settings, seed)
@@ -106,9 +107,7 @@ def test_killed_generation_goes_on_to_the_same_file(reference, tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     recording = Path(f"{output}.recording")
-    deadline = time.monotonic() + 60.0
-    while time.monotonic() < deadline and not (recording / "data" / "action" / "c").exists():
-        time.sleep(0.01)
+    wait_for((recording / "data" / "action" / "c").exists, lambda: process.poll() is None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert recording.exists()
@@ -119,7 +118,7 @@ def test_killed_generation_goes_on_to_the_same_file(reference, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("moment", ["data", "data/action/c"])
+@pytest.mark.parametrize("moment", [pytest.param("data", marks=pytest.mark.slow), "data/action/c"])
 def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment):
     output = tmp_path / "interrupted.zarr.zip"
     code = (
@@ -129,13 +128,11 @@ def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment
         f"except KeyboardInterrupt:\n    sys.exit(130)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60.0
-    while time.monotonic() < deadline and not (Path(f"{output}.recording") / moment).exists():
-        time.sleep(0.01)
-    time.sleep(0.2)
+    wait_for((Path(f"{output}.recording") / moment).exists, lambda: process.poll() is None)
+    time.sleep(0.2)  # somewhere in the middle; nothing hangs on where
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
     try:
-        _, errors = process.communicate(timeout=60.0)  # to the end of stderr, which every process holds open
+        _, errors = process.communicate(timeout=PATIENCE_S)  # to the end of stderr, which every process holds open
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -143,6 +140,7 @@ def test_an_interrupt_ends_the_workers_without_a_word_of_theirs(tmp_path, moment
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_make_the_same_file_and_go_on_where_they_were_stopped(reference, tmp_path):
     output = tmp_path / "shared.zarr.zip"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -185,8 +183,8 @@ def test_finished_output_is_left_as_it_is(reference):
         generate("pusht", 4, 6, reference, settings={"push_noise": 0.5})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@over(
+    "arguments, message",
     [
         ({"task": "chess"}, "task is 'chess'; expected one with an expert: .*'pusht'"),
         ({"episodes": 0}, "episodes is 0; expected a whole number, at least 1"),
@@ -221,9 +219,10 @@ def test_shipped_keypoints_are_those_of_the_state(shipped):
     np.testing.assert_allclose(shipped.rows("keypoint", 0, 500), expected, atol=1 / 16 + 123 / 4096)
 
 
-def test_every_shipped_episode_replays_to_success(shipped, env):
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_shipped_episode_replays_to_success(shipped, env, every):
     actions, states, ends = shipped["action"], shipped["state"], shipped.episode_ends
-    for first, last in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+    for first, last in [*zip(np.concatenate([[0], ends[:-1]]), ends, strict=True)][::every]:
         env.reset(options={"state": states[first].astype(np.float64)})
         solved = any(env.step(action)[4]["is_success"] for action in actions[first:last])
         assert solved, f"episode that starts at row {first}"

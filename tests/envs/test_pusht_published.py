@@ -9,6 +9,7 @@ import pytest
 from diffpolicy_envs.pusht import PushTEnv
 from diffpolicy_envs.pusht_render import PushTRenderer
 from diffpolicy_envs.pusht_world import block_keypoints
+from one_case import over
 
 # Block pose and the reward of gym-pusht 0.1.8 there.
 GYM_PUSHT_REWARDS = [
@@ -81,7 +82,7 @@ def test_frames_look_like_the_human_data(human):
         assert difference.mean() < 0.35
 
 
-@pytest.mark.parametrize(("x", "y", "angle", "reward"), GYM_PUSHT_REWARDS)
+@over("x, y, angle, reward", GYM_PUSHT_REWARDS)
 def test_rewards_are_gym_pushts(x, y, angle, reward):
     env = PushTEnv()
     env.reset(options={"state": [20.0, 20.0, x, y, angle]})

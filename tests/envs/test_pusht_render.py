@@ -7,11 +7,12 @@ import pytest
 from diffpolicy_envs import pusht_render
 from diffpolicy_envs.pusht import PushTEnv
 from numpy.testing import assert_array_equal
+from one_case import over
 
 STATE = [100.0, 100.0, 300.0, 350.0, 0.3]
 
 
-@pytest.mark.parametrize("size", [1, 17, 64, 96, 300, 512, 700])
+@over("size", [1, 17, 64, 96, 300, 512, 700])
 def test_every_size_renders(size):
     env = PushTEnv(render_mode="rgb_array", render_size=size)
     env.reset(seed=0)
@@ -21,7 +22,7 @@ def test_every_size_renders(size):
     assert (frame.shape, frame.dtype) == ((size, size, 3), np.uint8)
 
 
-@pytest.mark.parametrize("size", [96, 256, 512, 1024])
+@over("size", [96, 256, 512, 1024])
 def test_things_are_drawn_where_they_are(size):
     frame = pusht_render.PushTRenderer(size).draw(STATE)
 

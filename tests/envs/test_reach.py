@@ -11,6 +11,7 @@ from diffpolicy_envs.reach_world import VARIANTS
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_allclose, assert_array_equal
+from one_case import over
 
 NAME = "diffpolicy_envs:diffpolicy/ObstacleReach-v0"
 ALL = [*VARIANTS, "mixed"]
@@ -34,7 +35,7 @@ def trace(env, seed, steps=40):
     return np.stack([np.concatenate([row[key] for key in sorted(row)]) for row in rows])
 
 
-@pytest.mark.parametrize("variant", ALL)
+@over("variant", ALL)
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized.*")
 @pytest.mark.filterwarnings("error")
 def test_gymnasium_finds_nothing_wrong(variant):
@@ -44,7 +45,7 @@ def test_gymnasium_finds_nothing_wrong(variant):
     assert env.spec.max_episode_steps == 100
 
 
-@pytest.mark.parametrize("variant", ALL)
+@over("variant", ALL)
 def test_same_seed_and_actions_give_the_same_episode(variant):
     used = ObstacleReachEnv(variant)
     trace(used, seed=1)
@@ -113,8 +114,8 @@ def test_tangents_are_where_the_agent_just_passes():
     assert_array_equal(tangents[1:], 0)
 
 
-@pytest.mark.parametrize(
-    ("layout", "message"),
+@over(
+    "layout, message",
     [
         ({"agent": [1.0]}, r"agent has shape \(1,\); expected \(2,\)"),
         ({"agent": [1.0, 600.0]}, r"expected a place in \[0, 512\] px"),
@@ -150,7 +151,7 @@ def test_wrong_arguments_and_options_are_refused():
         ObstacleReachEnv().step(np.zeros(2))
 
 
-@pytest.mark.parametrize(("action", "message"), [([math.nan, 1.0], "finite"), ([1.0, 2.0, 3.0], r"shape \(3,\)")])
+@over("action, message", [([math.nan, 1.0], "finite"), ([1.0, 2.0, 3.0], r"shape \(3,\)")])
 def test_wrong_actions_are_refused_and_change_nothing(action, message):
     env, _ = placed()
     with pytest.raises(ValueError, match=message):
@@ -170,7 +171,7 @@ def test_the_plant_is_that_of_push_t():
     assert_allclose(info["agent_velocity"], velocity, rtol=1e-12)
 
 
-@pytest.mark.parametrize("key", ["agent_position", "agent_velocity"])
+@over("key", ["agent_position", "agent_velocity"])
 def test_push_t_reports_the_agent_under_the_same_names(key):
     env = gymnasium.make("diffpolicy_envs:diffpolicy/PushT-v0")
     env.reset(seed=0)
@@ -267,7 +268,7 @@ def test_moving_obstacles_keep_their_bound_and_turn_round():
     assert info["time_s"] == 9.9
 
 
-@pytest.mark.parametrize(("y", "side"), [(260.0, 1), (140.0, -1), (200.0, 0)])
+@over("y, side", [(260.0, 1), (140.0, -1), (200.0, 0)])
 def test_side_says_where_the_agent_passed(y, side):
     env, info = placed()
     assert info["side"] == 0

@@ -14,6 +14,7 @@ from diffpolicy_envs.reach import ObstacleReachEnv
 from diffpolicy_envs.reach_geometry import swept_distance
 from diffpolicy_envs.reach_variants import draw_layout
 from diffpolicy_envs.reach_world import AGENT_RADIUS_PX, VARIANTS
+from one_case import over
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
@@ -72,7 +73,7 @@ def test_there_is_no_way_into_an_obstacle_ring_or_through_a_barrier():
     assert len(shortest_way(args[0], args[1], vertices[:0], radius[:0], 0.0, wall)) == 0
 
 
-@pytest.mark.parametrize("side", [-1, 1])
+@over("side", [-1, 1])
 def test_a_route_passes_on_the_side_that_is_asked_for(side):
     layout = draw_layout(np.random.default_rng(7), "symmetric")
     view = View(layout.agent, layout.goal, layout.vertices[:1], layout.radius[:1], np.zeros((1, 2)))
@@ -119,8 +120,8 @@ def test_an_episode_depends_on_its_seed_only():
             np.testing.assert_array_equal(one.arrays[key], other.arrays[key])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
+@over(
+    "settings, message",
     [
         ({"speed_px": 50.0}, r"speed_px is 50\.0; expected a number, 2\.0 to 20\.0"),
         ({"recovery_share": "half"}, "recovery_share is 'half'; expected a number"),

@@ -10,6 +10,7 @@ from diffpolicy_envs.reach_geometry import signed_distance, swept_distance, tang
 from diffpolicy_envs.reach_physics import offsets
 from diffpolicy_envs.reach_variants import GAP_PX, SPARE_PX, draw_layout
 from diffpolicy_envs.reach_world import AGENT_RADIUS_PX, VARIANTS
+from one_case import over
 
 SEEDS = range(40)
 
@@ -76,7 +77,7 @@ def test_the_way_through_a_tangent_point_touches_and_does_not_cut():
             assert abs(swept_distance(agent, agent + 1.5 * (place - agent), vertices, 22.0, np.inf)) < 1e-4
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@over("variant", VARIANTS)
 def test_start_and_goal_are_free_and_far_apart(variant):
     for layout in layouts(variant):
         assert 249.0 < math.dist(layout.agent, layout.goal) < 421.0

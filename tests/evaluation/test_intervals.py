@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
+from one_case import over
 
 from diffpolicy.evaluation.intervals import bootstrap_interval, wilson_interval
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials", "expected"),
-    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (81, 263, (0.2553, 0.3662))],  # Newcombe 1998, table I
-)
+@over("successes, trials, expected", [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (81, 263, (0.2553, 0.3662))])
 def test_wilson_interval_is_the_published_one(successes: int, trials: int, expected: tuple[float, float]) -> None:
     assert wilson_interval(successes, trials) == pytest.approx(expected, abs=1e-4)
 

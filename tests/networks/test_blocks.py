@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from one_case import over
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -43,8 +44,8 @@ def _output_and_gradients(layer: Callable[[Tensor], Tensor], parameters: list[Te
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("length", [1, 2, 4, 7, 16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@over("length", [1, 2, 4, 7, 16])
+@over("dtype", [torch.float32, torch.float64])
 def test_layer_and_its_gradients_equal_torchs_own(name: str, length: int, dtype: torch.dtype) -> None:
     ours, theirs = (_random_parameters(make().to(dtype)) for make in LAYERS[name])
     x = 3 * torch.randn(5, 8, length, generator=torch.Generator().manual_seed(1), dtype=dtype)

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from one_case import over
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -30,7 +31,7 @@ def plain(network: UNet1d, x: Tensor, time: float, condition: Tensor) -> Tensor:
     return network(x, torch.full((len(x),), time), condition)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8, 64])
+@over("batch", [1, 3, 64])
 @pytest.mark.parametrize(
     ("widths", "kernel", "horizon"), [((16, 32, 64), 5, 16), ((24, 8), 3, 4), ((8, 16, 8, 32), 1, 16), ((8, 8), 7, 6)]
 )
@@ -46,7 +47,7 @@ def test_the_output_is_the_networks(batch: int, widths: tuple[int, ...], kernel:
             assert_close(unrolled(x, time), expected, rtol=1e-8, atol=1e-8)  # float64 rounding through 25 layers
 
 
-@pytest.mark.parametrize("batch", [1, 64])
+@over("batch", [1, 64])
 def test_in_float32_the_difference_is_rounding(batch: int) -> None:
     network, condition, x = random_network((32, 64, 128)), torch.randn(batch, 6), torch.randn(batch, 16, 2)
     with torch.inference_mode():
@@ -55,8 +56,8 @@ def test_in_float32_the_difference_is_rounding(batch: int) -> None:
     assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))  # through 25 layers
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("threads", [1, 2, 3, 64])  # 2 serves two of the three widths, 3 none
+@over("batch", [1, 2])
+@over("threads", [1, 2, 3, 64])  # 2 serves two of the three widths, 3 none
 def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(threads: int, batch: int) -> None:
     network = random_network().double()
     condition, x = torch.randn(batch, 6).double(), torch.randn(batch, 16, 2).double()
@@ -78,22 +79,6 @@ def test_an_output_is_not_overwritten_by_the_next() -> None:
         kept = first.clone()
         unrolled(torch.randn(2, 16, 2), 99.0)
     assert_close(first, kept, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("batch", [8, 24, 64])
-@pytest.mark.parametrize("widths", [(8, 16, 32), (32, 64, 128)])
-def test_in_a_batch_of_a_multiple_of_8_a_row_depends_neither_on_its_place_nor_on_its_neighbours(
-    batch: int, widths: tuple[int, ...]
-) -> None:
-    network = random_network(widths)
-    x, condition = torch.randn(1, 16, 2), torch.randn(1, 6)
-    found = []
-    with torch.inference_mode():
-        for place in range(batch):
-            all_x, all_conditions = torch.randn(batch, 16, 2), torch.randn(batch, 6)
-            all_x[place], all_conditions[place] = x[0], condition[0]
-            found.append(UnrolledUNet1d(network, all_conditions, TIMES, 16)(all_x, 99.0)[place])
-    assert all(torch.equal(found[0], other) for other in found)
 
 
 def test_changed_weights_are_seen_at_once() -> None:

@@ -112,7 +112,7 @@ def test_a_file_in_place_of_the_folder_is_refused(folder: Path, file: str) -> No
 
 
 def test_missing_statistics_are_refused(folder: Path) -> None:
-    rewrite(folder, lambda tensors: {**tensors, "action_normalizer.scale": torch.full((2,), torch.nan)})
+    rewrite(folder, lambda tensors: {**tensors, "codec.scale": torch.full((2,), torch.nan)})
     with pytest.raises(ValueError, match="no normalisation statistics for action"):
         DiffusionPolicy.from_pretrained(folder)
 

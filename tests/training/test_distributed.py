@@ -98,7 +98,7 @@ def test_two_processes_train_what_one_trains_at_the_same_batch(data_set: Path, a
         assert_close_runs(alone, tmp_path / "other")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(
     data_set: Path, alone: Path, tmp_path: Path, before: int, after: int
 ) -> None:
@@ -183,6 +183,7 @@ def test_torchrun_trains_and_a_signal_stops_all_processes_at_one_step(
     assert int(line) % 10 == 0
 
 
+@pytest.mark.slow  # the reason: test_what_cannot_be_shared_is_refused_before_any_work
 def test_a_batch_that_does_not_divide_is_one_clear_message(repository: Path, data_set: Path, tmp_path: Path) -> None:
     launched = command(repository, data_set, tmp_path / "run", "trainer.steps=2", "trainer.batch_size=33")
     done = subprocess.run(launched, cwd=repository, capture_output=True, text=True, timeout=PATIENCE_S)

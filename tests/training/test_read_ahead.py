@@ -56,7 +56,7 @@ def expected(batch: Batch) -> np.ndarray:
     return (wanted[:, :, None] == ARRAYS["action"]).all(-1).argmax(-1)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_images_come_as_they_are_stored_beside_the_observations_of_the_same_steps(images: Path, workers: int) -> None:
     found = batches(images, workers)
     try:

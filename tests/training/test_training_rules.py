@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_case import over
 from torch import Tensor
 
 from diffpolicy import DiffusionPolicy
@@ -75,9 +76,10 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_a_half_cosine(data_set
     assert logged(tmp_path, "learning_rate") == applied
 
 
-@pytest.mark.parametrize("bound", [1e-3, 1e3])
+@over("bound", [1e-3, 1e3])
 def test_the_optimiser_gets_the_gradient_scaled_down_to_the_bound(data_set: Path, tmp_path: Path, bound: float) -> None:
-    trainer = make_trainer(data_set, tmp_path, max_grad_norm=bound, steps=4)
+    folder = tmp_path / str(bound)
+    trainer = make_trainer(data_set, folder, max_grad_norm=bound, steps=4)
     policy, seen = trainer.policy, []
     raw: list[Tensor] = []
     first = next(policy.parameters())
@@ -88,7 +90,7 @@ def test_the_optimiser_gets_the_gradient_scaled_down_to_the_bound(data_set: Path
     first.register_post_accumulate_grad_hook(lambda parameter: raw.append(parameter.grad.double().clone()))
     trainer.optimizer.register_step_pre_hook(remember)
     trainer.run()
-    norms = logged(tmp_path, "grad_norm")  # before clipping
+    norms = logged(folder, "grad_norm")  # before clipping
     assert all(1e-2 < norm < 1e2 for norm in norms), "one bound acts, the other does not"
     for norm, before, after in zip(norms, raw, seen, strict=True):
         scale = min(1.0, bound / norm)
@@ -97,18 +99,19 @@ def test_the_optimiser_gets_the_gradient_scaled_down_to_the_bound(data_set: Path
         torch.testing.assert_close(after[: first.numel()].view_as(first), scale * before, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("max_decay", [0.9999, 0.5])
+@over("max_decay", [0.9999, 0.5])
 def test_a_checkpoint_holds_the_average_as_model_and_the_raw_weights_for_resuming(
     data_set: Path, tmp_path: Path, max_decay: float
 ) -> None:
-    trainer = make_trainer(data_set, tmp_path, ema_power=0.75, ema_max_decay=max_decay)
+    run = tmp_path / str(max_decay)
+    trainer = make_trainer(data_set, run, ema_power=0.75, ema_max_decay=max_decay)
     weights: list[dict[str, Tensor]] = []
     trainer.optimizer.register_step_post_hook(
         lambda *_: weights.append({name: value.detach().clone() for name, value in trainer.policy.named_parameters()})
     )
     trainer.run()
     for step in (4, 8):
-        folder = tmp_path / "checkpoints" / f"step_{step}"
+        folder = run / "checkpoints" / f"step_{step}"
         model, state = (checkpoint.read_tensors(folder, name) for name in ("model", "training_state"))
         average = averaged(weights[:step], 0.75, max_decay)
         for name, raw in weights[step - 1].items():

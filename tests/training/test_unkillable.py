@@ -76,7 +76,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
     assert not list((tmp_path / "cut" / "checkpoints").glob(".step_*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_it(data_set: Path, tmp_path: Path, number: int) -> None:
     config = settings(data_set, trainer={**RARELY, "steps": 40, "log_every": 7, "checkpoint_every": 1000})
     process = begin_or_resume(config, tmp_path / "cut")
@@ -152,7 +152,10 @@ def whole(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", ["flipped bit", "half a file", "no config", "no folder"])
+@pytest.mark.parametrize(
+    "how",
+    ["flipped bit", *(pytest.param(one, marks=pytest.mark.slow) for one in ("half a file", "no config", "no folder"))],
+)
 def test_a_damaged_checkpoint_is_refused_and_the_good_one_before_it_named(
     data_set: Path, whole: Path, tmp_path: Path, how: str
 ) -> None:
@@ -221,7 +224,7 @@ def with_evaluation(data_set: Path, folder: Path, resume: bool = False) -> Train
     return settings(data_set, env=env, evaluation=EvaluationConfig(episodes=2), trainer=changes, resume=resume)
 
 
-@pytest.mark.parametrize("event", ["death", "signal"])
+@pytest.mark.parametrize("event", ["death", pytest.param("signal", marks=pytest.mark.slow)])
 def test_an_evaluation_that_breaks_off_is_saved_before_and_made_again(
     data_set: Path, tmp_path: Path, event: str
 ) -> None:

@@ -1,9 +1,13 @@
 """Every schedule, and every sampler on every schedule: an entry added to the tables inherits the tests."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from one_case import over
 
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
@@ -75,17 +79,25 @@ def _cases() -> list[SamplerCase]:
     ]
 
 
-@pytest.fixture(params=EVERY_SCHEDULE.values(), ids=EVERY_SCHEDULE)
-def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return request.param
+def _named(config: Any) -> str:
+    default = vars(settings_of(TABLES, "sampler", config.name))
+    return "-".join([config.name, *(f"{key}={value}" for key, value in vars(config).items() if value != default[key])])
 
 
-@pytest.fixture(params=[case for case in _cases() if case.is_defined], ids=str)
-def case(request: pytest.FixtureRequest) -> SamplerCase:
-    return request.param
+CASES = {
+    _named(config): [c for c in _cases() if replace(c.config, steps=config.steps, spacing=config.spacing) == config]
+    for config in EVERY_SAMPLER
+}
+REFUSED = [case for case in _cases() if not case.is_defined and case.config.steps > 1]  # 1 step is the clean estimate
 
 
-# One step is the clean estimate, on any schedule.
-@pytest.fixture(params=[case for case in _cases() if not case.is_defined and case.config.steps > 1], ids=str)
-def refused_case(request: pytest.FixtureRequest) -> SamplerCase:
-    return request.param
+def per_sampler(test: Callable[[SamplerCase], None]) -> Callable[[str], None]:
+    """One test case per sampler, on everything that it is defined for."""
+
+    @pytest.mark.parametrize("sampler", CASES)
+    @functools.wraps(test)
+    def run(sampler: str) -> None:
+        over("case", [case for case in CASES[sampler] if case.is_defined])(test)()
+
+    run.__signature__ = inspect.Signature([inspect.Parameter("sampler", inspect.Parameter.POSITIONAL_OR_KEYWORD)])
+    return run

@@ -1,0 +1,163 @@
+"""Which test notices which mutant: python tests/mutation/run.py
+
+Every mutant is made in a copy of the tree in a temporary folder, whose tests run on it until the first that fails;
+those of the mutant's own room come first. A run that takes too long counts as noticed. The tree itself is only read.
+"""
+
+import argparse
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import mutants
+
+TREE = Path(__file__).parents[2]
+# Rooms whose tests are tried after the mutant's own, before all others.
+NEIGHBOURS = ("diffusion", "constraints", "codecs", "networks", "safety", "policy", "control", "data", "evaluation")
+NOTICED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
+NOT_COPIED = (".git", ".venv", "outputs", "__pycache__", ".*_cache", ".hypothesis", "dist", "build")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests said of a mutant; `by` is empty where it survived."""
+
+    mutant: mutants.Mutant
+    by: str
+    seconds: float
+
+
+class Copy:
+    """A copy of a tree that its tests run in."""
+
+    def __init__(self, tree: Path, folder: Path) -> None:
+        self.folder = folder
+        ignored = shutil.ignore_patterns(*NOT_COPIED)
+        shutil.copytree(
+            tree, folder, ignore=lambda at, names: {*ignored(at, names), *(["data"] if Path(at) == tree else [])}
+        )
+        (folder / "data").symlink_to(tree / "data")
+        paths = [str(folder), str(folder / "envs")]
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._environment |= {"OMP_NUM_THREADS": "1"}
+        where = self._python("-c", "import diffpolicy; print(diffpolicy.__file__)", timeout=300).stdout.strip()
+        assert Path(where).is_relative_to(folder), f"the tests would run on {where}, not on the copy"
+
+    def test(self, room: str, skipped: list[str], timeout_s: float, stop: bool = True) -> list[str]:
+        """The tests that fail, in the order of `room`; only the first where `stop`."""
+        folders = [
+            f"tests/{name}" for name in dict.fromkeys((room, *NEIGHBOURS)) if (self.folder / "tests" / name).is_dir()
+        ]
+        rest = sorted(str(p.relative_to(self.folder)) for p in (self.folder / "tests").glob("*/"))
+        files = sorted(str(p.relative_to(self.folder)) for p in (self.folder / "tests").glob("test_*.py"))
+        others = [name for name in rest if name not in folders and name not in ("tests/mutation", "tests/__pycache__")]
+        settings = ["-q", "--no-header", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow"]
+        settings += [*(["-x"] if stop else []), *(f"--deselect={name}" for name in skipped)]
+        try:
+            done = self._python("-m", "pytest", *settings, *folders, *others, *files, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return ["took too long"]
+        found = NOTICED.findall(done.stdout)
+        return found or ([] if done.returncode == 0 else [f"pytest ended with {done.returncode}: {done.stdout[-300:]}"])
+
+    def _python(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)  # with the workers that it started
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out)
+
+
+def try_out(copy: Copy, mutant: mutants.Mutant, skipped: list[str], timeout_s: float) -> Outcome:
+    path = copy.folder / mutant.path
+    content, start = path.read_bytes(), time.monotonic()
+    path.write_bytes(mutant.apply(content))
+    try:
+        found = copy.test(mutant.room, skipped, timeout_s)
+    finally:
+        path.write_bytes(content)
+    return Outcome(mutant, found[0] if found else "", time.monotonic() - start)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """A Markdown table, a line per mutant."""
+    noticed = sum(bool(one.by) for one in outcomes)
+    lines = [f"{noticed} of {len(outcomes)} mutants are noticed.", "", "| mutant | place | change | noticed by | s |"]
+    lines.append("|---|---|---|---|---|")
+    for number, one in enumerate(outcomes):
+        mutant = one.mutant
+        change = f"`{mutant.before}` -> `{mutant.after}`".replace("|", "\\|").replace("\n", " ")
+        place = f"{mutant.path.removeprefix('diffpolicy/')}:{mutant.line}"
+        lines.append(
+            f"| {number} {mutant.kind} | {place} | {change} | {one.by or '**survived**'} | {one.seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tree", type=Path, default=TREE, help="what is copied: diffpolicy, envs, tests, ...")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the mutants to try")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds a mutant")
+    parser.add_argument("--list", action="store_true", help="show the mutants, run nothing")
+    parser.add_argument("--skip", nargs="*", help="tests that fail anyway; by default they are found out first")
+    parser.add_argument("--output", type=Path, default=TREE / "outputs" / "mutants.md")
+    chosen = parser.parse_args()
+    found = mutants.choose(chosen.tree, chosen.seed, chosen.count)
+    found = [found[number] for number in chosen.only] if chosen.only else found
+    if chosen.list:
+        print(table([Outcome(mutant, "not tried", 0.0) for mutant in found]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copies: queue.Queue[Copy] = queue.Queue()
+        for number in range(chosen.workers):
+            copies.put(Copy(chosen.tree.resolve(), Path(folder) / str(number)))
+        skipped = chosen.skip
+        if skipped is None:
+            skipped = copies.queue[0].test("diffusion", [], 4 * chosen.timeout, stop=False)
+            print(f"fail without a mutant: {skipped or 'none'}", flush=True)
+        lock = threading.Lock()
+
+        def work(mutant: mutants.Mutant) -> Outcome:
+            copy = copies.get()
+            try:
+                outcome = try_out(copy, mutant, skipped, chosen.timeout)
+            finally:
+                copies.put(copy)
+            with lock:
+                print(f"{mutant.path}:{mutant.line} {mutant.kind}: {outcome.by or 'SURVIVED'}", flush=True)
+            return outcome
+
+        with ThreadPoolExecutor(chosen.workers) as pool:
+            outcomes = list(pool.map(work, found))
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(table(outcomes), encoding="utf-8")
+    print(table(outcomes).splitlines()[0], chosen.output)
+
+
+if __name__ == "__main__":
+    main()
