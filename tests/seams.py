@@ -13,6 +13,7 @@ from diffpolicy.codecs.normalizer import Normalizer
 from diffpolicy.diffusion.objectives.denoising import Denoising
 from diffpolicy.diffusion.objectives.objective import ConditionedNetwork
 from diffpolicy.diffusion.parameterization import CLEAN
+from diffpolicy.diffusion.reverse import Denoised, all_finite
 from diffpolicy.diffusion.schedules import cosine
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.encoders.low_dim import LowDimEncoder
@@ -200,7 +201,9 @@ class RegressionPolicy(nn.Module):
         seen = checked_observation(observation, self.config.observations, (len(generators), window.n_obs_steps))
         projection = PlanProjection(self.codec, present, constrain)
         with torch.inference_mode():
-            plan = projection.only({key: value.to(self.device) for key, value in seen.items()}, self._plan)
+            clean = self._plan({key: value.to(self.device) for key, value in seen.items()})
+            denoised = Denoised(projection.project(clean, None, 0), all_finite([clean]))
+            plan = projection.finish(denoised, None, 1)
         return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

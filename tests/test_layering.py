@@ -31,7 +31,7 @@ FLOORS = (
 # Inside these rooms too a file imports from its own shelf and from lower ones; a folder stands for its files.
 SHELVES = {
     "data": (
-        ("archive", "checks", "windows"),
+        ("archive", "checks", "source", "windows"),
         ("store",),
         ("replay_buffer",),
         ("sources", "stream"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.source import DataSource
 from diffpolicy.data.stream import Columns, StreamedRows, joined
 
 # More flattened columns than this in one array is taken for an image, which the low-dimensional view does not hold.
@@ -41,8 +42,9 @@ def load_demonstrations(
     observations: Mapping[str, Sequence[str]],
     action: str = "action",
     stream: Sequence[str] = (),
+    open_source: Callable[[str], DataSource] = ReplayBuffer.open,
 ) -> Demonstrations:
-    """Read a zarr data set as a task describes it, e.g. observations={"keypoints": ["keypoint", "state[:2]"]}.
+    """Read a data set as a task describes it, e.g. observations={"keypoints": ["keypoint", "state[:2]"]}.
 
     Each observation joins its parts column-wise; a part is the name of an array, flattened to [n_steps, columns], with
     an optional range of columns. Those named in `stream` stay on disk, and may be images: one array [n_steps, height,
@@ -50,7 +52,7 @@ def load_demonstrations(
     episodes.
     """
     with contextlib.ExitStack() as opened:
-        buffer = ReplayBuffer.open(location)
+        buffer = open_source(str(location))
         opened.callback(buffer.close)
         if not buffer.n_episodes:
             raise ValueError(f"{location}: holds no episodes; record some with append_episode")
@@ -71,25 +73,25 @@ def load_demonstrations(
         return found
 
 
-def _read(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> torch.Tensor:
+def _read(buffer: DataSource, name: str, parts: Sequence[str]) -> torch.Tensor:
     columns = _all_columns(buffer, name, parts)
     return joined(f"{buffer.location}: {name!r}", [buffer[key] for key, _, _ in columns], columns)
 
 
-def _stream(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> StreamedRows:
+def _stream(buffer: DataSource, name: str, parts: Sequence[str]) -> StreamedRows:
     if len(parts) == 1 and len(buffer.specs.get(parts[0], ((), None))[0]) == 3:
         return StreamedRows(buffer, name, [(parts[0], 0, 0)], is_image=True)
     return StreamedRows(buffer, name, _all_columns(buffer, name, parts), is_image=False)
 
 
-def _all_columns(buffer: ReplayBuffer, name: str, parts: Sequence[str]) -> list[Columns]:
+def _all_columns(buffer: DataSource, name: str, parts: Sequence[str]) -> list[Columns]:
     """All parts are checked before the first is read."""
     if isinstance(parts, str) or not parts:
         raise ValueError(f'observation {name!r}: is {parts!r}, expected a list of arrays such as ["state[:2]"]')
     return [_columns(buffer, name, part) for part in parts]
 
 
-def _columns(buffer: ReplayBuffer, name: str, part: str) -> Columns:
+def _columns(buffer: DataSource, name: str, part: str) -> Columns:
     match = _COLUMNS.fullmatch(str(part).strip())
     where = f"{buffer.location}: {name!r}: {part!r}"
     if match is None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.source import DataSource
 
 Columns = tuple[str, int, int]
 """(array, first column, one past the last column) of an array flattened to [n_steps, columns]."""
@@ -21,7 +21,7 @@ class StreamedRows:
     joined to float32 columns, the very numbers that are held in memory otherwise.
     """
 
-    def __init__(self, buffer: ReplayBuffer, name: str, parts: Sequence[Columns], is_image: bool) -> None:
+    def __init__(self, buffer: DataSource, name: str, parts: Sequence[Columns], is_image: bool) -> None:
         self._buffer, self._name, self._parts = buffer, name, parts
         self.is_image = is_image
 

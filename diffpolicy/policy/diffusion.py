@@ -20,16 +20,7 @@ from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.protocols import Encoder
-from diffpolicy.policy.build import (
-    SAMPLERS,
-    Sampler,
-    build_codec,
-    build_encoder,
-    build_network,
-    build_objective,
-    build_sampler,
-    resolved,
-)
+from diffpolicy.policy import build
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
@@ -49,14 +40,14 @@ class DiffusionPolicy(nn.Module):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.config = config = resolved(config)
+        self.config = config = build.resolved(config)
         self.metadata: dict[str, Any] = {}
-        self.codec: Codec = build_codec(config)
-        self.encoder: Encoder = build_encoder(config)
-        self.objective: Objective = build_objective(config.diffusion)
+        self.codec: Codec = build.build_codec(config)
+        self.encoder: Encoder = build.build_encoder(config)
+        self.objective: Objective = build.build_objective(config.diffusion)
         self.null_condition = self.encoder.output.null() if self.objective.condition_dropout > 0 else nn.ParameterDict()
         self._encoded_shape = self.codec.encoded_shape(config.window.horizon)
-        self.network = build_network(config, self._encoded_shape, self.encoder.output)
+        self.network = build.build_network(config, self._encoded_shape, self.encoder.output)
         self.objective.attach(self.network)
         self._vectors = sorted(key for key, spec in config.observations.items() if spec.kind == "vector")
         sizes = [config.observations[key].features for key in self._vectors]
@@ -73,7 +64,7 @@ class DiffusionPolicy(nn.Module):
         """Whether it was trained to do without observations, too."""
         return len(self.null_condition) > 0
 
-    def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> Sampler:
+    def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> build.Sampler:
         """A sampler for this policy's schedule: a name, a mapping with a name, or settings such as `DdimConfig`.
 
         Args:
@@ -82,10 +73,10 @@ class DiffusionPolicy(nn.Module):
         Raises:
             ValueError: an unknown sampler or setting, or one that does not fit the schedule.
         """
-        settings = settings_of(SAMPLERS, "sampler", choice)
+        settings = settings_of(build.SAMPLERS, "sampler", choice)
         if steps is not None:
             settings = dataclasses.replace(settings, steps=steps)
-        return build_sampler(self.objective.schedule, settings)
+        return build.build_sampler(self.objective.schedule, settings)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """The guidance of these settings, None where they ask for none.
@@ -163,7 +154,7 @@ class DiffusionPolicy(nn.Module):
         self,
         observation: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
-        sampler: Sampler | None = None,
+        sampler: build.Sampler | None = None,
         constrain: Constrain | Projection | None = None,
         guide: Guide | None = None,
     ) -> ActionChunk:
@@ -230,7 +221,7 @@ class DiffusionPolicy(nn.Module):
         """The clean estimate at a condition; faster at `times` that are known beforehand."""
         return self.objective.denoiser(self.network.at_condition(condition, times, self._encoded_shape[0]))
 
-    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None, sampler: Sampler) -> Denoise:
+    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None, sampler: build.Sampler) -> Denoise:
         times = [row.time for row in sampler.rows]
         denoise = self.denoiser_at(self.condition(observation), times)
         if guide is None:

@@ -72,7 +72,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint: {path} is not valid JSON ({error}); restore it from a copy") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in READABLE:
-        raise ValueError(f"checkpoint: {path} has format_version {version!r}, this version reads {READABLE}")
+        raise ValueError(
+            f"checkpoint: {path} has format_version {version!r}, this version reads {' or '.join(map(str, READABLE))}"
+        )
     hashes = content.get("sha256")
     if not isinstance(hashes, dict) or hashes.get(CONFIG) != _config_hash(content):
         raise ValueError(f"checkpoint: {path} does not match its own SHA-256; it was changed or damaged")

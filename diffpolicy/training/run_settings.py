@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from diffpolicy.codecs.normalizer import BLOCK_ROWS
-from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
-from diffpolicy.data.sources import find_data_set
+from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, SAMPLERS, resolved
 from diffpolicy.policy.kinds import build_policy
@@ -21,7 +20,11 @@ from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
 CHOICES = ("model", "diffusion", "encoder", "codec")
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # free to differ on resume
-WHERE = ("stream", "workers")  # of data; batches do not depend on where it lies, so these are free to differ too
+WHERE = (
+    "format",
+    "stream",
+    "workers",
+)  # of data; batches do not depend on where it lies, so these are free to differ too
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
 ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
 AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
@@ -40,17 +43,6 @@ def check_trainer(trainer: TrainerConfig) -> None:
         raise ValueError(f"trainer: precision {trainer.precision!r} must be float32 or bfloat16")
     if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):
         raise ValueError(f"trainer: betas {list(trainer.betas)} must be two numbers in [0, 1)")
-
-
-def load_data(data: DataConfig) -> Demonstrations:
-    """The demonstrations, found or downloaded, as `load_demonstrations` gives them."""
-    if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
-        raise ValueError(
-            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
-        )
-    if data.workers < 0:
-        raise ValueError(f"data: workers {data.workers} must be at least 0")
-    return load_demonstrations(find_data_set(data.path), data.observations, data.action, data.stream)
 
 
 def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:

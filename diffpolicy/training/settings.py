@@ -16,6 +16,7 @@ class DataConfig:
     # {key: [array, ...]}, arrays as "state" or "state[:2]"; a typed dict would refuse new keys
     observations: Any = None
     normalizer: str = "limits"
+    format: str = "zarr"
     validation_fraction: float = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
     workers: int = 2  # processes that read them

@@ -12,13 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffpolicy.data.demonstrations import Demonstrations
-from diffpolicy.data.windows import split_episodes
 from diffpolicy.evaluation.evaluate import check_evaluation, evaluate, summarize
 from diffpolicy.evaluation.rollout import Episode, check_env
 from diffpolicy.evaluation.settings import EnvConfig
@@ -26,9 +23,11 @@ from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.policy.pretrained import checkpoint_config
 from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.stopping import StoppedError, StopSignals
-from diffpolicy.training.batches import WindowBatches, mixed_seed
+from diffpolicy.training.batches import mixed_seed
+from diffpolicy.training.data_formats import load_data
 from diffpolicy.training.ema import Ema
 from diffpolicy.training.optimization import Optimization
+from diffpolicy.training.recent import RecentSteps
 from diffpolicy.training.run_checkpoints import RunCheckpoints
 from diffpolicy.training.run_log import Metrics, NoMetrics, check_logger
 from diffpolicy.training.run_settings import (
@@ -36,14 +35,13 @@ from diffpolicy.training.run_settings import (
     check_same_settings,
     check_trainer,
     learning_rate,
-    load_data,
     new_policy,
     settings_of_run,
 )
 from diffpolicy.training.settings import TrainConfig
+from diffpolicy.training.splits import split_windows
 from diffpolicy.training.state import pack, unpack
 
-VALIDATION_WINDOWS = 1024
 AGREE_EVERY = 10  # steps, between the moments when several processes ask each other whether to stop
 
 
@@ -72,12 +70,8 @@ class Trainer:
         self.settings = settings_of_run(config, data)
         self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.to(self.device)
-        train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
-        self.batches = self._windows("training", data, train)
+        self.batches, self.validation = split_windows(config, data, self.device)
         self._rows = ranks.rows(self.batches.batch_size)
-        self.validation = None
-        if len(validation):
-            self.validation = self._windows("validation", data, validation).first(VALIDATION_WINDOWS)
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         if config.trainer.compile:
             self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
@@ -86,7 +80,7 @@ class Trainer:
         self.step = 0
         self.best_score = -math.inf
         self._is_evaluated = True  # false in a checkpoint that was saved on being stopped during an evaluation
-        self._recent: list[Tensor] = []  # [2], loss and gradient norm of every step since the last row that was logged
+        self._recent = RecentSteps(ranks)
         self._stop = StopSignals()
         if config.resume:
             self._resume()
@@ -145,7 +139,7 @@ class Trainer:
         while self.step < trainer.steps:
             if self.ranks.count == 1 or self.step % AGREE_EVERY == 0:
                 self._stop_if_asked()
-            self._recent.append(torch.stack(self.train_step()))
+            self._recent.add(*self.train_step())
             self.step += 1
             bar.update()
             self._report(metrics, bar)
@@ -156,21 +150,13 @@ class Trainer:
     def _report(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         trainer = self.config.trainer
         if any(self._is_due(getattr(trainer, name)) for name in REPORTING):
-            loss, grad_norm = self._checked_recent().mean(dim=0).tolist()
+            loss, grad_norm = self._recent.checked().mean(dim=0).tolist()
             if self._is_due(trainer.log_every):
                 rate = learning_rate(trainer, self.step - 1)
                 metrics.write(self.step, {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm})
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 self._recent.clear()
         self._validate_and_evaluate(metrics, bar)
-
-    def _windows(self, split: str, data: Demonstrations, episodes: np.ndarray) -> WindowBatches:
-        config = self.config
-        try:
-            batch_size, workers = config.trainer.batch_size, config.data.workers
-            return WindowBatches(data, episodes, config.window, batch_size, config.seed, self.device, workers)
-        except ValueError as error:
-            raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss and the gradient norm stay on the device."""
@@ -228,7 +214,7 @@ class Trainer:
         numbers = {
             "best_score": torch.tensor(self.best_score, dtype=torch.float64),
             "is_evaluated": torch.tensor(self._is_evaluated),
-            "recent": self._checked_recent(),
+            "recent": self._recent.checked(),
         }
         if not self.ranks.is_first:
             return
@@ -246,17 +232,4 @@ class Trainer:
         self.step = int(content["step"])
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])
-        self._recent = list(numbers["recent"].to(self.device))
-
-    def _checked_recent(self) -> Tensor:
-        """[steps, 2] loss and gradient norm of the whole batch; finite, so the weights are too and may be saved."""
-        if not self._recent:
-            return torch.empty(0, 2)
-        recent = self.ranks.mean(torch.stack(self._recent))
-        loss, grad_norm = recent.mean(dim=0).tolist()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise FloatingPointError(
-                f"loss {loss}, gradient norm {grad_norm}: begin anew with a lower trainer.learning_rate, or look for "
-                "outliers in the data"
-            )
-        return recent
+        self._recent.restore(numbers["recent"].to(self.device))

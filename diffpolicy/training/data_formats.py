@@ -1,0 +1,24 @@
+"""The formats of data sets that training reads."""
+
+from collections.abc import Callable, Mapping
+
+from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.data.source import DataSource
+from diffpolicy.data.sources import find_data_set
+from diffpolicy.system.tables import lookup
+from diffpolicy.training.settings import DataConfig
+
+FORMATS: Mapping[str, Callable[[str], DataSource]] = {"zarr": ReplayBuffer.open}
+
+
+def load_data(data: DataConfig) -> Demonstrations:
+    """The demonstrations, found or downloaded, as `load_demonstrations` gives them."""
+    if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
+        raise ValueError(
+            f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
+        )
+    if data.workers < 0:
+        raise ValueError(f"data: workers {data.workers} must be at least 0")
+    open_source = lookup(FORMATS, "data.format", data.format)
+    return load_demonstrations(find_data_set(data.path), data.observations, data.action, data.stream, open_source)

@@ -1,0 +1,36 @@
+"""The demonstrations of a run: batches of windows to train on, and fixed windows to validate on."""
+
+import numpy as np
+import torch
+
+from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.data.windows import split_episodes
+from diffpolicy.training.batches import Batch, WindowBatches
+from diffpolicy.training.settings import TrainConfig
+
+VALIDATION_WINDOWS = 1024
+
+
+def split_windows(
+    config: TrainConfig, data: Demonstrations, device: torch.device
+) -> tuple[WindowBatches, Batch | None]:
+    """Batches of the training split, and the validation windows if there are any.
+
+    Raises:
+        ValueError: a split without a window.
+    """
+    train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
+    batches = _windows("training", config, data, train, device)
+    if len(validation) == 0:
+        return batches, None
+    return batches, _windows("validation", config, data, validation, device).first(VALIDATION_WINDOWS)
+
+
+def _windows(
+    split: str, config: TrainConfig, data: Demonstrations, episodes: np.ndarray, device: torch.device
+) -> WindowBatches:
+    try:
+        batch_size, workers = config.trainer.batch_size, config.data.workers
+        return WindowBatches(data, episodes, config.window, batch_size, config.seed, device, workers)
+    except ValueError as error:
+        raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error
