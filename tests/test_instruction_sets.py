@@ -10,11 +10,6 @@ import pytest
 
 FOLDERS = ("diffusion", "networks", "codecs", "constraints", "safety", "policy", "control")
 QUICK = ("networks/test_row_check.py", "networks/test_unet1d.py", "networks/test_blocks.py")
-    "networks/test_row_check.py",
-    "networks/test_unet1d.py",
-    "networks/test_blocks.py",
-    "diffusion/test_guidance.py",
-)
 # MKL makes the products of matrices, oneDNN the convolutions, torch itself the rest.
 LIMITS = {
     "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
