@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("diffusion", "networks", "codecs", "constraints", "safety", "policy", "control")
-QUICK = (
-    "control/test_row_check.py",
-    "networks/test_unet1d.py",
-    "networks/test_blocks.py",
-    "diffusion/test_guidance.py",
-)
+QUICK = ("control/test_row_check.py", "networks/test_unet1d.py", "networks/test_blocks.py")
 # MKL makes the products of matrices, oneDNN the convolutions, torch itself the rest.
 LIMITS = {
     "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -38,7 +33,7 @@ def passes(repository: Path, limit: str, *tests: str) -> None:
         assert "torch runs with AVX2" not in done.stdout
 
 
-def test_networks_and_guidance_pass_with_the_lowest_instruction_set(repository: Path) -> None:
+def test_networks_pass_with_the_lowest_instruction_set(repository: Path) -> None:
     passes(repository, "sse", *QUICK)
 
 

@@ -23,6 +23,8 @@ import mutants
 TREE = Path(__file__).parents[2]
 # Rooms whose tests are tried after the mutant's own, before all others.
 NEIGHBOURS = ("diffusion", "constraints", "codecs", "networks", "safety", "policy", "control", "data", "evaluation")
+AGAIN = ("test_instruction_sets.py",)  # runs other tests once more
+NO_TESTS = 5  # pytest's exit status
 NOTICED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
 NOT_COPIED = (".git", ".venv", "outputs", "__pycache__", ".*_cache", ".hypothesis", "dist", "build")
 
@@ -31,6 +33,7 @@ NOT_COPIED = (".git", ".venv", "outputs", "__pycache__", ".*_cache", ".hypothesi
 class Outcome:
     """What the tests said of a mutant; `by` is empty where it survived."""
 
+    number: int
     mutant: mutants.Mutant
     by: str
     seconds: float
@@ -53,21 +56,31 @@ class Copy:
         assert Path(where).is_relative_to(folder), f"the tests would run on {where}, not on the copy"
 
     def test(self, room: str, skipped: list[str], timeout_s: float, stop: bool = True) -> list[str]:
-        """The tests that fail, in the order of `room`; only the first where `stop`."""
-        folders = [
-            f"tests/{name}" for name in dict.fromkeys((room, *NEIGHBOURS)) if (self.folder / "tests" / name).is_dir()
-        ]
-        rest = sorted(str(p.relative_to(self.folder)) for p in (self.folder / "tests").glob("*/"))
-        files = sorted(str(p.relative_to(self.folder)) for p in (self.folder / "tests").glob("test_*.py"))
-        others = [name for name in rest if name not in folders and name not in ("tests/mutation", "tests/__pycache__")]
+        """The tests that fail, those of `room` first; where `stop`, only the first."""
         settings = ["-q", "--no-header", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow"]
         settings += [*(["-x"] if stop else []), *(f"--deselect={name}" for name in skipped)]
-        try:
-            done = self._python("-m", "pytest", *settings, *folders, *others, *files, timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            return ["took too long"]
-        found = NOTICED.findall(done.stdout)
-        return found or ([] if done.returncode == 0 else [f"pytest ended with {done.returncode}: {done.stdout[-300:]}"])
+        found: list[str] = []
+        for stage in self._stages(room):
+            try:
+                done = self._python("-m", "pytest", *settings, *stage, timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                found.append("took too long")
+            else:
+                found += NOTICED.findall(done.stdout)
+                if done.returncode not in (0, 1, NO_TESTS):
+                    found.append(f"pytest ended with {done.returncode}")
+            if found and stop:
+                break
+        return found[:1] if stop else found
+
+    def _stages(self, room: str) -> list[list[str]]:
+        """The room's own tests, those of the core, all others: none is loaded before it is needed."""
+        tests = self.folder / "tests"
+        folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))} - {"mutation"}
+        near = [name for name in NEIGHBOURS if name in folders and name != room]
+        far = [*sorted(folders - {room, *near}), *sorted(path.name for path in tests.glob("test_*.py"))]
+        stages = [[room] if room in folders else [], near, [name for name in far if name not in AGAIN]]
+        return [[f"tests/{name}" for name in stage] for stage in stages if stage]
 
     def _python(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *arguments]
@@ -89,7 +102,7 @@ class Copy:
         return subprocess.CompletedProcess(command, process.returncode, out)
 
 
-def try_out(copy: Copy, mutant: mutants.Mutant, skipped: list[str], timeout_s: float) -> Outcome:
+def try_out(copy: Copy, number: int, mutant: mutants.Mutant, skipped: list[str], timeout_s: float) -> Outcome:
     path = copy.folder / mutant.path
     content, start = path.read_bytes(), time.monotonic()
     path.write_bytes(mutant.apply(content))
@@ -97,7 +110,7 @@ def try_out(copy: Copy, mutant: mutants.Mutant, skipped: list[str], timeout_s: f
         found = copy.test(mutant.room, skipped, timeout_s)
     finally:
         path.write_bytes(content)
-    return Outcome(mutant, found[0] if found else "", time.monotonic() - start)
+    return Outcome(number, mutant, found[0] if found else "", time.monotonic() - start)
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -105,12 +118,12 @@ def table(outcomes: list[Outcome]) -> str:
     noticed = sum(bool(one.by) for one in outcomes)
     lines = [f"{noticed} of {len(outcomes)} mutants are noticed.", "", "| mutant | place | change | noticed by | s |"]
     lines.append("|---|---|---|---|---|")
-    for number, one in enumerate(outcomes):
+    for one in outcomes:
         mutant = one.mutant
         change = f"`{mutant.before}` -> `{mutant.after}`".replace("|", "\\|").replace("\n", " ")
         place = f"{mutant.path.removeprefix('diffpolicy/')}:{mutant.line}"
         lines.append(
-            f"| {number} {mutant.kind} | {place} | {change} | {one.by or '**survived**'} | {one.seconds:.0f} |"
+            f"| {one.number} {mutant.kind} | {place} | {change} | {one.by or '**survived**'} | {one.seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -122,15 +135,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the mutants to try")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds a mutant")
+    parser.add_argument(
+        "--timeout", type=float, default=1200.0, help="seconds for each of a mutant's three runs of pytest"
+    )
     parser.add_argument("--list", action="store_true", help="show the mutants, run nothing")
     parser.add_argument("--skip", nargs="*", help="tests that fail anyway; by default they are found out first")
     parser.add_argument("--output", type=Path, default=TREE / "outputs" / "mutants.md")
     chosen = parser.parse_args()
-    found = mutants.choose(chosen.tree, chosen.seed, chosen.count)
+    found = list(enumerate(mutants.choose(chosen.tree, chosen.seed, chosen.count)))
     found = [found[number] for number in chosen.only] if chosen.only else found
     if chosen.list:
-        print(table([Outcome(mutant, "not tried", 0.0) for mutant in found]))
+        print(table([Outcome(number, mutant, "not tried", 0.0) for number, mutant in found]))
         return
     with tempfile.TemporaryDirectory() as folder:
         copies: queue.Queue[Copy] = queue.Queue()
@@ -142,14 +157,15 @@ def main() -> None:
             print(f"fail without a mutant: {skipped or 'none'}", flush=True)
         lock = threading.Lock()
 
-        def work(mutant: mutants.Mutant) -> Outcome:
+        def work(numbered: tuple[int, mutants.Mutant]) -> Outcome:
+            number, mutant = numbered
             copy = copies.get()
             try:
-                outcome = try_out(copy, mutant, skipped, chosen.timeout)
+                outcome = try_out(copy, number, mutant, skipped, chosen.timeout)
             finally:
                 copies.put(copy)
             with lock:
-                print(f"{mutant.path}:{mutant.line} {mutant.kind}: {outcome.by or 'SURVIVED'}", flush=True)
+                print(f"{number} {mutant.path}:{mutant.line} {mutant.kind}: {outcome.by or 'SURVIVED'}", flush=True)
             return outcome
 
         with ThreadPoolExecutor(chosen.workers) as pool:
