@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from diffpolicy import DiffusionPolicy, PolicyController
+from diffpolicy.networks import ObservationSpec
 
 WARM_UP_PLANS = 5
 MAX_LATE_IN_A_ROW = 3
@@ -36,17 +37,17 @@ class PointRobot:
     """Stand-in for a robot: a point that moves 30 % of the way to its target in every tick.
 
     Args:
-        observations: {key: dim}, what the policy sees.
+        observations: {key: ObservationSpec}, what the policy sees.
         action_dim: of the target, and of the point's position, which stands at the end of every observation.
     """
 
-    def __init__(self, observations: Mapping[str, int], action_dim: int) -> None:
+    def __init__(self, observations: Mapping[str, ObservationSpec], action_dim: int) -> None:
         self._observations = observations
         self.position = np.zeros(action_dim, dtype=np.float32)
 
     def read_observation(self) -> Observation:
         """{key: [dim]} in physical units, of now."""
-        observation = {key: np.zeros(dim, dtype=np.float32) for key, dim in self._observations.items()}
+        observation = {key: np.zeros(spec.shape, dtype=np.float32) for key, spec in self._observations.items()}
         for values in observation.values():
             count = min(len(values), len(self.position))
             values[len(values) - count :] = self.position[:count]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diffpolicy import DiffusionPolicy, PolicyController
+from diffpolicy.networks.observation import vector
 
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "examples" / "control_loop.py"
@@ -61,7 +62,7 @@ class ScriptedController:
 
 class RecordingRobot(control_loop.PointRobot):
     def __init__(self, clock: Clock) -> None:
-        super().__init__({"state": 2}, 2)
+        super().__init__({"state": vector(2)}, 2)
         self.clock, self.read_at, self.sent, self.stops = clock, [], [], 0
 
     def read_observation(self):

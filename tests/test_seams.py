@@ -13,7 +13,7 @@ from seams import CosineCodec, RegressionPolicy, TokenEncoder, TokenReader, With
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
 from diffpolicy.constraints import Box, Quantity
-from diffpolicy.diffusion.guidance import GuidanceConfig
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy import build, kinds
@@ -176,7 +176,7 @@ def test_an_objective_with_a_target_trains_resumes_bit_exactly_and_acts_without_
     assert any(name.startswith("model.objective.target.") for name in ends[0]), "it is part of the training state"
     acting = checkpoint.read_tensors(tmp_path / "whole" / "checkpoints" / "step_16", "model")
     assert not any("objective" in name for name in acting)
-    rates = {len(group["params"]): group["lr"] for group in whole._optimization.optimizer.param_groups}
+    rates = {len(group["params"]): group["lr"] for group in whole.optimization.optimizer.param_groups}
     assert rates[1] == pytest.approx(0.1 * max(rates.values()))
 
 

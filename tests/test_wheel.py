@@ -32,7 +32,7 @@ assert not found, f"in reach: {found}"
 policy = DiffusionPolicy.from_pretrained(checkpoint)
 controller = PolicyController(policy)
 controller.reset(seeds=[0])
-observation = {key: np.full((1, dim), 256.0) for key, dim in policy.config.observations.items()}
+observation = {key: np.full((1, spec.features), 256.0) for key, spec in policy.config.observations.items()}
 actions = np.stack([controller.select_action(observation) for _ in range(20)])
 assert actions.shape == (20, 1, policy.config.action_dim) and np.isfinite(actions).all()
 print(diffpolicy.__file__)

@@ -1,12 +1,12 @@
 """Diffusion: schedules, objectives, samplers as tables, guidance, the reverse loop."""
 
-from diffpolicy.diffusion.guidance import GuidanceConfig, by_cost, classifier_free, compose, inpaint
+from diffpolicy.diffusion.guidance import by_cost, classifier_free, compose, inpaint
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
 from diffpolicy.diffusion.objectives.objective import Objective
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import DdimConfig, DdpmConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
-from diffpolicy.diffusion.samplers.settings import SamplerConfig
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig, SamplerConfig
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedule import Levels, Schedule
 

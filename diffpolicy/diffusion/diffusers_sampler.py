@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpolicy.diffusion.guidance import GuidanceConfig
 from diffpolicy.diffusion.reverse import Denoise, Denoised, Project, all_finite
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, FloatArray, Schedule, check_steps
 

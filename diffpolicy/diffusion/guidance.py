@@ -4,12 +4,12 @@ All act on the clean estimate. Legend: noise estimate, (x - alpha * clean) / sig
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 
@@ -18,16 +18,6 @@ Guide = Callable[[Denoise, Denoise | None], Denoise]
 
 Cost = Callable[[Tensor], Tensor]
 """Clean normalised trajectories [batch, horizon, action] -> cost [batch]."""
-
-
-@dataclass
-class GuidanceConfig:
-    """What steers the samples, besides the observations; the defaults steer nothing."""
-
-    weight: float = 0.0  # classifier-free: (1 + weight) with condition - weight without
-    rescale: float = 0.0  # share of the conditional estimate's standard deviation that is restored
-    threshold: float = 1.0  # quantile of dynamic thresholding; 1: no more than the data's limits
-    epsilon_scale: float = 1.0  # divides the noise estimate
 
 
 def build_guide(config: GuidanceConfig) -> Guide | None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from diffpolicy.codecs.codec import Codec, Samples
 from diffpolicy.codecs.normalizer import Normalizer
-from diffpolicy.diffusion.guidance import GuidanceConfig, Guide, build_guide
+from diffpolicy.diffusion.guidance import Guide, build_guide
 from diffpolicy.diffusion.objectives.objective import WHOLE, ConditionedNetwork, Objective, Part, shared_draws
 from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.protocols import Encoder

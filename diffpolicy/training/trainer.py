@@ -75,7 +75,7 @@ class Trainer:
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         if config.trainer.compile:
             self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
-        self._optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
+        self.optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
         self.checkpoints = RunCheckpoints(folder)
         self.step = 0
         self.best_score = -math.inf
@@ -84,7 +84,7 @@ class Trainer:
         self._stop = StopSignals()
         if config.resume:
             self._resume()
-        self._optimization.share()
+        self.optimization.share()
 
     def run(self) -> signal.Signals | None:
         """Train to the last step, or until SIGTERM or Ctrl-C, which is then returned; all done so far is saved.
@@ -160,7 +160,7 @@ class Trainer:
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss and the gradient norm stay on the device."""
-        return self._optimization.step(self.batches.batch(self.step, self._rows), self.step)
+        return self.optimization.step(self.batches.batch(self.step, self._rows), self.step)
 
     def _validate_and_evaluate(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         values: dict[str, float] = {}
@@ -203,7 +203,7 @@ class Trainer:
         assert self.validation is not None
         self.ema.sync(self.policy)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 2))
-        with torch.inference_mode(), self._optimization.autocast():
+        with torch.inference_mode(), self.optimization.autocast():
             batch = self.validation
             return float(self.ema.policy.loss(batch.observations, batch.actions, generator, step=self.step))
 
@@ -218,7 +218,7 @@ class Trainer:
         }
         if not self.ranks.is_first:
             return
-        state = pack(self.policy, self._optimization.optimizer, numbers)
+        state = pack(self.policy, self.optimization.optimizer, numbers)
         average = self.ema.policy
         average.metadata = {**self.policy.metadata, "step": self.step}
         self.checkpoints.write(self.step, checkpoint_config(average), average.acting_state(), state, is_best)
@@ -228,7 +228,7 @@ class Trainer:
         content, model, state = self.checkpoints.read_last()
         check_same_settings(content["training"], self.settings)
         self.ema.policy.load_state_dict(model, strict=False)
-        numbers = unpack(state, self.policy, self._optimization.optimizer)
+        numbers = unpack(state, self.policy, self.optimization.optimizer)
         self.step = int(content["step"])
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])

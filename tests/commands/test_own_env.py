@@ -15,6 +15,7 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.evaluation.evaluate import evaluate, record_videos
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.networks.observation import vector
 from diffpolicy.policy.settings import PolicyConfig
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "trainer.steps=2", "device=cpu"]
@@ -33,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_trains_and_is_evaluated_in_its_env(trained: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(trained / "checkpoints" / "last")
     assert policy.metadata["task"] == "pendulum"
-    assert (policy.config.observations, policy.config.action_dim) == ({"state": 3}, 1)
+    assert (policy.config.observations, policy.config.action_dim) == ({"state": vector(3)}, 1)
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert any("mean_score" in row for row in rows)
 

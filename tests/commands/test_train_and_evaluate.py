@@ -13,7 +13,8 @@ from run_command import error_of, run
 
 from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.diffusion.guidance import GuidanceConfig
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.networks.observation import vector
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "device=cpu"]
 
@@ -47,7 +48,7 @@ def test_own_data_trains_without_an_env_and_resumes(toy_data: Path, tmp_path: Pa
     result = run("train_policy.py", *arguments)
     assert result.returncode == 0, result.stderr
     policy = DiffusionPolicy.from_pretrained(folder / "checkpoints" / "last")
-    assert policy.config.observations == {"pose": 2}
+    assert policy.config.observations == {"pose": vector(2)}
     assert policy.metadata["step"] == 6
 
     again = run("train_policy.py", *arguments)
@@ -144,7 +145,7 @@ def test_every_objective_trains_and_is_sampled(toy_data: Path, tmp_path: Path, d
     policy = DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last")
     name = "flow_heun" if diffusion == "flow" else "heun"
     sampler, guide = policy.sampler({"name": name, "steps": 5}), policy.guide(GuidanceConfig(weight=0.5))
-    observation = {"pose": torch.zeros(1, policy.config.window.n_obs_steps, policy.config.observations["pose"])}
+    observation = {"pose": torch.zeros(1, policy.config.window.n_obs_steps, 2)}
     plan = policy.predict_action_chunk(observation, [torch.Generator().manual_seed(0)], sampler, guide=guide).plan
     assert plan.isfinite().all()
 
@@ -187,7 +188,7 @@ EVALUATION_ERRORS = {
     "guidance without a null token": (["checkpoint={run}", "sampler.guidance.weight=1"], "condition_dropout above 0"),
     "flow sampler on another schedule": (["checkpoint={run}", "sampler=flow_heun"], "needs the straight path"),
     "too many steps": (["checkpoint={run}", "sampler.steps=101"], "steps 101 must be between 1 and 100"),
-    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "expected one of ddim, ddpm, dpmpp_2m"),
+    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "expected one of ddim, ddpm, diffusers"),
 }
 
 

@@ -59,6 +59,7 @@ def test_all_further_samples_of_all_robots_are_one_call(small_policy, monkeypatc
 def test_calls_have_the_inference_batch_however_many_samples_there_are(
     small_policy, monkeypatch, inference_batch: int, calls: int
 ) -> None:
+    monkeypatch.setattr("diffpolicy.control.controller.warn_of_dependent_rows", lambda *_: None)  # calls the policy
     recorded = Recorded(small_policy, monkeypatch)
     demanded = never_certified(candidates=4)
     run(PolicyController(small_policy, "ddim", 1, safety=demanded, inference_batch=inference_batch), 8)

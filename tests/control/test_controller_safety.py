@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_sampling import Demands
+from seams import CosineCodec
 from world import BEGIN, CONSTRAINTS, DEMANDS, DISC, RADIUS, SAMPLERS, SERVO, WALL, both, observation, safety, start
 
 from diffpolicy import PolicyController
@@ -160,8 +161,8 @@ def test_what_the_controller_cannot_keep_safe_is_refused(small_policy) -> None:
         PolicyController(small_policy, safety=safety(plant=None))
     with pytest.raises(ValueError, match="cannot both be given"):
         PolicyController(small_policy, safety=safety(), constrain=lambda plan, row: plan)
-    small_policy.codec = torch.nn.Identity()
-    with pytest.raises(ValueError, match="normalised by Identity"):
+    small_policy.codec = CosineCodec(2, small_policy.config.window.horizon)
+    with pytest.raises(ValueError, match="encoded by CosineCodec, which has no metric"):
         PolicyController(small_policy, safety=safety())
 
 

@@ -96,7 +96,7 @@ def test_the_denoiser_feeds_the_scaled_input_and_the_time() -> None:
     x = sigma * NOISE
     total = sigma**2 + sigma_data**2
 
-    def network(seen: torch.Tensor, time: float, stop: float | None) -> torch.Tensor:
+    def network(seen: torch.Tensor, time: float) -> torch.Tensor:
         torch.testing.assert_close(seen, x / total**0.5)
         assert time == pytest.approx(250.0 * np.log(sigma))
         return seen * CONDITION[..., None]

@@ -21,7 +21,7 @@ from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.task import Task
 from diffpolicy.constraints.trajectory import Start
-from diffpolicy.diffusion.guidance import GuidanceConfig
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.networks.backbones import unet1d
 from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.training.ema import Ema

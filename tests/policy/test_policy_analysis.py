@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
-from diffpolicy.diffusion.guidance import GuidanceConfig, by_cost, inpaint
+from diffpolicy.diffusion.guidance import by_cost, inpaint
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.analysis import PolicyAnalysis
 from diffpolicy.policy.build import SCHEDULES

@@ -66,7 +66,9 @@ def averaged(weights: list[dict[str, Tensor]], power: float, max_decay: float) -
 def test_the_learning_rate_warms_up_linearly_and_falls_as_a_half_cosine(data_set: Path, tmp_path: Path) -> None:
     trainer = make_trainer(data_set, tmp_path, steps=20, warmup_steps=4, learning_rate=0.01)
     applied: list[float] = []
-    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: applied.append(optimizer.param_groups[0]["lr"]))
+    trainer.optimization.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: applied.append(optimizer.param_groups[0]["lr"])
+    )
     trainer.run()
     assert len(applied) == 20
     assert applied[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
@@ -88,7 +90,7 @@ def test_the_optimiser_gets_the_gradient_scaled_down_to_the_bound(data_set: Path
         seen.append(torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]).double())
 
     first.register_post_accumulate_grad_hook(lambda parameter: raw.append(parameter.grad.double().clone()))
-    trainer.optimizer.register_step_pre_hook(remember)
+    trainer.optimization.optimizer.register_step_pre_hook(remember)
     trainer.run()
     norms = logged(folder, "grad_norm")  # before clipping
     assert all(1e-2 < norm < 1e2 for norm in norms), "one bound acts, the other does not"
@@ -106,7 +108,7 @@ def test_a_checkpoint_holds_the_average_as_model_and_the_raw_weights_for_resumin
     run = tmp_path / str(max_decay)
     trainer = make_trainer(data_set, run, ema_power=0.75, ema_max_decay=max_decay)
     weights: list[dict[str, Tensor]] = []
-    trainer.optimizer.register_step_post_hook(
+    trainer.optimization.optimizer.register_step_post_hook(
         lambda *_: weights.append({name: value.detach().clone() for name, value in trainer.policy.named_parameters()})
     )
     trainer.run()
@@ -131,7 +133,7 @@ def test_evaluation_during_training_gets_the_averaged_policy(
         policy: DiffusionPolicy, env: EnvConfig, sampler: Any, seeds: range, _: int, on_tick: OnTick
     ) -> list[Episode]:
         assert not policy.training
-        assert (env.id, sampler.steps) == ("CartPole-v1", 3)
+        assert (env.id, sampler["steps"]) == ("CartPole-v1", 3)
         seen.append({name: value.clone() for name, value in policy.state_dict().items()})
         return [Episode(seed, 0.5, False, 1) for seed in seeds]
 

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from diffpolicy.diffusion.guidance import GuidanceConfig
+
+@dataclass
+class GuidanceConfig:
+    """What steers the samples, besides the observations; the defaults steer nothing."""
+
+    weight: float = 0.0  # classifier-free: (1 + weight) with condition - weight without
+    rescale: float = 0.0  # share of the conditional estimate's standard deviation that is restored
+    threshold: float = 1.0  # quantile of dynamic thresholding; 1: no more than the data's limits
+    epsilon_scale: float = 1.0  # divides the noise estimate
 
 
 @dataclass
