@@ -145,7 +145,7 @@ def test_every_objective_trains_and_is_sampled(toy_data: Path, tmp_path: Path, d
     policy = DiffusionPolicy.from_pretrained(tmp_path / "checkpoints" / "last")
     name = "flow_heun" if diffusion == "flow" else "heun"
     sampler, guide = policy.sampler({"name": name, "steps": 5}), policy.guide(GuidanceConfig(weight=0.5))
-    observation = {"pose": torch.zeros(1, policy.config.window.n_obs_steps, 2)}
+    observation = {"pose": torch.zeros(1, policy.config.window.n_obs_steps, 3)}
     plan = policy.predict_action_chunk(observation, [torch.Generator().manual_seed(0)], sampler, guide=guide).plan
     assert plan.isfinite().all()
 
