@@ -69,7 +69,7 @@ class TokenReader(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         place = torch.linspace(-1.0, 1.0, x.shape[1], device=x.device).expand(len(x), -1)
-        level = (time / 100.0)[:, None].expand_as(place)
+        level = (time / 100.0 if time.dim() == 2 else (time / 100.0)[:, None]).expand_as(place)
         query = self.into(torch.cat([x, place[..., None], level[..., None]], dim=-1))
         seen, _ = self.look(query, tokens, tokens, need_weights=False)
         return self.out(query + seen)

@@ -48,20 +48,34 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     if len(noise) != len(table) + 1:
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
     draws = noise.unbind(0)
-    x = table.rows[0].sigma * draws[0]
+    rows = [row.like(noise) for row in table.rows]
+    x = rows[0].sigma * draws[0]
     estimates: list[Tensor] = []
     past: list[Tensor] = []
-    for step, row in enumerate(table.rows):
+    for step, row in enumerate(rows):
         estimates.append(denoise(x, row))
         clean = project(estimates[-1], row, step)
-        x = clean * row.b if row.a == 0.0 else (clean * row.b).add_(x, alpha=row.a)
-        for coefficient, earlier in zip(row.c, past, strict=False):
-            x.add_(earlier, alpha=coefficient)
-        if row.s != 0.0:
-            x.add_(draws[step + 1], alpha=row.s)
+        advance = _advance if row.is_uniform else _advance_waypoints
+        x = advance(row, x, clean, past, draws[step + 1])
         if row.c:
             past = [clean, *past[: len(row.c) - 1]]
     return Denoised(x, all_finite(estimates))
+
+
+def _advance(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
+    """The row's linear step; terms whose coefficient is 0 cost nothing."""
+    x = clean * row.b if row.a == 0.0 else (clean * row.b).add_(x, alpha=row.a)
+    for coefficient, earlier in zip(row.c, past, strict=False):
+        x.add_(earlier, alpha=coefficient)
+    return x if row.s == 0.0 else x.add_(draw, alpha=row.s)
+
+
+def _advance_waypoints(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
+    """The same with coefficients [horizon, 1] of each waypoint's own."""
+    x = row.b * clean + row.a * x + row.s * draw
+    for coefficient, earlier in zip(row.c, past, strict=False):
+        x = x + coefficient * earlier
+    return x
 
 
 def all_finite(estimates: Sequence[Tensor]) -> Tensor:

@@ -22,10 +22,14 @@ class Encoder(Protocol):
         ...
 
 
+Time = float | Tensor
+"""Of the whole batch; a tensor [horizon] where waypoints have levels of their own."""
+
+
 class AtCondition(Protocol):
     """A backbone at one condition: x [batch, horizon, features] and the times of the whole batch -> like x."""
 
-    def __call__(self, x: Tensor, time: float, stop: float | None = None, /) -> Tensor: ...
+    def __call__(self, x: Tensor, time: Time, stop: Time | None = None, /) -> Tensor: ...
 
 
 class Backbone(Protocol):
@@ -38,11 +42,14 @@ class Backbone(Protocol):
     reads: tuple[str, ...]
 
     def __call__(self, x: Tensor, time: Tensor, /, *fields: Tensor) -> Tensor:
-        """x [batch, horizon, features], time [batch], then the fields of `reads`; one that learned to see the time at
-        which a step stops takes that time [batch] last."""
+        """x [batch, horizon, features], time [batch], then the fields of `reads`.
+
+        A network that sees a level of each waypoint takes time [batch, horizon], too. One that learned to see the time
+        at which a step stops takes that time [batch] last.
+        """
         ...
 
-    def at_condition(self, condition: Condition, times: Sequence[float], horizon: int) -> AtCondition:
+    def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
         """It at one condition, in its fastest form for these times; `plain` where it has only one form."""
         ...
 
@@ -55,8 +62,14 @@ def plain(network: Backbone, condition: Condition) -> AtCondition:
     """`network` called as it is."""
     fields = condition.fields(network.reads)
 
-    def at(x: Tensor, time: float, stop: float | None = None) -> Tensor:
-        now, *then = [x.new_full((len(x),), one, dtype=torch.float32) for one in (time, stop) if one is not None]
+    def at(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
+        now, *then = [_of_batch(one, x) for one in (time, stop) if one is not None]
         return network(x, now, *fields, *then)
 
     return at
+
+
+def _of_batch(time: Time, x: Tensor) -> Tensor:
+    if isinstance(time, Tensor):
+        return time.to(x.device, torch.float32).expand(len(x), -1)
+    return x.new_full((len(x),), time, dtype=torch.float32)

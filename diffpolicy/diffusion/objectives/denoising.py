@@ -153,6 +153,8 @@ class Denoising(nn.Module):
         def denoise(x: Tensor, row: Row) -> Tensor:
             skip, out = self.parameterization.clean_from_output(row.alpha, row.sigma)
             times = (row.time,) if row.stop is None else (row.time, row.stop)
+            if not row.is_uniform:
+                return out * network(row.input_scale * x, *times) + skip * x
             output = network(x if row.input_scale == 1.0 else row.input_scale * x, *times)
             scaled = output if out == 1.0 else out * output
             return scaled if skip == 0.0 else torch.add(scaled, x, alpha=skip)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.table import Number
 from diffpolicy.diffusion.schedule import Schedule
 
 Part = tuple[int, int]
@@ -34,7 +35,7 @@ class ConditionedNetwork:
 class Conditioned(Protocol):
     """A network at one condition, while it samples: x [B, ...], time and stop time of the whole batch -> like x."""
 
-    def __call__(self, x: Tensor, time: float, stop: float | None = None, /) -> Tensor: ...
+    def __call__(self, x: Tensor, time: Number, stop: Number | None = None, /) -> Tensor: ...
 
 
 class Objective(Protocol):

@@ -5,12 +5,19 @@
 Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the one j + 1 rows earlier.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diffpolicy.diffusion.schedule import FloatArray, Levels
+
+Number = Any
+"""A float; or, where waypoints have levels of their own, a tensor [horizon, 1] (of times, [horizon])."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +28,27 @@ class Row:
         stop: the time of the level that the step leads to, for a network that learned to see it; else None.
     """
 
-    alpha: float
-    sigma: float
-    time: float
-    input_scale: float
-    a: float
-    b: float
-    s: float
-    c: tuple[float, ...] = ()
-    stop: float | None = None
+    alpha: Number
+    sigma: Number
+    time: Number
+    input_scale: Number
+    a: Number
+    b: Number
+    s: Number
+    c: tuple[Number, ...] = ()
+    stop: Number | None = None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all waypoints are at one level, so that its numbers are floats."""
+        return not isinstance(self.a, Tensor)
+
+    def like(self, x: Tensor) -> "Row":
+        """With its tensors on the device and of the type of `x`; the same row where it has none."""
+        if self.is_uniform:
+            return self
+        cast = {name: value.to(x) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **cast, c=tuple(one.to(x) for one in self.c))
 
 
 def rows_at(levels: Levels) -> tuple[Row, ...]:
@@ -42,6 +61,8 @@ def rows_at(levels: Levels) -> tuple[Row, ...]:
 class StepTable:
     """Coefficients [rows], or [rows, past] for c, at the levels `now`.
 
+    Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension.
+
     Raises:
         ValueError: the last row does not return the clean estimate, (a, b, c, s) = (0, 1, 0, 0).
     """
@@ -53,10 +74,12 @@ class StepTable:
     c: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        last = self.rows[-1]
-        found = (last.a, last.b, *last.c, last.s)
-        if not np.allclose(found, (0.0, 1.0, *(0.0 for _ in last.c), 0.0), rtol=0.0, atol=1e-12):
-            raise ValueError(f"sampler: last row (a, b, c..., s) is {found}, expected (0, 1, 0..., 0)")
+        past = [] if self.c is None else list(self.c[-1])
+        found = [np.asarray(one) for one in (self.a[-1], self.b[-1], *past, self.s[-1])]
+        expected = [0.0, 1.0, *(0.0 for _ in past), 0.0]
+        if not all(np.allclose(*pair, rtol=0.0, atol=1e-12) for pair in zip(found, expected, strict=True)):
+            numbers = tuple(one.tolist() for one in found)
+            raise ValueError(f"sampler: last row (a, b, c..., s) is {numbers}, expected (0, 1, 0..., 0)")
 
     def __len__(self) -> int:
         return len(self.now)
@@ -67,4 +90,9 @@ class StepTable:
         past = np.zeros((len(now), 0)) if self.c is None else self.c
         columns = (now.alpha, now.sigma, now.time, now.input_scale, self.a, self.b, self.s)
         numbers = zip(*(column.tolist() for column in columns), past.tolist(), strict=True)
-        return tuple(Row(*scalars, c=tuple(c)) for *scalars, c in numbers)
+        rows = (Row(*map(_number, scalars), c=tuple(map(_number, c))) for *scalars, c in numbers)
+        return tuple(row if row.is_uniform else replace(row, time=row.time[:, 0]) for row in rows)
+
+
+def _number(value: float | Sequence[float]) -> Number:
+    return value if isinstance(value, float) else torch.tensor(value, dtype=torch.float64)[:, None]

@@ -16,7 +16,7 @@ from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d, may_un
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
 from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, concatenate
-from diffpolicy.networks.protocols import AtCondition, plain
+from diffpolicy.networks.protocols import AtCondition, Time, plain
 
 
 @dataclass
@@ -96,7 +96,13 @@ class UNet1d(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
-        """x [B, H, A], time [B], vector [B, D] -> [B, H, A]."""
+        """x [B, H, A], time [B], vector [B, D] -> [B, H, A].
+
+        Raises:
+            ValueError: a time for every waypoint.
+        """
+        if time.dim() != 1:
+            raise ValueError(f"unet1d: time has shape {list(time.shape)}, expected [batch], one for all waypoints")
         condition = torch.cat([self.time_encoder(time), vector], dim=-1)
         x = x.transpose(1, 2)  # [B, A, H]
         skips: list[Tensor] = []
@@ -110,7 +116,7 @@ class UNet1d(nn.Module):
             x = grow(blocks(concatenate(x, skips.pop()), condition))
         return self.head(x).transpose(1, 2)
 
-    def at_condition(self, condition: Condition, times: Sequence[float], horizon: int) -> AtCondition:
+    def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
         """On a CPU in float32 or float64 unrolled for the given times and horizon; then forward hooks are not called.
 
         Where that cannot serve (gradients, autocast, torch.compile, another time, shape or subclass) it is called as it
@@ -118,13 +124,15 @@ class UNet1d(nn.Module):
         """
         as_it_is = plain(self, condition)
         (vector,) = condition.fields(self.reads)
-        if not times or type(self) is not UNet1d or not may_unroll(vector):
+        known = [time for time in times if not isinstance(time, Tensor)]
+        if not known or type(self) is not UNet1d or not may_unroll(vector):
             return as_it_is
-        unrolled = UnrolledUNet1d(self, vector, times, horizon)
+        unrolled = UnrolledUNet1d(self, vector, known, horizon)
 
-        def unrolled_or_plain(x: Tensor, time: float, stop: float | None = None) -> Tensor:
-            serves = not torch.is_grad_enabled() and time in unrolled.times and x.shape == unrolled.shape
-            return unrolled(x, time) if serves else as_it_is(x, time)
+        def unrolled_or_plain(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
+            if isinstance(time, Tensor) or torch.is_grad_enabled() or time not in unrolled.times:
+                return as_it_is(x, time)
+            return unrolled(x, time) if x.shape == unrolled.shape else as_it_is(x, time)
 
         return unrolled_or_plain
 
