@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from diffpolicy.commands.evaluate_policy import EvaluateConfig
@@ -98,3 +99,21 @@ def test_own_data_has_no_env_and_takes_any_observation_names() -> None:
 def test_a_task_may_set_how_long_it_trains_and_the_command_line_has_the_last_word() -> None:
     assert settings("task=reach").trainer.steps < settings().trainer.steps
     assert settings("task=reach", "trainer.steps=7").trainer.steps == 7
+
+
+def test_a_choice_may_be_given_settings_of_its_own_on_the_command_line() -> None:
+    config = settings("diffusion.schedule={name: linear, beta_end: 0.1}", "sampler=heun", "sampler.churn=3")
+    assert build_objective(config.diffusion).schedule.levels.alpha[-1] ** 2 == pytest.approx(0.0056, abs=1e-4)
+    assert config.sampler.churn == 3.0
+    with pytest.raises(
+        ValueError, match="schedule linear: has no setting sigma_max; it has beta_end, beta_start, name"
+    ):
+        build_objective(settings("diffusion.schedule={name: linear, sigma_max: 1.0}").diffusion)
+
+
+@pytest.mark.parametrize(
+    "override", ["sampler.churn=3", "sampler.eta=half", "encoder=nonsense", "diffusion.beta_end=0.1"]
+)
+def test_a_setting_that_the_choice_does_not_have_is_refused_before_any_work(override: str) -> None:
+    with pytest.raises(HydraException):
+        settings(override)

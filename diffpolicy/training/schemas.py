@@ -5,13 +5,14 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from diffpolicy.policy.build import BACKBONES, ENCODERS, OBJECTIVES, SAMPLERS
+from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, SAMPLERS
 from diffpolicy.system.tables import Entry
 
 GROUPS: Mapping[str, Mapping[str, Entry[Any]]] = {
     "sampler": SAMPLERS,
     "model": BACKBONES,
     "encoder": ENCODERS,
+    "codec": CODECS,
     "diffusion": OBJECTIVES,
 }
 
