@@ -102,10 +102,9 @@ class Projector:
         return Task(obstacles, offset, share[..., None, None, None], scenes)
 
     def project(self, plan: Tensor, task: Task, iterations: int) -> Tensor:
-        """The plan [B, N, A] nearest to `plan`, as far as the iterations get. Returns plans that meet all constraints
-        unchanged.
+        """The plan [B, N, A] nearest to `plan`, as far as the iterations get.
 
-        On an accelerator, nothing waits for the host.
+        A plan that meets all constraints is unchanged. On an accelerator, nothing waits for the host.
         """
         return self._nearer(plan, plan, task, iterations, 0.0)
 
