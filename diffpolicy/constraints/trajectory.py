@@ -101,5 +101,5 @@ class Trajectory:
 def needed(plant: LinearPlant | None) -> LinearPlant:
     """Return the plant. Raise ValueError if there is none."""
     if plant is None:
-        raise ValueError("constraints: one acts on the executed motion, which needs a plant; give plant=")
+        raise ValueError("constraints: one acts on the executed motion, which needs a plant; pass plant=")
     return plant

@@ -126,7 +126,7 @@ class PolicyController:
                 f"surroundings: is a {type(surroundings).__name__}, expected Surroundings(plant_state, ...)"
             )
         if self._layer is None and surroundings.obstacles is not None:
-            raise ValueError("controller: obstacles are given, but no safety that would heed them")
+            raise ValueError("controller: obstacles are given, but the controller has no safety to use them")
         now = checked_observation(observation, self.policy.config.observations, (len(self._chunking),))
         if self._layer is not None:
             self._layer.observe(surroundings)

@@ -107,7 +107,9 @@ def _steady_speed(limit: float, plant: LinearPlant, assumptions: Assumptions) ->
     _, at_rest = _steady_errors(0.0, plant, assumptions)
     _, at_limit = _steady_errors(limit, plant, assumptions)
     if not at_rest < limit:
-        raise ValueError(f"safety: max_speed {limit} must be above {at_rest:.1f}, which the declared errors come to")
+        raise ValueError(
+            f"safety: max_speed {limit} must be above {at_rest:.1f}, which the declared errors alone reach"
+        )
     return (limit - at_rest) / (1.0 + (at_limit - at_rest) / limit)  # they grow in proportion to the speed
 
 

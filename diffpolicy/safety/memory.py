@@ -57,7 +57,7 @@ class RobotMemory:
         is_known = torch.cat([position, velocity], dim=1).isfinite().all(1)
         if bool((self._is_first & ~is_known).any()):
             raise ValueError(
-                "plant_state: NaN or infinite in the first tick of an episode; nothing is known to hold at"
+                "plant_state: NaN or infinite in the first tick of an episode, so there is no position to hold"
             )
         now = self._time(surroundings.time_s, period_s)
         lateness, elapsed = now - self._time_s - period_s, now - self._time_s  # NaN in the first tick of an episode

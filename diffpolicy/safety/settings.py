@@ -63,7 +63,7 @@ class Safety:
         a = self.assumptions
         if self.plant is not None and a.latency_s > a.delay_substeps * self.plant.substep_s + 1e-9:
             raise ValueError(
-                f"safety: latency_s {a.latency_s} is a delay of more than delay_substeps {a.delay_substeps}; raise that"
+                f"safety: latency_s {a.latency_s} is a delay of more than delay_substeps {a.delay_substeps}; raise it"
             )
         if self.plant is not None and abs(self.plant.period_s - self.period_s) > 1e-9:
             raise ValueError(f"safety: period_s {self.period_s}, but the plant's is {self.plant.period_s}")
