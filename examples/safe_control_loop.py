@@ -113,7 +113,7 @@ def run(controller: PolicyController, robot: PointRobot) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run a policy within declared limits on a simulated point robot.")
     parser.add_argument(
-        "--checkpoint", default="data/checkpoints/pusht_small", help="of Push-T: folder with config.json"
+        "--checkpoint", default="data/checkpoints/pusht_small", help="a Push-T checkpoint: folder with config.json"
     )
     try:
         policy = DiffusionPolicy.from_pretrained(parser.parse_args().checkpoint)

@@ -19,7 +19,9 @@ PAST_CHANGES = PAST_COMMANDS - 1  # known changes of the command before the pres
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Bounds on errors and delays: Euclidean norms in units of position (units/s for velocities). All default to exact.
+    """Bounds on errors and delays, as Euclidean norms in units of position (units/s for velocities).
+
+    By default, everything is exact.
 
     Attributes:
         position_error, velocity_error: bounds on the error of the measured state (A1).

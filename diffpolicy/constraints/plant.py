@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-SETTLE_SUBSTEPS = 10_000  # within which a plant must come to rest; its largest responses lie in there
+SETTLE_SUBSTEPS = 10_000  # a plant must come to rest within these; its largest responses are searched in them
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Near:
 
     @cached_property
     def shortfall(self) -> Tensor:
-        """[B], the largest distance of any row from the set near it."""
+        """[B], the largest difference along any axis between a row and the nearest one in its set."""
         off = [(nearest - y).flatten(1) for nearest, y in zip(self._nearest, self.rows, strict=True)]
         return torch.cat(off, dim=1).abs().amax(1)
 

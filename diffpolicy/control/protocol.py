@@ -29,7 +29,7 @@ class Controller(Protocol):
         ...
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
-        """Start new episodes for the robots in `mask` [batch], or for all. The seeds of the noise are one per robot."""
+        """Start new episodes for the robots in `mask` [batch], or for all. `seeds` has one noise seed per robot."""
         ...
 
     def select_action(

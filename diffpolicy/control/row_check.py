@@ -3,10 +3,10 @@
 If it does, an episode is bit-equal alone and among others.
 
 A matrix product is computed in tiles. The tile that a row falls into, and so the order of its sums, depends on its
-place, the batch size, the layer's sizes, the number of threads and the processor's instructions. It holds with AVX2 for
-batches of a multiple of 8, and with AVX-512 for those of a multiple of 16 (measured with 1 to 6 threads). For a layer
-with fewer than 11 outputs whose inputs are not a multiple of 16 it never holds, but the U-Nets have none. That is why
-it is tested, with the policy itself.
+place, the batch size, the layer's sizes, the number of threads and the processor's instructions. Rows are independent
+in batches of a multiple of 8 with AVX2, and of a multiple of 16 with AVX-512 (measured with 1 to 6 threads). They never
+are in a layer with fewer than 11 outputs whose inputs are not a multiple of 16, but the U-Nets have none. That is why
+the check runs the policy itself.
 """
 
 import warnings

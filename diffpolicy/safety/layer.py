@@ -37,7 +37,7 @@ class PlanReport:
     Attributes:
         certified: [B], whether a certificate holds for the action and for a way to stop after it.
         margin: [B], a lower bound on the margin of what will be sent, in units of the tightest constraint. NaN if the
-            certificate is from an earlier tick, or if there is none.
+            certificate is from an earlier tick, or if plans are not certified. On hold, the margin of stopping at once.
         rung: [B], the rung of the ladder: plan (the first sample, or the rest of one), candidate (another sample),
             retreat (back out of a dead end), prefix (certified rows, then a way to stop), stored (the way to stop of an
             earlier certificate), hold.
@@ -158,7 +158,7 @@ class SafetyLayer:
         return self._decided(robots, chunks, found, rung, is_fresh=True)
 
     def check(self, robots: Tensor, remaining: Actions) -> Actions:
-        """Certify the rest of these robots' chunks again. Returns what to send now, filled up to [Q, n, A] or less."""
+        """Certify the rest of these robots' chunks [Q, n, A] again. Returns it, or what to send instead."""
         if not self.safety.certify or len(robots) == 0:
             return remaining
         chunks = torch.from_numpy(remaining)

@@ -31,7 +31,7 @@ class Samples:
 
     @classmethod
     def of(cls, plans: Tensor, projection: SafetyProjection | None) -> "Samples":
-        """Proposed plans and the projection used for them, if any. Its rows beyond the plans are padding."""
+        """Proposed plans and the projection used for them, if any. Its further rows, beyond the plans, are padding."""
         count = len(plans)
         if projection is None:
             return cls(plans, torch.zeros(count), torch.ones(count, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""The declaration of safety that a controller takes."""
+"""Safety settings: constraints, assumptions, and how plans are made to meet them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -19,7 +19,7 @@ class KeepOut:
 
     Args:
         robot_radius, clearance: in units of position.
-        acts_on: "motion" of the robot, or its "commands".
+        acts_on: which path must stay clear: the "motion" of the robot, or its "commands".
         inset: an extra distance that the projection keeps. The certificate does not require it.
 
     Raises:

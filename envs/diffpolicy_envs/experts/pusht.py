@@ -66,7 +66,7 @@ class Settings:
 
     free_speed_px: float = 20.0
     push_speed_px: float = 10.0
-    speed_near_goal: float = 0.5  # share of the push speed at the goal; slows down from 60 px misfit on
+    speed_near_goal: float = 0.5  # share of the push speed left at the goal; slowing starts at 60 px misfit
     speed_spread: float = 0.0  # sigma of the log of each episode's speed factor
     push_noise: float = 0.0  # 1: pushes miss by 4 degrees, 2 px, 8 % of their length, to show recovery
     recovery_share: float = 0.5  # share of episodes that start where an expert of push_noise 1 was interrupted
