@@ -35,7 +35,7 @@ class Child:
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
-            raise RuntimeError("pipes were asked for")
+            raise RuntimeError("child: stdin and stdout must be pipes")
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()

@@ -157,7 +157,7 @@ def _guidance(scale: float) -> Make:
 def _noisy_steps(policy: DiffusionPolicy, sampler: Choice) -> Sampler:
     table = policy.sampler(sampler)
     if not isinstance(table, StepTable) or table.c is not None:
-        raise ValueError(f"methods: noisy steps need a sampler of one estimate a row, not {type(table).__name__}")
+        raise ValueError(f"methods: noisy steps need a sampler with one estimate per row, not {type(table).__name__}")
     return NoisySteps(table)  # pyright: ignore[reportReturnType]
 
 

@@ -40,7 +40,7 @@ class Quantity:
                 f"quantity: acts_on {self.acts_on!r}, order {self.order}; expected commands or motion, and 0 to 3"
             )
         if self.segments and self.order != 0:
-            raise ValueError(f"quantity: segments join positions, order 0, not {self.order}")
+            raise ValueError(f"quantity: segments are of positions, order 0, not {self.order}")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ class LinearPlant:
         if radius >= 1.0 or abs(float(torch.linalg.det(a))) < 1e-9:
             raise ValueError(f"plant: spectral radius {radius:.4f} must be below 1, and transition invertible")
         if radius**SETTLE_SUBSTEPS > 1e-4:
-            raise ValueError(f"plant: spectral radius {radius:.6f}, so no rest within {SETTLE_SUBSTEPS} sub-steps")
+            raise ValueError(
+                f"plant: spectral radius {radius:.6f}, so it does not settle in {SETTLE_SUBSTEPS} sub-steps"
+            )
         rest = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - a, b)
         if not torch.allclose(rest, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0.0, atol=1e-6):
             raise ValueError(f"plant: a held command 1 ends at (position, velocity) {rest.tolist()}, expected (1, 0)")
@@ -136,7 +138,7 @@ def identify(positions: Tensor, velocities: Tensor, commands: Tensor, substep_s:
     if not bool(now.isfinite().all() and after.isfinite().all()):
         raise ValueError("identify: the log has NaN or infinite values")
     if len(now) < 3 or int(torch.linalg.matrix_rank(now)) < 3:
-        raise ValueError(f"identify: {len(now)} rows do not tell position, velocity and command apart; move more")
+        raise ValueError(f"identify: {len(now)} rows cannot tell position, velocity and command apart; move more")
     ((a, c), (b, d), (e, f)) = torch.linalg.lstsq(now, after).solution.tolist()
     return LinearPlant(((a, b), (c, d)), (e, f), substep_s, substeps)
 

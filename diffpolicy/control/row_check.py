@@ -31,8 +31,8 @@ def warn_of_dependent_rows(policy: Policy, batch: int) -> None:
     helps = better != batch and has_independent_rows(policy, better)
     warnings.warn(
         f"inference_batch {batch} with {threads} thread{'s' if threads > 1 else ''}: on this processor a plan's "
-        "rounding depends on its place in the batch, so an episode alone is not bit-equal to the same among others; "
-        + (f"choose {better}" if helps else "choose fewer threads (torch.set_num_threads) or another batch"),
+        "rounding depends on its place in the batch, so an episode run alone is not bit-equal to the same one among "
+        "others; " + (f"choose {better}" if helps else "choose fewer threads (torch.set_num_threads) or another batch"),
         RuntimeWarning,
         stacklevel=3,
     )

@@ -111,7 +111,7 @@ def _is_convex(vertices: np.ndarray) -> bool:
 def _position(name: str, value: Any) -> np.ndarray:
     position = _numbers(name, value, (2,))
     if (position < 0.0).any() or (position > WORLD_SIZE_PX).any():
-        raise ValueError(f"layout: {name} is {position.tolist()}; expected a place in [0, {WORLD_SIZE_PX:g}] px")
+        raise ValueError(f"layout: {name} is {position.tolist()}; expected a position in [0, {WORLD_SIZE_PX:g}] px")
     return position
 
 
