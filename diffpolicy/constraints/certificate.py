@@ -1,8 +1,8 @@
 """The certificate: checks every constraint at every sub-step, in float64, for a plan and for stopping after each row.
 
 A row may be sent only if the robot could then brake to rest within all constraints, and would also be clear if its last
-target were held for ever (as when the process dies). Whatever fails later, a certified way to stop is at hand. This is
-safety by induction, as in passive safety (Fraichard and Asama 2004).
+target were held indefinitely (as when the process dies). Whatever fails later, a certified way to stop is at hand. This
+is safety by induction, as in passive safety (Fraichard and Asama 2004).
 
 Shape legend: B batch, n rows of a chunk, P = n + 1 prefixes (of 0 to n rows), S ticks of a way to stop, R rows of a
 constraint, A action.
@@ -109,7 +109,7 @@ class Certifier:
         robot, sent = _prefixes(batch, n)
         cases = _Cases(sent, start.robots(robot), obstacles.robots(robot))
         plans = self._plans(commands, start, 0)
-        # While the last target is held for ever, nothing is sent, so limits on commands do not apply.
+        # While the last target is held indefinitely, nothing is sent, so limits on commands do not apply.
         margin = self._margin(plans, cases, self._on_motion)
         best = self._margin(plans, cases, self._on_commands)
         for ticks in self._brakes[1:]:

@@ -28,7 +28,7 @@ def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles:
 def of_motion(
     constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles, assumptions: Assumptions
 ) -> Tensor:
-    """[Q], the margin of constraints on the motion. The last command of each plan is held for ever."""
+    """[Q], the margin of constraints on the motion. The last command of each plan is held indefinitely."""
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     if not constraints or len(least) == 0:
         return least
@@ -48,7 +48,7 @@ def of_motion(
 def of_the_present(
     constraints: Sequence[Constraint], start: Start, obstacles: Obstacles, assumptions: Assumptions
 ) -> Tensor:
-    """[B], the margin of the present positions. Nothing is excused: a robot that stands in an obstacle is inside it."""
+    """[B], the margin of the present positions. Nothing is excused: a robot at rest in an obstacle is inside it."""
     here = start.state.position[:, None, None].expand(-1, 1, 2, -1)
     least = here.new_full((len(here),), torch.inf)
     error = assumptions.position_error + assumptions.tracking_error

@@ -1,4 +1,4 @@
-"""The policy controller: one observation in and one action out per tick, within what safety demands.
+"""The policy controller: one observation in and one action out per tick, within the limits that safety sets.
 
 The controller is in charge: it asks the safety layer for a projection, lets the policy propose samples with it, and
 hands them back to the layer, which certifies them and chooses.
@@ -28,8 +28,7 @@ class PolicyController:
     """Runs a policy on a batch of robots (or on one: batch 1), each in its own episode.
 
     Every `n_action_steps` ticks, a robot gets a new chunk from the last `n_obs_steps` observations. In between, its
-    actions are read from the chunk. After a reset, the first observation is repeated in place of the missing earlier
-    ones.
+    actions are read from the chunk. After a reset, the first observation also fills in for the earlier ones.
 
     With safety and `candidates` K above 1, a robot whose first sample is in doubt gets the other K - 1 in one batched
     call. Each sample has its own stream of noise, and the streams of all K - 1 advance, whichever sample is taken.

@@ -1,12 +1,12 @@
-"""Checks whether a network rounds a row the same way wherever it stands in a batch.
+"""Checks whether a network rounds a row the same way at every position in a batch.
 
 If it does, an episode is bit-equal alone and among others.
 
 A matrix product is computed in tiles. The tile that a row falls into, and so the order of its sums, depends on its
-place, the batch size, the layer's sizes, the number of threads and the processor's instructions. Rows are independent
-in batches of a multiple of 8 with AVX2, and of a multiple of 16 with AVX-512 (measured with 1 to 6 threads). They never
-are in a layer with fewer than 11 outputs whose inputs are not a multiple of 16, but the U-Nets have none. That is why
-the check runs the policy itself.
+position, the batch size, the layer's sizes, the number of threads and the processor's instructions. Rows are
+independent in batches of a multiple of 8 with AVX2, and of a multiple of 16 with AVX-512 (measured with 1 to 6
+threads). They never are in a layer with fewer than 11 outputs whose inputs are not a multiple of 16, but the U-Nets
+have none. That is why the check runs the policy itself.
 """
 
 import warnings
@@ -57,7 +57,7 @@ def has_independent_rows(policy: Policy, batch: int) -> bool:
 
 
 def rows_are_independent(function: Callable[..., Tensor], row: Sequence[Tensor], batch: int) -> bool:
-    """Whether `function` gives a row the same output, bit by bit, at every place and beside any neighbours.
+    """Whether `function` gives a row the same output, bit by bit, at every position and beside any neighbours.
 
     Costs three calls of `function`.
 
@@ -69,7 +69,7 @@ def rows_are_independent(function: Callable[..., Tensor], row: Sequence[Tensor],
     if not bool((expected == expected[:1]).all()):
         return False
     generator = torch.Generator().manual_seed(1)
-    for first in (0, 1):  # put the row at even places, then at odd ones
+    for first in (0, 1):  # put the row at even positions, then at odd ones
         mixed = [_drawn((batch, *one.shape), one.dtype, generator) for one in row]
         for tensor, one in zip(mixed, row, strict=True):
             tensor[first::2] = one

@@ -119,7 +119,7 @@ class Monitor:
         return commands
 
     def _obstacles(self, before: Surroundings, info: Mapping[str, Any], batch: int) -> list[Obstacles]:
-        """The obstacles at the end of every sub-step, interpolated between their places before and after the tick."""
+        """The obstacles at the end of every sub-step, interpolated between before and after the tick."""
         now = before.obstacles or no_obstacles(batch)
         then = Readings()
         then.update(info, np.ones(batch, dtype=bool))

@@ -33,8 +33,8 @@ class Readings:
     def update(self, info: Mapping[str, Any], mask: npt.NDArray[np.bool_]) -> None:
         """Take in what the envs of `mask` [num_envs] report.
 
-        Clocks never run backwards: the clock of an env that has ended, been reset and waits for its next episode stands
-        still.
+        Clocks never run backwards: while an env that has ended and been reset waits for its next episode, its clock
+        stops.
         """
         found = {key: info[key] for key in ("time_s", "agent_position", "agent_velocity") if key in info}
         found |= {key: info["obstacles"][key] for key in OBSTACLE_KEYS if "obstacles" in info}

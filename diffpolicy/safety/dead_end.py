@@ -1,8 +1,8 @@
-"""Recovering from dead ends: a robot that makes no progress follows a plan to its end, or goes back and plans anew.
+"""Recovering from dead ends: a robot that makes no progress follows a plan to its end, or goes back and plans again.
 
 A policy that plans every few ticks may undo with each plan what it began with the last one, even though the later rows
-of its plans make progress. A policy that does not know of an obstacle keeps trying the way that is blocked; from
-further back it may draw another way.
+of its plans make progress. A policy that does not know of an obstacle keeps trying the path that is blocked. From
+further back it may draw another path.
 
 Shape legend: B robots, Q of them in a call, n rows of a chunk, A action.
 """

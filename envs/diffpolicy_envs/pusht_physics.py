@@ -7,7 +7,7 @@ import pymunk
 from diffpolicy_envs import pusht_world as world
 
 _AGENT, _BLOCK, _WALL = 1, 2, 3  # collision types
-# Where bodies enter the space decides the order in which deep overlaps are solved. These are the published places.
+# Where bodies enter the space decides the order in which deep overlaps are solved. These are the published positions.
 _ENTRY_POSITION_AGENT = (256.0, 400.0)
 _ENTRY_POSITION_BLOCK = (256.0, 300.0)
 

@@ -33,8 +33,8 @@ class ObstacleReachEnv(gymnasium.Env):
     | obstacles         | [54] px, six slots: 4 vertices x, y and the radius by which their convex hull is inflated |
     | obstacle_mask     | [6] 1 where the slot is used; other slots are zero                                      |
     | obstacle_velocity | [12] px/s                                                                               |
-    | free_distance     | [24] px <= 150, free way of the agent before contact, every 15 degrees from +x to +y    |
-    | tangents          | [24] px, two places per slot where the agent, going straight, would just pass it        |
+    | free_distance     | [24] px <= 150, free distance before contact, every 15 degrees from +x towards +y       |
+    | tangents          | [24] px, two points per slot where the agent, going straight, would just pass it        |
 
     An obstacle keeps its slot for the whole episode. The one nearest to the line from start to goal comes first.
 
@@ -62,8 +62,8 @@ class ObstacleReachEnv(gymnasium.Env):
     | contact_substeps         | int, sub-steps of this action in contact                                     |
     | contact_substeps_at_rest | int, those in which the agent was slower than 1 px/s                         |
     | time_s                   | float s since the reset                                                      |
-    | side                     | int, where the agent was furthest from the line from start to goal: 1 on its |
-    |                          | right in a picture (y down), -1 on its left, 0 if it never left the line     |
+    | side                     | int, where the agent was furthest from the line from start to goal, seen     |
+    |                          | along it in a picture (y down): 1 to its right, -1 to its left, 0 never off  |
 
     `reset(options={"layout": {...}})` places everything by hand: see `reach_layout.layout_from`.
 

@@ -42,7 +42,7 @@ def signed_distance(x: float, y: float, vertices: np.ndarray, radius: float) -> 
 
 @compiled
 def swept_distance(start: np.ndarray, end: np.ndarray, vertices: np.ndarray, radius: float, below: float) -> float:
-    """The least signed distance (px) along the straight way from start [2] to end [2].
+    """The least signed distance (px) along the straight segment from start [2] to end [2].
 
     It is exact if it is less than `below`. Otherwise it is the distance at one end, which is also at least `below`.
     """
@@ -50,7 +50,7 @@ def swept_distance(start: np.ndarray, end: np.ndarray, vertices: np.ndarray, rad
     at_end = signed_distance(end[0], end[1], vertices, radius)
     way_x, way_y = end[0] - start[0], end[1] - start[1]
     least = min(at_start, at_end)
-    # The distance to a convex set changes by at most the distance travelled, and is convex along the way.
+    # The distance to a convex set changes by at most the distance travelled, and is convex along the segment.
     if 0.5 * (at_start + at_end - math.hypot(way_x, way_y)) >= min(below, least):
         return least
     inwards = 1e-6 if at_start <= at_end else 1.0 - 1e-6
@@ -98,10 +98,10 @@ def free_distances(
 def tangent_points(
     x: float, y: float, agent_radius: float, vertices: np.ndarray, radius: np.ndarray, limit: float
 ) -> np.ndarray:
-    """The places where a disc at (x, y), going straight, would just pass each obstacle on one side and on the other.
+    """The points where a disc at (x, y), going straight, would just pass each obstacle on one side and on the other.
 
-    Places are of the disc's centre. Shapes: vertices [n, 4, 2], radius [n] -> [n, 2, 2] px, clipped to [0, limit]. The
-    place at the smaller angle (from +x to +y) comes first. A disc that touches the obstacle passes it where it is.
+    Points are of the disc's centre. Shapes: vertices [n, 4, 2], radius [n] -> [n, 2, 2] px, clipped to [0, limit]. The
+    point at the smaller angle (from +x to +y) comes first. A disc that touches the obstacle passes it where it is.
     """
     places = np.empty((len(radius), 2, 2))
     for slot in range(len(radius)):

@@ -25,8 +25,8 @@ from diffpolicy_envs.reach_world import (
 def offsets(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """How far each obstacle has moved since time 0, [n, 2] px.
 
-    An obstacle moves back and forth along `travel` [n, 2] px at `speed` [n] px/s. `phase` [n] is its place in the round
-    trip at time 0: 0 at one end, 1 at the other end, 2 back again.
+    An obstacle moves back and forth along `travel` [n, 2] px at `speed` [n] px/s. `phase` [n] is its position in the
+    round trip at time 0: 0 at one end, 1 at the other end, 2 back again.
     """
     moved = np.zeros((len(speed), 2))
     for slot in range(len(speed)):
@@ -81,8 +81,8 @@ def advance(
 ) -> tuple[float, int, int]:
     """Run one action, 0.1 s, on the agent's `state` [4] (x, y, velocity), in place.
 
-    The obstacles are given as at time 0: vertices [n, 4, 2], radius [n]. Returns the least clearance (px) along the way
-    (inf without obstacles), the number of sub-steps in contact, and of those with the agent at rest.
+    The obstacles are given as at time 0: vertices [n, 4, 2], radius [n]. Returns the least clearance (px) during the
+    action (inf without obstacles), the number of sub-steps in contact, and of those with the agent at rest.
     """
     clearance = np.inf
     contacts, contacts_at_rest = 0, 0

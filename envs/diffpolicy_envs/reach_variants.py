@@ -1,6 +1,6 @@
 """Draws layouts: five kinds of obstacle courses, each of them solvable.
 
-A way through always exists on which the agent has at least 12 px to spare on both sides. Moving obstacles leave it open
+There is always an open path with at least 12 px to spare on both sides of the agent. Moving obstacles leave it open
 wherever they are on their patrol. Layouts are drawn until one meets the rules below.
 """
 

@@ -15,7 +15,7 @@ from diffpolicy.constraints.planar.separation import separate
 
 
 class KeepOut:
-    """A disc of radius `robot_radius` stays at least `clearance` away from every obstacle, all along its way.
+    """A disc of radius `robot_radius` stays at least `clearance` away from every obstacle, along its whole path.
 
     Args:
         robot_radius, clearance: in units of position.

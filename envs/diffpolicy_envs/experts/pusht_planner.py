@@ -1,4 +1,4 @@
-"""One decision of the expert: the next push for a state, and the way to its start."""
+"""One decision of the expert: the next push for a state, and the path to its start."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _FINISHER_MISFIT_PX = 5.0
 
 @dataclass(frozen=True)
 class Decision:
-    """The next push, and the corner points [n, 2] (world, px) of the way to its start."""
+    """The next push, and the corner points [n, 2] (world, px) of the path to its start."""
 
     stroke: Stroke
     way: np.ndarray

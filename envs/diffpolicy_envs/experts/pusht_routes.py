@@ -70,7 +70,7 @@ def corner_nodes() -> np.ndarray:
     ):
         incoming, outgoing = (corner - before), (after - corner)
         if incoming[0] * outgoing[1] - incoming[1] * outgoing[0] < 0.0:
-            continue  # a concave corner, where no shortest way bends
+            continue  # a concave corner, where no shortest path bends
         for direction in (np.sign(-outgoing), np.sign(incoming), np.sign(incoming - outgoing)):
             nodes.append(corner + _NODE_CLEARANCE_PX * direction / math.hypot(*direction))
     return np.array(nodes)
@@ -107,7 +107,7 @@ def routes_from(
     node_to_start: np.ndarray,
     usable: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The shortest ways from the agent [2] to every start of a push.
+    """The shortest paths from the agent [2] to every start of a push.
 
     Returns lengths [n_starts] (px), the last node before each start [n_starts] and the node before each node [n_nodes].
     The latter two are DIRECT or UNREACHABLE if there is no such node. Nodes that are not `usable` [n_nodes] are left
@@ -129,7 +129,7 @@ def routes_from(
 
 @compiled
 def _ways_to_nodes(agent, nodes, node_to_node, usable):
-    """Lengths [n_nodes] (px) of the shortest ways from the agent [2], and the node before each, as in `routes_from`."""
+    """Lengths [n_nodes] (px) of the shortest paths from the agent [2], and the node before each; see `routes_from`."""
     costs, previous = np.full(len(nodes), np.inf), np.full(len(nodes), UNREACHABLE)
     lifted_x, lifted_y = lifted(agent[0], agent[1])
     lift = math.hypot(lifted_x - agent[0], lifted_y - agent[1])
@@ -154,7 +154,7 @@ def _ways_to_nodes(agent, nodes, node_to_node, usable):
 def route_points(
     agent: np.ndarray, start: np.ndarray, last_node: int, previous: np.ndarray, nodes: np.ndarray
 ) -> np.ndarray:
-    """The corner points [n, 2] of a way found by `routes_from`, including agent and start."""
+    """The corner points [n, 2] of a path found by `routes_from`, including agent and start."""
     if last_node == DIRECT:
         return np.array([agent, start])
     way = [start]

@@ -1,6 +1,6 @@
 """Beam search for a sequence of pushes from the table that brings the block to the goal pose.
 
-The cost of a candidate is the time so far in env steps: the way to the contact at free speed, a fixed part per push,
+The cost of a candidate is the time so far in env steps: the path to the contact at free speed, a fixed part per push,
 and the push length at push speed. Candidates are ranked by cost + estimate. The estimate is proportional to the misfit
 with the goal. The beam is kept diverse: no two of its poses share a cell of 4 px, 4 px, 0.06 rad with nearby end
 contacts.
@@ -58,7 +58,7 @@ def find_first_push(
 ) -> Push | None:
     """The first of the pushes that bring `pose` [3] to within `tolerance_px` of the goal; None if none are found.
 
-    route_px [n] is the length of the agent's way to each contact now, or inf if that contact cannot come first.
+    route_px [n] is the length of the agent's path to each contact now, or inf if that contact cannot come first.
     """
     pushes = _Pushes(table.starts, table.normals, table.changes, table.end_contacts, table.between)
     for trust, width in _ATTEMPTS:
@@ -134,7 +134,7 @@ def _beam_search(pose, route_px, pushes, options, width):
 def _expand(row, parent, ways, pushes, options, pool):
     """Add every useful push from one beam row to the pool."""
     reach = out_of_bounds(row[:3])
-    # Near a wall, ways are blocked that the search assumes are free after any push, so the first push must lead away.
+    # The search assumes that all paths are free after a push. Near a wall they are not, so the first push leads away.
     allowed = max(reach - _LEAD_AWAY_PX, 0.0) if row[3] < 0.0 else reach
     for contact in range(len(pushes.starts)):
         base = row[4] + ways[contact] / options[0] + _STEPS_PER_PUSH

@@ -18,7 +18,7 @@ from diffpolicy_envs.pusht_world import AGENT_RADIUS_PX, BLOCK_CENTER_OF_GRAVITY
 
 DIRECTIONS_RAD = np.radians([0.0, 10.0, -10.0, 20.0, -20.0, 35.0, -35.0, 50.0, -50.0])
 PUSH_LENGTHS_PX = np.array([2, 4, 6, 8, 11, 14, 18, 22, 27, 32, 38, 45, 53, 62, 72, 84, 98, 114, 133, 160, 190.0])
-APPROACH_PX = routes.START_CLEARANCE_PX - AGENT_RADIUS_PX  # the way until the agent touches the block
+APPROACH_PX = routes.START_CLEARANCE_PX - AGENT_RADIUS_PX  # travel before the agent touches the block
 CENTER = np.array(BLOCK_CENTER_OF_GRAVITY)
 # The block's radius of gyration: converts an angle to px, as the RMS over the block's points.
 GYRATION_PX = 44.0
@@ -31,10 +31,10 @@ class PushTable:
 
     points: np.ndarray  # [n, 2] on the outline, block frame
     normals: np.ndarray  # [n, 2] outward
-    starts: np.ndarray  # [n, 2] the agent's place before the push
+    starts: np.ndarray  # [n, 2] the agent's position before the push
     changes: np.ndarray  # [n, d, l, 3] changes of pose
     end_contacts: np.ndarray  # [n, d, l] the contact nearest to where the push ends
-    between: np.ndarray  # [n, n] length of the way from start to start
+    between: np.ndarray  # [n, n] length of the path from start to start
     nodes: np.ndarray  # [m, 2] waypoints around the block
     node_to_node: np.ndarray  # [m, m]
     node_to_start: np.ndarray  # [m, n]
@@ -59,7 +59,7 @@ def push_table() -> PushTable:
 
 @compiled
 def _push_everywhere(starts, normals, directions, lengths):
-    """Changes of pose [n, d, l, 3] and final places of the agent [n, d, l, 2], both in the block's frame."""
+    """Changes of pose [n, d, l, 3] and final positions of the agent [n, d, l, 2], both in the block's frame."""
     shape = (len(starts), len(directions), len(lengths))
     changes, ends = np.zeros((shape[0], shape[1], shape[2], 3)), np.zeros((shape[0], shape[1], shape[2], 2))
     for contact in range(shape[0]):
@@ -111,6 +111,6 @@ _GOAL_X, _GOAL_Y, _GOAL_ANGLE = GOAL
 
 @compiled
 def misfit(x: float, y: float, angle: float) -> float:
-    """RMS distance (px) of the block's points from their places at the goal, with the centre of gravity at (x, y)."""
+    """RMS distance (px) of the block's points from where they are at the goal, with the centre of gravity at (x, y)."""
     turn = 2.0 * GYRATION_PX * GYRATION_PX * (1.0 - math.cos(angle - _GOAL_ANGLE))
     return math.sqrt((x - _GOAL_X) ** 2 + (y - _GOAL_Y) ** 2 + turn)

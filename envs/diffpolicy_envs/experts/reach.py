@@ -1,4 +1,4 @@
-"""A scripted expert for ObstacleReach: it plans a way, follows it smoothly, and plans again if obstacles move."""
+"""A scripted expert for ObstacleReach: it plans a path, follows it smoothly, and plans again if obstacles move."""
 
 import math
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ GRID_PX = {
 STEPS_PER_PLAN = 4  # if obstacles move; otherwise one plan is enough
 # Recorded after success, because windows of actions that reach beyond the end are not trained on.
 STEPS_AT_GOAL = 12
-AROUND_GOAL_SHARE = 0.15  # share of the episodes that start off the way
+AROUND_GOAL_SHARE = 0.15  # share of the episodes that start off the path
 _RANGES = (
     ("speed_px", 2.0, 20.0),
     ("clearance_px", 4.0, 30.0),
@@ -65,8 +65,8 @@ class Settings:
     speed_px: float = 12.0
     clearance_px: float = 18.0  # kept if there is room
     moving_clearance_px: float = 24.0  # the same, if obstacles move
-    side_spread_px: float = 6.0  # a way on the other side that is this much longer has probability 1 / (1 + e)
-    recovery_share: float = 0.4  # share of episodes that start off the way, in motion
+    side_spread_px: float = 6.0  # a path on the other side that is this much longer has probability 1 / (1 + e)
+    recovery_share: float = 0.4  # share of episodes that start off the path, in motion
     least_clearance_px: float = 4.0  # an episode that comes closer is a failure
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Episode:
 def demonstrate(seed: int, settings: Settings) -> Episode | None:
     """The episode of a seed, which depends on nothing else. None if the expert fails.
 
-    Variants alternate. The sides of the symmetric ones alternate too, except in episodes that start off the way.
+    Variants alternate. The sides of the symmetric ones alternate too, except in episodes that start off the path.
     """
     generator = np.random.default_rng([seed, 0])
     variant = VARIANTS[seed % len(VARIANTS)]
@@ -164,7 +164,7 @@ def _view(layout: Layout, agent: np.ndarray, time_s: float) -> View:
 
 
 def _off_the_way(layout: Layout, settings: Settings, generator: np.random.Generator) -> Layout | None:
-    """The layout with the agent moving beside a way that the expert takes; None if there is no free place."""
+    """The layout with the agent moving beside a path that the expert takes; None if no free position is found."""
     view = _view(layout, layout.agent, 0.0)
     route = choose_route(view, settings.clearance_px, settings.side_spread_px, generator)
     if route is None:

@@ -1,7 +1,7 @@
-"""The shortest way of a disc among obstacles: a visibility graph, compiled.
+"""The shortest path of a disc among obstacles: a visibility graph, compiled.
 
-Nodes stand around the corners of the obstacles, at the distance that the disc must keep. An edge is a straight way that
-keeps this distance. Obstacles are those of `reach_geometry`.
+Nodes lie around the corners of the obstacles, at the distance that the disc must keep. An edge is a straight segment
+that keeps this distance. Obstacles are those of `reach_geometry`.
 """
 
 import math
@@ -22,7 +22,7 @@ def shortest_way(
 ) -> np.ndarray:
     """Points [k, 2] from start to goal that keep the clearance (px) and do not cross `barrier` [2, 2]; k is 0 if none.
 
-    If start or goal is closer to an obstacle than the clearance, the way may be as close there, but not closer.
+    If start or goal is closer to an obstacle than the clearance, the path may be as close there, but not closer.
     """
     reach = radius + AGENT_RADIUS_PX + clearance
     nodes = _nodes(start, goal, vertices, reach)
@@ -30,7 +30,7 @@ def shortest_way(
     length, before = np.full(count, np.inf), np.full(count, -1)
     is_done = np.zeros(count, dtype=np.bool_)
     length[0] = 0.0
-    while True:  # Dijkstra (1959); edges are tested only if they would shorten a way
+    while True:  # Dijkstra (1959); edges are tested only if they would shorten a path
         here = -1
         for node in range(count):
             if not is_done[node] and length[node] < np.inf and (here < 0 or length[node] < length[here]):
@@ -67,7 +67,7 @@ def way_length(way: np.ndarray) -> float:
 
 @compiled
 def _nodes(start, goal, vertices, reach):
-    """Start, goal, and the free places [n, 2] around all corners."""
+    """Start, goal, and the free positions [n, 2] around all corners."""
     places = np.empty((2 + len(reach) * vertices.shape[1] * _DIRECTIONS, 2))
     places[0], places[1] = start, goal
     count = 2
@@ -91,7 +91,7 @@ def _nodes(start, goal, vertices, reach):
 
 @compiled
 def _is_free(nodes, one, other, vertices, reach, barrier):
-    """Whether the straight way between two nodes keeps the distance."""
+    """Whether the straight segment between two nodes keeps the distance."""
     start, end = nodes[one], nodes[other]
     if _crosses(start, end, barrier[0], barrier[1]):
         return False

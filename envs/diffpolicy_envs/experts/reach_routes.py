@@ -36,7 +36,7 @@ class View:
 
 @dataclass(frozen=True)
 class Route:
-    """A way [k, 2] from agent to goal, and the side (1 or -1) on which it passes the obstacle in front, if any."""
+    """A path `way` [k, 2] from agent to goal, and the side (1 or -1) on which it passes the obstacle in front if any."""
 
     way: np.ndarray
     front: int | None = None
@@ -51,10 +51,10 @@ def choose_route(
     side: int = 0,
     kept: Route | None = None,
 ) -> Route | None:
-    """The agent's route, or None if there is no way.
+    """The agent's route, or None if there is no path.
 
     Args:
-        spread_px: ways on either side of the obstacle in front are drawn by their lengths; ways that differ by less
+        spread_px: paths on either side of the obstacle in front are drawn by their lengths; paths that differ by less
             than this are about equally likely.
         side: 1 or -1 requires a side, as in the env's info.
         kept: the current route. Its side is kept unless the other one is much shorter, and nothing is drawn.
@@ -79,7 +79,7 @@ def choose_route(
 
 
 def _best(view: View, vertices: np.ndarray, clearance_px: float, barrier: np.ndarray) -> tuple[float, np.ndarray]:
-    """(cost, way) of the best trade-off between a short way and clearance."""
+    """(cost, path) of the best trade-off between a short path and clearance."""
     best = math.inf, np.empty((0, 2))
     for share in CLEARANCE_STEPS:
         missing_cost = PX_PER_MISSING_PX * (1.0 - share) * clearance_px
@@ -93,7 +93,7 @@ def _best(view: View, vertices: np.ndarray, clearance_px: float, barrier: np.nda
 
 
 def _in_front(view: View, vertices: np.ndarray, clearance_px: float) -> int | None:
-    """The first obstacle to which the straight way comes too close."""
+    """The first obstacle to which the straight path comes too close."""
     needed = AGENT_RADIUS_PX + clearance_px
     near = [
         (math.dist(vertices[slot].mean(axis=0), view.agent), slot)
@@ -104,7 +104,7 @@ def _in_front(view: View, vertices: np.ndarray, clearance_px: float) -> int | No
 
 
 def _barrier(view: View, vertices: np.ndarray, side: int) -> np.ndarray:
-    """A line [2, 2] from the obstacle's middle to its `side`. 1 is the right of the way in a picture (y down)."""
+    """A line [2, 2] from the obstacle's middle to its `side`. 1 is the right of the path in a picture (y down)."""
     middle = 0.5 * (vertices.min(axis=0) + vertices.max(axis=0))
     forward = (view.goal - view.agent) / max(math.dist(view.goal, view.agent), 1e-9)
     return np.stack([middle, middle + side * 2.0 * WORLD_SIZE_PX * np.array([-forward[1], forward[0]])])
