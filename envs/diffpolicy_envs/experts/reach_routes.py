@@ -36,7 +36,7 @@ class View:
 
 @dataclass(frozen=True)
 class Route:
-    """A path `way` [k, 2] from agent to goal, and the side (1 or -1) on which it passes the obstacle in front if any."""
+    """A path `way` [k, 2] from agent to goal, and the side (1 or -1) on which it passes any obstacle in front."""
 
     way: np.ndarray
     front: int | None = None
