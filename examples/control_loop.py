@@ -1,17 +1,17 @@
-"""A robot's control loop: python examples/control_loop.py --checkpoint data/checkpoints/pusht_small
+"""A control loop for a robot: python examples/control_loop.py --checkpoint data/checkpoints/pusht_small
 
-Needs the core of diffpolicy only. Replace `PointRobot` with your robot: `read_observation`, `send_action`, `stop`.
+Needs only the core of diffpolicy. Replace `PointRobot` with your robot: `read_observation`, `send_action`, `stop`.
 
-Time: tick k begins at start + k * period on the monotonic clock. An action that is ready only after its tick has
-ended answers an observation that is too old. It is not sent, and the ticks that have begun meanwhile are skipped,
-never caught up in a burst.
+Time: tick k begins at start + k * period on the monotonic clock. An action that is ready only after its tick has ended
+is based on an observation that is too old. It is not sent. Ticks that began in the meantime are skipped, and never
+caught up in a burst.
 
-The robot's side: while the policy computes, or after this process has died, nothing is sent. The driver of a
-position-controlled robot must then hold the last target by itself; a robot commanded in velocity or torque needs a
-watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks the loop stops the robot and gives up.
+The robot's side: nothing is sent while the policy computes, or after this process has died. The driver of a
+position-controlled robot must then hold the last target by itself. A robot commanded in velocity or torque needs a
+watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks, the loop stops the robot and exits.
 
-Processors: by default torch uses all of them, and its threads spin while they wait for each other. Next to other
-processes this can cost far more than a second processor gives, so the policy uses one; --threads allows more.
+Processors: by default, torch uses all of them, and its threads spin while they wait for each other. Next to other
+processes, this can cost far more than a second processor gains. So the policy uses one; --threads allows more.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class PointRobot:
 
     Args:
         observations: {key: ObservationSpec}, what the policy sees.
-        action_dim: of the target, and of the point's position, which stands at the end of every observation.
+        action_dim: the dimension of the target and of the point's position, which is at the end of every observation.
     """
 
     def __init__(self, observations: Mapping[str, ObservationSpec], action_dim: int) -> None:
@@ -46,7 +46,7 @@ class PointRobot:
         self.position = np.zeros(action_dim, dtype=np.float32)
 
     def read_observation(self) -> Observation:
-        """{key: [dim]} in physical units, of now."""
+        """The current observation {key: [dim]}, in physical units."""
         observation = {key: np.zeros(spec.shape, dtype=np.float32) for key, spec in self._observations.items()}
         for values in observation.values():
             count = min(len(values), len(self.position))
@@ -54,21 +54,21 @@ class PointRobot:
         return observation
 
     def send_action(self, action: npt.NDArray[np.float32]) -> None:
-        """Command the target [action_dim], physical units; must return at once."""
+        """Command the target [action_dim], in physical units. Must return at once."""
         self.position += 0.3 * (action - self.position)
 
     def stop(self) -> None:
-        """Bring the robot to rest; called at the end, whatever the reason."""
+        """Bring the robot to rest. Called at the end, whatever the reason."""
 
 
 @dataclass
 class Report:
-    """What became of the ticks."""
+    """Counts of what happened to the ticks."""
 
     on_time: int = 0
-    late: int = 0  # computed too late, not sent
-    skipped: int = 0  # begun while a late one was computed
-    slowest_s: float = 0.0  # from the beginning of reading to an action
+    late: int = 0  # computed too late and not sent
+    skipped: int = 0  # began while a late one was computed
+    slowest_s: float = 0.0  # from the start of reading to an action
     end: str = "time is up"
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Report:
 
 
 def warm_up(controller: PolicyController, observation: Observation) -> float:
-    """Plan a few times while the robot rests, as first calls are slow; the fastest plan in seconds."""
+    """Plan a few times while the robot rests, because first calls are slow. Returns the fastest plan's seconds."""
     fastest = float("inf")
     for _ in range(WARM_UP_PLANS):
         controller.reset(seeds=[0])
@@ -91,7 +91,7 @@ def warm_up(controller: PolicyController, observation: Observation) -> float:
 
 
 def act(controller: PolicyController, observation: Observation) -> npt.NDArray[np.float32]:
-    """The action [action_dim] of one robot: the controller's batch has one row."""
+    """The action [action_dim] of one robot. The controller's batch has one row."""
     return controller.select_action({key: values[None] for key, values in observation.items()})[0]
 
 
@@ -103,7 +103,7 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """Tick until `seconds` are over, Ctrl-C is pressed or too many ticks in a row are late; the robot ends at rest."""
+    """Tick until `seconds` are over, Ctrl-C is pressed, or too many ticks in a row are late. The robot ends at rest."""
     report, period, ticks = Report(), 1.0 / rate_hz, round(seconds * rate_hz)
     start, tick, late_in_a_row = clock(), 0, 0
     try:

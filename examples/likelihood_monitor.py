@@ -1,10 +1,10 @@
-"""Does the robot see what the policy was trained on? The likelihood of plans tells familiar observations apart.
+"""Does the robot see what the policy was trained on? The likelihood of plans detects unfamiliar observations.
 
     python examples/likelihood_monitor.py data/checkpoints/pusht_small data/pusht_expert.zarr.zip
 
-For windows of demonstrations, this computes the log-density of the recorded actions given the recorded observation,
-and given the same observation with everything but the robot shifted by some pixels. It prints the area under the ROC
-curve: the chance that a familiar observation scores above a shifted one (0.5: a guess, 1: never wrong).
+For windows of demonstrations, this computes the log-density of the recorded actions given the recorded observation, and
+given the same observation with everything but the robot shifted by some pixels. It prints the area under the ROC curve:
+the probability that a familiar observation scores above a shifted one (0.5: a guess, 1: never wrong).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from diffpolicy.policy.analysis import PolicyAnalysis
 
 
 def windows(path: str, count: int, n_obs_steps: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """Observations [count, n_obs_steps, 20] and plans [count, horizon, 2] from the middle of as many episodes."""
+    """Observations [count, n_obs_steps, 20] and plans [count, horizon, 2] from the middle of `count` episodes."""
     buffer = ReplayBuffer.open(path)
     ends = np.asarray(buffer.episode_ends)
     starts = np.concatenate([[0], ends[:-1]])
@@ -32,7 +32,7 @@ def windows(path: str, count: int, n_obs_steps: int, horizon: int) -> tuple[np.n
 
 
 def area_under_roc(familiar: np.ndarray, shifted: np.ndarray) -> float:
-    """The chance that a familiar score is above a shifted one."""
+    """The probability that a familiar score is above a shifted one."""
     return float((familiar[:, None] > shifted).mean() + 0.5 * (familiar[:, None] == shifted).mean())
 
 

@@ -1,11 +1,11 @@
-"""A robot's control loop whose limits hold: python examples/safe_control_loop.py
+"""A control loop whose limits hold: python examples/safe_control_loop.py
 
-Needs the core of diffpolicy only. Replace `PointRobot` with your robot, and what is declared with what is true of it:
-docs/safety.md says what is promised, under which assumptions, and how a plant is identified. Time is simulated here;
-examples/control_loop.py has what a real clock asks for: warm-up, deadlines, late ticks.
+Needs only the core of diffpolicy. Replace `PointRobot` with your robot, and the declarations with what is true for it.
+docs/safety.md says what is promised, under which assumptions, and how to identify a plant. Time is simulated here;
+examples/control_loop.py shows what a real clock needs: warm-up, deadlines, late ticks.
 
-In the middle of the run an obstacle that the policy cannot see appears on its way. Ticks whose action is not simply the
-plan are printed, and at the end what was promised beside what the robot measured at every sub-step of its motion.
+In the middle of the run, an obstacle that the policy cannot see appears in the way. The program prints ticks whose
+action is not simply the plan. At the end it prints what was promised next to what the robot measured at every sub-step.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from diffpolicy.safety import (
 TICKS = 40
 MAX_SPEED, WORKSPACE = 250.0, (15.0, 497.0)  # px/s, px
 ROBOT_RADIUS, CLEARANCE = 15.0, 2.0  # px
-DELAY_SUBSTEPS = 3  # from a tick to the effect of its action: a plan's computation and the way to the motors
+DELAY_SUBSTEPS = 3  # from a tick to the effect of its action: computing a plan and reaching the motors
 PLANT = position_servo(stiffness=100.0, damping=20.0, substep_s=0.01, substeps=10)
 SAFETY = Safety(
     constraints=[
         Box(*WORKSPACE, Quantity("motion"), inset=2.0),
-        # Commands that come so late change the speed by some 3 px/s for every px that they move on in a tick. The
-        # projection has to leave that room; 100 was found by trial.
+        # Commands that come this late change the speed by about 3 px/s for every px that they move in a tick. The
+        # projection must leave room for that; 100 was found by trial.
         NormLimit(MAX_SPEED, Quantity("motion", order=1), inset=100.0),
         KeepOut(ROBOT_RADIUS, CLEARANCE, inset=3.0),
     ],
@@ -52,10 +52,10 @@ BLOCK = ((139, 233), (250, 265), (152, 338), (185, 279), (138, 193), (149, 297),
 
 
 class PointRobot:
-    """Stand-in for a robot: a disc driven by `PLANT`, beside a block that rests.
+    """Stand-in for a robot: a disc driven by `PLANT`, beside a block at rest.
 
     Attributes:
-        log: (x, y, speed, distance to the obstacle from edge to edge) of every sub-step, px and px/s.
+        log: (x, y, speed, distance to the obstacle from edge to edge) of every sub-step, in px and px/s.
     """
 
     def __init__(self) -> None:
@@ -64,19 +64,19 @@ class PointRobot:
         self._command, self._tick = self.position, 0
 
     def read_observation(self) -> dict[str, npt.NDArray[np.float32]]:
-        """{key: [1, dim]}, what the policy sees."""
+        """The observation {key: [1, dim]} that the policy sees."""
         return {"keypoints": np.concatenate([np.ravel(BLOCK), self.position[0]])[None].astype(np.float32)}
 
     def read_state(self) -> State:
-        """Measured position and velocity [1, 2]; NaN where they were not received."""
+        """The measured position and velocity [1, 2]; NaN if they were not received."""
         return State(torch.from_numpy(self.position), torch.from_numpy(self.velocity))
 
     def read_obstacles(self) -> Obstacles | None:
-        """All that are there now: what is not reported is not kept clear of."""
+        """All obstacles at this tick. The robot does not avoid obstacles that are not reported."""
         return disc(*OBSTACLE) if self._tick >= APPEARS_AT else None
 
     def send_action(self, action: npt.NDArray[np.float32]) -> None:
-        """Command the target [2]; here a tick passes, and the command of before is in force for DELAY_SUBSTEPS more."""
+        """Command the target [2]. Here a tick passes, and the last command stays in force for DELAY_SUBSTEPS more."""
         is_there = self.read_obstacles() is not None
         for substep in range(PLANT.substeps):
             if substep == DELAY_SUBSTEPS:
@@ -89,11 +89,11 @@ class PointRobot:
         self._tick += 1
 
     def stop(self) -> None:
-        """Bring the robot to rest; called at the end, whatever the reason. A servo holds its last target."""
+        """Bring the robot to rest. Called at the end, whatever the reason. A servo holds its last target."""
 
 
 def run(controller: PolicyController, robot: PointRobot) -> str:
-    """Tick until the time is up or an alarm is raised; returns how it ended. The robot ends at rest."""
+    """Tick until the time is up or an alarm is raised. Returns how it ended; the robot ends at rest."""
     try:
         for tick in range(TICKS):
             surroundings = Surroundings(robot.read_state(), robot.read_obstacles(), tick * PLANT.period_s)
@@ -113,7 +113,7 @@ def run(controller: PolicyController, robot: PointRobot) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run a policy within declared limits on a simulated point robot.")
     parser.add_argument(
-        "--checkpoint", default="data/checkpoints/pusht_small", help="of Push-T: folder with config.json"
+        "--checkpoint", default="data/checkpoints/pusht_small", help="a Push-T checkpoint: folder with config.json"
     )
     try:
         policy = DiffusionPolicy.from_pretrained(parser.parse_args().checkpoint)

@@ -1,4 +1,4 @@
-"""A benchmark's contestant in a child process: JSON requests in, JSON answers out, a line each."""
+"""A child process that runs one contestant of a benchmark. Requests and answers are JSON, one per line."""
 
 import importlib.util
 import json
@@ -10,36 +10,36 @@ from typing import Any
 
 
 class Child:
-    """Runs `worker` with another interpreter or this one, until `close`.
+    """Runs `worker` with this or another interpreter until `close`.
 
     Args:
-        python: interpreter.
-        worker: the program; it answers each line on stdin with a line on stdout.
-        arguments: of the program; the first one is the contestant's name.
+        python: the interpreter.
+        worker: the program. It answers each line on stdin with a line on stdout.
+        arguments: the program's arguments; the first one is the name of the contestant.
     """
 
     def __init__(self, python: str, worker: Path, arguments: list[str]) -> None:
         self.name = arguments[0]
         command_line = [python, str(worker), *arguments]
-        # A pipe that nobody empties would block the child. Open until `close`.
+        # A file, because a pipe that nobody reads would block the child. Open until `close`.
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request.
+        """Send one request and return its answer.
 
         Raises:
             OSError: the child process ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
-            raise RuntimeError("pipes were asked for")
+            raise RuntimeError("child: stdin and stdout must be pipes")
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
-            answer = next((line for line in stdout if line.startswith("{")), None)  # some packages greet on import
+            answer = next((line for line in stdout if line.startswith("{")), None)  # some packages print on import
         except BrokenPipeError:
             answer = None
         if answer is None:
@@ -56,7 +56,9 @@ class Child:
 
 
 def find_peer(module: str, python: str | None) -> str | None:
-    """An interpreter that has the peer's module: `python` if given, else this one; None, and a hint, if it has not.
+    """Find an interpreter that has the peer's module: `python` if given, else this one.
+
+    If this one does not have it, print a hint and return None.
 
     Raises:
         ValueError: `python` does not exist.
@@ -64,7 +66,7 @@ def find_peer(module: str, python: str | None) -> str | None:
     if python is None and importlib.util.find_spec(module):
         return sys.executable
     if python is None:
-        print(f"{module} is not installed here; name an interpreter that has it: peer_python=PYTHON")
+        print(f"{module} is not installed here; pass an interpreter that has it: peer_python=PYTHON")
     elif not Path(python).exists():
         raise ValueError(f"peer_python: {python} does not exist; expected an interpreter that has {module}")
     return python

@@ -1,7 +1,7 @@
 """Child process of benchmark_envs.py: steps one contestant, block by block.
 
-Needs gymnasium, numpy and the contestant only, so that an interpreter with other pins can run it.
-One JSON request per line on stdin ({"seeds": [...], "steps": n}), one JSON answer per line on stdout.
+It needs only gymnasium, numpy and the contestant, so that an interpreter with other pinned versions can run it. It
+reads one JSON request per line from stdin ({"seeds": [...], "steps": n}) and writes one JSON answer per line to stdout.
 """
 
 import json
@@ -15,7 +15,7 @@ ENVS = {"diffpolicy": "diffpolicy_envs:diffpolicy/PushT-v0", "gym-pusht": "gym_p
 
 
 def main() -> None:
-    """Arguments: contestant, and "made" (as gymnasium.make returns it) or "bare" (without wrappers)."""
+    """Arguments: the contestant, and "made" (as gymnasium.make returns it) or "bare" (without wrappers)."""
     name, wrapping = sys.argv[1:]
     env = gymnasium.make(ENVS[name])
     contestant = env if wrapping == "made" else env.unwrapped
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def run_block(env, name: str, seeds: list[int], steps: int) -> dict[str, float]:
-    """CPU seconds, rewards and contacts of one episode of `steps` steps per seed; only steps are timed."""
+    """CPU seconds, rewards and contacts of one episode of `steps` steps per seed. Only the steps are timed."""
     seconds, reward_sum, contact_steps = 0.0, 0.0, 0
     for seed in seeds:
         reset_legacy(env, name, seed)
@@ -41,7 +41,7 @@ def run_block(env, name: str, seeds: list[int], steps: int) -> dict[str, float]:
 
 
 def reset_legacy(env, name: str, seed: int) -> None:
-    """Start both contestants from the same state, the published one of `seed`."""
+    """Start both contestants in the same state: the published start state of `seed`."""
     if name == "diffpolicy":
         env.reset(seed=seed, options={"start_rule": "legacy"})
         return
@@ -51,7 +51,7 @@ def reset_legacy(env, name: str, seed: int) -> None:
 
 
 def sweeping_actions(seed: int, steps: int) -> np.ndarray:
-    """[steps, 2] float32 targets (px) that sweep between random points, so that they meet the block now and then."""
+    """[steps, 2] float32 targets (px) that sweep between random points and so meet the block now and then."""
     draws = np.random.RandomState(seed)
     points = draws.uniform(80.0, 430.0, (steps // 15 + 2, 2))
     at = np.arange(steps) / 15.0

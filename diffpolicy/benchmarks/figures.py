@@ -1,4 +1,4 @@
-"""What the speed benchmarks draw: a bar for every contestant, the blocks as points on it."""
+"""Figures of the speed benchmarks: one bar per contestant, with its blocks as points."""
 
 import statistics
 from collections.abc import Collection
@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 def plot_blocks(
     values: dict[str, list[float]], path: Path, label: str, ours: Collection[str] = (), log: bool = False
 ) -> None:
-    """A figure at `path`: bars at the medians, from top to bottom in the order of `values`; those of `ours` darker."""
+    """Draw bars at the medians, from top to bottom in the order of `values`, and save them to `path`.
+
+    The bars of `ours` are darker.
+    """
     figure = Figure(figsize=(7, 1.0 + 0.3 * len(values)), layout="constrained")
     axes = figure.subplots()
     for position, (name, blocks) in enumerate(reversed(values.items())):

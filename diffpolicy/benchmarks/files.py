@@ -1,6 +1,6 @@
-"""What every benchmark leaves behind: NAME.json with everything, NAME.csv with a line per row; the .png is its own.
+"""Output files of the benchmarks: NAME.json with everything, and NAME.csv with one line per row.
 
-And how what was measured in turns is told: as a median with its range.
+Each benchmark writes its own NAME.png. Repeated measurements are reported as a median with its range.
 """
 
 import csv
@@ -14,7 +14,7 @@ from diffpolicy.system.files import write_text
 
 
 def write_rows(folder: Path, name: str, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """`document` as FOLDER/NAME.json; `rows`, which have the same keys, as FOLDER/NAME.csv."""
+    """Write `document` to FOLDER/NAME.json and `rows`, which all have the same keys, to FOLDER/NAME.csv."""
     write_text(folder / f"{name}.json", json.dumps(document, indent=2))
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -23,5 +23,5 @@ def write_rows(folder: Path, name: str, document: Mapping[str, Any], rows: Seque
 
 
 def with_range(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Their median as `name`, with NAME_lowest and NAME_highest."""
+    """The median of the values as NAME, with NAME_lowest and NAME_highest."""
     return {name: statistics.median(values), f"{name}_lowest": min(values), f"{name}_highest": max(values)}

@@ -1,7 +1,8 @@
 """Child process of benchmark_inference.py: plans chunks with one contestant, block by block.
 
-Needs torch, diffusers, safetensors and the contestant only, so that an interpreter with other pins can run it.
-One JSON request per line on stdin ({"threads": n, "chunks": n}), one JSON answer per line on stdout.
+It needs only torch, diffusers, safetensors and the contestant, so that an interpreter with other pinned versions can
+run it. It reads one JSON request per line from stdin ({"threads": n, "chunks": n}) and writes one JSON answer per line
+to stdout.
 """
 
 import json
@@ -20,12 +21,12 @@ from torch import Tensor
 HORIZON, ACTION_DIM, N_OBS_STEPS, OBSERVATION_DIM = 16, 2, 2, 20
 LEVELS = 100
 
-Plan = Callable[[], Tensor]  # chunks from noise, [batch, HORIZON, ACTION_DIM]
+Plan = Callable[[], Tensor]  # returns chunks [batch, HORIZON, ACTION_DIM], planned from noise
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is planned: `batch` chunks by a sampler with `steps` steps, on a device."""
+    """The work of one call: plan `batch` chunks by a sampler with `steps` steps, on a device."""
 
     sampler: str
     steps: int
@@ -34,7 +35,7 @@ class Work:
 
 
 def main() -> None:
-    """Arguments: contestant, file of the weights under its names, settings of the network and `Work` in JSON."""
+    """Arguments: the contestant, the file of its weights under its own names, network settings and `Work` as JSON."""
     name, weights, model, work = sys.argv[1:]
     plan = CONTESTANTS[name](load_file(weights), json.loads(model), Work(**json.loads(work)))
     for line in sys.stdin:
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def run_block(plan: Plan, chunks: int) -> dict[str, object]:
-    """Wall and CPU milliseconds a call, percentiles of its wall milliseconds, and the plan, the same every time."""
+    """Mean wall and CPU milliseconds per call, percentiles of the wall time, and the plan, which is always the same."""
     times_ms: list[float] = []
     cpu = time.process_time()
     for _ in range(chunks):
@@ -58,38 +59,38 @@ def run_block(plan: Plan, chunks: int) -> dict[str, object]:
 
 
 def observation(batch: int) -> Tensor:
-    """[batch, N_OBS_STEPS, OBSERVATION_DIM], normalised."""
+    """A normalised observation [batch, N_OBS_STEPS, OBSERVATION_DIM]."""
     drawn = torch.rand(batch, N_OBS_STEPS, OBSERVATION_DIM, generator=torch.Generator().manual_seed(1))
     return 2.0 * drawn - 1.0
 
 
 def noise(work: Work) -> Tensor:
-    """[batch, HORIZON, ACTION_DIM], what our policy draws as the start with the row as the generator's seed."""
+    """[batch, HORIZON, ACTION_DIM], the start noise that our policy draws when the row is the generator's seed."""
     shape = work.steps + 1, HORIZON, ACTION_DIM
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i))[0] for i in range(work.batch)])
 
 
 def diffpolicy(weights: dict[str, Tensor], model: dict, work: Work) -> Plan:
-    """`predict_action_chunk`, with all that it checks and normalises; as a CUDA graph where there is a GPU."""
+    """`predict_action_chunk` with all its checks and normalisation, as a CUDA graph on a GPU."""
     policy = make_policy(weights, model).to(work.device)
     policy.capture()
     return chunks_of(policy, work)
 
 
 def eager(weights: dict[str, Tensor], model: dict, work: Work) -> Plan:
-    """The same without the graph."""
+    """The same without the CUDA graph."""
     return chunks_of(make_policy(weights, model).to(work.device), work)
 
 
 def chunks_of(policy: Any, work: Work) -> Plan:
-    """What `predict_action_chunk` plans."""
+    """The plan of `predict_action_chunk`."""
     sampler, seen = policy.sampler(work.sampler, work.steps), {"keypoints": observation(work.batch)}
     seeds = range(work.batch)
     return lambda: policy.predict_action_chunk(seen, [torch.Generator().manual_seed(i) for i in seeds], sampler).plan
 
 
 def plain(weights: dict[str, Tensor], model: dict, work: Work) -> Plan:
-    """Our network as a module, called in a loop with diffusers' scheduler."""
+    """Our network as a module, called in a loop with the scheduler of diffusers."""
     network = make_policy(weights, model).to(work.device).network
     return scheduler_loop(lambda x, time, condition: network(x, time.float(), condition), work)
 
@@ -117,7 +118,7 @@ CONTESTANTS = {"diffpolicy": diffpolicy, "eager": eager, "plain": plain, "lerobo
 
 
 def make_policy(weights: dict[str, Tensor], model: dict) -> Any:
-    """Our policy with these weights; its normalisers change nothing."""
+    """Our policy with these weights and identity normalisers."""
     from diffpolicy.policy.diffusion import DiffusionPolicy
     from diffpolicy.policy.settings import PolicyConfig
 
@@ -129,7 +130,7 @@ def make_policy(weights: dict[str, Tensor], model: dict) -> Any:
 
 
 def scheduler_loop(network: Callable[[Tensor, Tensor, Tensor], Tensor], work: Work) -> Plan:
-    """DDIM by diffusers, on the grid and with the clipping that make its plan equal to ours."""
+    """DDIM by diffusers, with the grid and the clipping that make its plan equal to ours."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     scheduler: Any = DDIMScheduler(
@@ -139,7 +140,7 @@ def scheduler_loop(network: Callable[[Tensor, Tensor, Tensor], Tensor], work: Wo
 
     @torch.inference_mode()
     def plan() -> Tensor:
-        scheduler.set_timesteps(work.steps)  # on the CPU, where its tables are: they would make a GPU wait
+        scheduler.set_timesteps(work.steps)  # keeps its tables on the CPU; on a GPU they would make it wait
         x = noise(work).to(work.device)
         for t in scheduler.timesteps:
             output = network(x, torch.full(x.shape[:1], int(t), dtype=torch.long, device=x.device), condition)

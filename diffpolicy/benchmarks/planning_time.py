@@ -1,4 +1,4 @@
-"""How long the ticks that plan take, for several controllers in turns."""
+"""Measures how long the planning ticks of several controllers take, in turns."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -13,21 +13,21 @@ from diffpolicy.evaluation.rollout import make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.safety.surroundings import Surroundings
 
-WARM_UP = 1  # rounds that are not counted
+WARM_UP = 1  # uncounted rounds
 Key = TypeVar("Key")
 
 
 def planning_times_ms(
     controllers: Mapping[Key, Controller], env_config: EnvConfig, batch: int, seed: int, rounds: Iterable[int]
 ) -> dict[Key, npt.NDArray[np.float64]]:
-    """Of ticks that plan, until the first robot has come to the end of its episode: [ticks, 2], clock and processor.
+    """Times [ticks, 2] of the planning ticks until the first robot finishes its episode: wall clock and processor.
 
-    In a round every controller drives `batch` robots through an episode each, the same for all controllers; who
-    begins changes from round to round.
+    In each round, every controller drives `batch` robots through one episode each, the same for all controllers. The
+    controller that starts changes from round to round.
 
     Args:
-        seed: of the first robot; all robots of all rounds have their own.
-        rounds: 0, 1, ... to their number, WARM_UP included.
+        seed: the seed of the first robot. All robots of all rounds have different ones.
+        rounds: 0, 1, ... up to their number, including WARM_UP.
     """
     timed = {key: _Timed(controller) for key, controller in controllers.items()}
     keys = list(timed)
@@ -51,20 +51,20 @@ def planning_times_ms(
 
 
 class _Timed(ControllerWrapper):
-    """A controller, and how long its ticks that plan took."""
+    """A controller that measures how long its planning ticks take."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
         self._tick = 0
         self._taken = (0.0, 0.0)
-        self.times_ms: list[tuple[float, float]] = []  # by the clock, and of the processor, all threads together
+        self.times_ms: list[tuple[float, float]] = []  # wall clock, and processor time of all threads
 
     def begin(self) -> None:
         """The next tick is the first of an episode."""
         self._tick = 0
 
     def keep(self, episode: npt.NDArray[np.intp], *_: object) -> None:
-        """Of `rollout` after every tick: counts it if it planned and no robot stands idle."""
+        """The `on_tick` of `rollout`: counts a tick if it planned and no robot was idle."""
         is_planned = self._tick % self.policy.config.window.n_action_steps == 0
         if is_planned and (episode >= 0).all():
             self.times_ms.append(self._taken)

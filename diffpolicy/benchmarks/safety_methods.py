@@ -1,4 +1,7 @@
-"""Who is compared: no safety, ours in parts and in full, and rivals from the literature, each with its own loop."""
+"""The methods that the safety benchmark compares: no safety, ours in part and in full, and rivals from the literature.
+
+Each rival has its own loop.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,12 +27,12 @@ from diffpolicy.safety.surroundings import Surroundings
 from diffpolicy.system.tables import Choice
 
 GUIDANCE_SCALES = (1.0, 3.0, 10.0, 30.0)
-BARRIER_RATES = (0.2, 0.5, 0.9)  # of the clearance that a reverse step may use up
+BARRIER_RATES = (0.2, 0.5, 0.9)  # share of the clearance that a reverse step may use up
 
 
 @dataclass(frozen=True)
 class NoisySteps:
-    """Projects the noisy x of every step, as SafeDiffuser (Xiao et al. 2023) does, in place of the clean estimate."""
+    """Projects the noisy x of every step instead of the clean estimate, as SafeDiffuser (Xiao et al. 2023) does."""
 
     table: StepTable
 
@@ -41,18 +44,18 @@ class NoisySteps:
         return len(self.table)
 
     def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Denoised:
-        """From noise [rows + 1, B, H, A] to a clean trajectory; for tables without earlier estimates."""
+        """From noise [rows + 1, B, H, A] to a clean trajectory. Only for tables without earlier estimates."""
         x = self.rows[0].sigma * noise[0]
         estimates: list[Tensor] = []
         for step, row in enumerate(self.rows):
             estimates.append(denoise(x, row))
             x = row.a * x + row.b * estimates[-1].clamp(-1.0, 1.0) + row.s * noise[step + 1]
-            x = x + project(x, row, step) - x.clamp(-1.0, 1.0)  # the shift alone: `project` clips to the data first
+            x = x + project(x, row, step) - x.clamp(-1.0, 1.0)  # only the shift: `project` clips to the data first
         return Denoised(x, all_finite(estimates))
 
 
 class PerWaypoint:
-    """What the rivals see of the scene, waypoint by waypoint: commands for motion, points for segments.
+    """What the rivals see of the scene, waypoint by waypoint: commands instead of motion, points instead of segments.
 
     `rate` is the share of the clearance that the barrier lets a reverse step use up.
     """
@@ -63,7 +66,7 @@ class PerWaypoint:
         self._before: Tensor | None = None
 
     def clearance(self, plan: Tensor) -> tuple[Tensor, Tensor]:
-        """h [B, H, M] of every waypoint, positive where it is allowed, and its gradient [B, H, M, 2]."""
+        """The clearance h [B, H, M] of every waypoint, positive where allowed, and its gradient [B, H, M, 2]."""
         obstacles = self.obstacles
         points = plan[:, :, None, None].expand(-1, -1, obstacles.slots, 2, -1)
         distance, normal = separation(points, obstacles.vertices.to(plan)[:, None])
@@ -71,12 +74,12 @@ class PerWaypoint:
         return torch.where(obstacles.is_used[:, None], h, torch.inf), normal
 
     def cost(self, clean: Tensor) -> Tensor:
-        """Squared depth [B] of every waypoint of normalised plans, in (10 px)^2."""
+        """The squared depth [B] of every waypoint of normalised plans, in (10 px)^2."""
         h, _ = self.clearance(self._codec.decode(clean))
         return (-h / 10.0).clamp(min=0.0).square().sum((1, 2))
 
     def barrier(self, plan: Tensor, row: Row) -> Tensor:
-        """From step to step, the clearance of a waypoint may fall by a share only; the nearest point that obeys."""
+        """The nearest plan in which each waypoint loses at most a share of its clearance from step to step."""
         if self._before is None or self._before.shape != plan.shape:
             self._before = plan
         h, normal = self.clearance(self._before)
@@ -89,12 +92,12 @@ class PerWaypoint:
         return self._before.clone()
 
     def forget(self) -> None:
-        """A new chunk begins."""
+        """Start a new chunk."""
         self._before = None
 
 
 class Rival(ControllerWrapper):
-    """A controller whose method of its own sees the obstacles; it has neither certificate nor fallback."""
+    """A controller whose own method sees the obstacles. It has neither a certificate nor a fallback."""
 
     def __init__(self, controller: PolicyController, eyes: PerWaypoint, safety: Safety) -> None:
         super().__init__(controller)
@@ -102,13 +105,13 @@ class Rival(ControllerWrapper):
 
     @property
     def safety(self) -> Safety:
-        """What is demanded, though nothing enforces it: a rollout tells the surroundings where there is any."""
+        """The constraints. Nothing enforces them here, but without them `rollout` would not pass the surroundings."""
         return self._safety
 
     def select_action(
         self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
-        """Of the controller. All robots must be planned for together, one row each."""
+        """The action of the controller. All robots must be planned for together, one row each."""
         seen = surroundings.obstacles if surroundings is not None else None
         self._eyes.obstacles = no_obstacles(len(np.asarray(next(iter(observation.values()))))) if seen is None else seen
         self._eyes.forget()
@@ -154,7 +157,7 @@ def _guidance(scale: float) -> Make:
 def _noisy_steps(policy: DiffusionPolicy, sampler: Choice) -> Sampler:
     table = policy.sampler(sampler)
     if not isinstance(table, StepTable) or table.c is not None:
-        raise ValueError(f"methods: noisy steps need a sampler of one estimate a row, not {type(table).__name__}")
+        raise ValueError(f"methods: noisy steps need a sampler with one estimate per row, not {type(table).__name__}")
     return NoisySteps(table)  # pyright: ignore[reportReturnType]
 
 
@@ -166,7 +169,7 @@ TUNING: Mapping[str, Make] = {
     **{f"guidance_{scale:g}": _guidance(scale) for scale in GUIDANCE_SCALES},
     **{f"barrier_{rate:g}": _barrier(rate) for rate in BARRIER_RATES},
 }
-"""Run only when named: what guidance and barrier are chosen from, by safe success on seeds from 60000."""
+"""Run only when named. Guidance and barrier are chosen from these by safe success on seeds from 60000 on."""
 
 METHODS: Mapping[str, Make] = {
     "none": _ours(mode="none", certify=False),

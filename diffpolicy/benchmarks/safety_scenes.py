@@ -1,4 +1,4 @@
-"""Where safety is measured: scenes, obstacles that the policy has never seen, and faults."""
+"""Scenes of the safety benchmark: envs, obstacles that the policy has never seen, and faults."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from diffpolicy.safety.surroundings import Surroundings
 
 SLOTS, CORNERS = 6, 4
 Place = Callable[[Mapping[str, Any], Any], tuple[float, float, float]]
-"""(info, observation) at the moment when it appears -> a disc x, y, radius that only safety is told of."""
+"""Maps (info, observation) when the obstacle appears to a disc x, y, radius that only safety is told about."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An env, what is demanded in it, and obstacles that are in its info but not in its observation."""
+    """An env, its safety settings, and obstacles that its info reports but its observation does not."""
 
     env: EnvConfig
     demands: SafetyConfig
@@ -32,7 +32,7 @@ class Scene:
 
 
 class UnseenObstacle(gymnasium.Wrapper):
-    """Adds a disc to info["obstacles"] from a tick on; the observation does not show it."""
+    """Adds a disc to info["obstacles"] from a given tick on. The observation does not show it."""
 
     def __init__(self, env: gymnasium.Env, place: Place, from_tick: int) -> None:
         super().__init__(env)
@@ -51,7 +51,7 @@ class UnseenObstacle(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, self._with_disc(observation, info)
 
     def _with_disc(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        """In a slot of its own, the last: the env may use all of the others."""
+        """Add the disc in an extra last slot, because the env may use all of its own."""
         known = {key: np.asarray(value) for key, value in info.get("obstacles", empty_slots()).items()}
         obstacles = {key: np.concatenate([value, np.zeros_like(value[:1])]) for key, value in known.items()}
         if self._tick >= self._from_tick:
@@ -63,7 +63,7 @@ class UnseenObstacle(gymnasium.Wrapper):
 
 
 class LateAction(gymnasium.Wrapper):
-    """An action takes effect one tick late; info["executed_action"] says which one did."""
+    """Delays every action by one tick. info["executed_action"] reports the action that took effect."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -77,7 +77,7 @@ class LateAction(gymnasium.Wrapper):
 
 
 class LateCall(gymnasium.Wrapper):
-    """Now and then the next call comes a whole tick late, says info["time_s"]: the target is held meanwhile."""
+    """Now and then the next call comes a whole tick late, as info["time_s"] reports. The target is held meanwhile."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._random = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ class LateCall(gymnasium.Wrapper):
 
 
 def empty_slots() -> dict[str, npt.NDArray[Any]]:
-    """No obstacles, as info["obstacles"] has them."""
+    """No obstacles, in the layout of info["obstacles"]."""
     return {
         "vertices": np.zeros((SLOTS, CORNERS, 2)),
         "radius": np.zeros(SLOTS),
@@ -103,7 +103,7 @@ def empty_slots() -> dict[str, npt.NDArray[Any]]:
 
 
 def beside_the_obstacle(info: Mapping[str, Any], observation: Any) -> tuple[float, float, float]:
-    """A disc that closes one side of the way past the first obstacle; which one, the start's last bit decides."""
+    """A disc that blocks one side of the way past the first obstacle. The last bit of the start decides which side."""
     start, goal = np.asarray(info["agent_position"]), np.asarray(observation["goal"], dtype=np.float64)
     along = (goal - start) / np.linalg.norm(goal - start)
     across = np.array([-along[1], along[0]])
@@ -117,13 +117,13 @@ def beside_the_obstacle(info: Mapping[str, Any], observation: Any) -> tuple[floa
 
 
 def in_the_farthest_corner(info: Mapping[str, Any], observation: Any) -> tuple[float, float, float]:
-    """A disc in the corner of Push-T's workspace that is farthest from the agent, which thus is never inside it."""
+    """A disc in the corner of Push-T's workspace that is furthest from the agent, which is thus never inside it."""
     x, y = np.where(np.asarray(info["agent_position"]) > 256.0, 70.0, 442.0)
     return float(x), float(y), 30.0
 
 
 def ahead_of_the_agent(info: Mapping[str, Any], observation: Any) -> tuple[float, float, float]:
-    """A disc right on the way, 20 px farther than the agent needs to stop."""
+    """A disc right in the way, 20 px further than the agent needs to stop."""
     position, velocity = np.asarray(info["agent_position"]), np.asarray(info["agent_velocity"])
     speed = float(np.linalg.norm(velocity))
     direction = velocity / speed if speed > 1.0 else np.array([1.0, 0.0])
@@ -152,7 +152,7 @@ SCENES: Mapping[str, Scene] = {
 
 
 def register_scene(name: str, fault: str, max_ticks: int | None) -> EnvConfig:
-    """The scene's env, with its unseen obstacle and the fault, under an id of its own."""
+    """Register the scene's env under its own id, with its unseen obstacle and the fault."""
     scene = SCENES[name]
     env = scene.env
 
@@ -171,15 +171,15 @@ def register_scene(name: str, fault: str, max_ticks: int | None) -> EnvConfig:
 
 
 class Faulty(ControllerWrapper):
-    """A controller that is told too little, or too late; what it is told stays within the bounds it assumes.
+    """A controller that is told too little or too late. What it is told stays within the bounds that it assumes.
 
     | fault   | what happens                                                                                    |
     |---------|-------------------------------------------------------------------------------------------------|
     | delay   | nothing here: the env executes every action one tick late                                       |
-    | late    | nothing here but the env's own time_s: one call in twenty comes a whole tick late               |
+    | late    | nothing here, only in the env's time_s: one call in twenty comes a whole tick late              |
     | dropped | one state in ten is not received                                                                |
     | noise   | position and velocity are off by up to the declared bounds                                      |
-    | nan     | one robot in twenty sees NaN obstacles, anew at every tick                                      |
+    | nan     | one robot in twenty sees NaN obstacles, drawn again at every tick                               |
     """
 
     def __init__(self, controller: Controller, fault: str, seed: int, bounds: tuple[float, float] = (0.0, 0.0)) -> None:
@@ -188,14 +188,14 @@ class Faulty(ControllerWrapper):
         self.random = np.random.default_rng(seed)
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
-        """Of the controller; where an episode begins, nothing is dropped."""
+        """Reset the controller. Nothing is dropped in the first tick of an episode."""
         super().reset(seeds, mask)
         self._fresh = np.ones(len(seeds), dtype=bool) if mask is None else mask
 
     def select_action(
         self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
-        """Of the controller, with the fault."""
+        """The action of the controller under the fault."""
         assert surroundings is not None, "every scene's env reports them"
         assert surroundings.plant_state is not None
         state, obstacles = surroundings.plant_state, surroundings.obstacles
@@ -220,7 +220,7 @@ class Faulty(ControllerWrapper):
         return torch.from_numpy(direction / length * self.random.random((shape[0], 1)))
 
 
-FAULTS: Mapping[str, Mapping[str, Any]] = {  # what the controller has to assume for each
+FAULTS: Mapping[str, Mapping[str, Any]] = {  # what the controller must assume for each
     "none": {},
     "delay": {"delay_substeps": 10},
     "late": {},

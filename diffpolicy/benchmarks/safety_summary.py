@@ -1,4 +1,4 @@
-"""What a row of the safety benchmark says of its episodes, all from executed motion."""
+"""Summarises the episodes of one row of the safety benchmark, from executed motion only."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from diffpolicy.safety.settings import Safety
 
 
 class Watch:
-    """An `OnTick`: the monitor, and what the env itself reports of each episode."""
+    """An `OnTick` that runs the monitor and keeps what the env itself reports about each episode."""
 
     def __init__(self, safety: Safety) -> None:
         self.monitor = Monitor(safety)
@@ -71,22 +71,22 @@ def summary(episodes: list[Episode], watch: Watch) -> dict[str, Any]:
 
 
 def share(values: list[bool]) -> float:
-    """Of those that are true; NaN of none."""
+    """The share of true values; NaN if there are none."""
     return float(np.mean(values)) if values else math.nan
 
 
 def entropy(sides: list[int]) -> float:
-    """Of the choice of side, in bits."""
+    """The entropy of the choice of side, in bits."""
     shares = np.array([count for side, count in Counter(sides).items() if side]) / max(1, sum(s != 0 for s in sides))
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def path_length(record: EpisodeRecord) -> float:
-    """Of the executed motion, tick by tick."""
+    """The length of the executed motion, tick by tick."""
     return float(np.linalg.norm(np.diff(record.path, axis=0), axis=-1).sum()) if len(record.path) > 1 else 0.0
 
 
 def jerk(record: EpisodeRecord) -> float:
-    """Root mean square of the third difference of the executed positions, units per tick^3."""
+    """The root mean square of the third difference of the executed positions, in units per tick^3."""
     third = np.diff(record.path, n=3, axis=0) if len(record.path) > 3 else np.zeros((1, 2))
     return float(np.sqrt((third**2).sum(-1).mean()))

@@ -27,7 +27,7 @@ LATENCY = "{latency_ratio:.2f} x, {latency_p95_ratio:.2f} x"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table for each scene and fault."""
+    """One table per scene and fault."""
     parts: list[str] = []
     for scene, fault in dict.fromkeys((row["scene"], row["fault"]) for row in rows):
         parts += [f"**{scene}**" + (f", {fault}" if fault != "none" else ""), ""]
@@ -42,7 +42,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Safe success over episodes with contact, a panel for each scene."""
+    """Plot safe success against episodes with contact, one panel per scene."""
     panels = list(dict.fromkeys((row["scene"], row["fault"]) for row in rows))
     figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
     for axes, (scene, fault) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

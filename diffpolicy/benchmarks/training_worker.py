@@ -1,6 +1,6 @@
 """Child process of benchmark_training.py: trains one contestant, block by block.
 
-One JSON request per line on stdin ({"steps": n}), one JSON answer per line on stdout.
+It reads one JSON request per line from stdin ({"steps": n}) and writes one JSON answer per line to stdout.
 """
 
 import itertools
@@ -32,11 +32,11 @@ from diffpolicy.training.schemas import register_choices
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.trainer import Trainer
 
-Step = Callable[[], Tensor]  # one optimiser step; its loss
+Step = Callable[[], Tensor]  # runs one optimiser step and returns its loss
 
 
 def main() -> None:
-    """Arguments: contestant, threads, DataLoader workers, then settings of train_policy.py."""
+    """Arguments: the contestant, threads, DataLoader workers, then settings of train_policy.py."""
     name, threads, workers, *overrides = sys.argv[1:]
     torch.set_num_threads(int(threads))
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def run_block(step: Step, steps: int) -> dict[str, float]:
-    """Wall seconds a step and the mean loss."""
+    """Wall seconds per step, and the mean loss."""
     start = time.perf_counter()
     loss = float(torch.stack([step() for _ in range(steps)]).mean())  # waits for a GPU
     return {"seconds": (time.perf_counter() - start) / steps, "loss": loss}
@@ -74,14 +74,14 @@ def ours_bfloat16(config: TrainConfig, workers: int) -> Step:
 
 
 def ours_compiled(config: TrainConfig, workers: int) -> Step:
-    """The same, compiled besides."""
+    """The same under autocast, and compiled."""
     config.trainer.compile = True
     return ours_bfloat16(config, workers)
 
 
 def plain(config: TrainConfig, workers: int) -> Step:
-    """As in the field's codebases: DataLoader workers, torch's own layers, diffusers' scheduler, EMA one by one."""
-    conv.SMALL_BATCH = sys.maxsize  # every layer is torch's own
+    """The usual stack: DataLoader workers, torch's own layers, diffusers' scheduler, EMA parameter by parameter."""
+    conv.SMALL_BATCH = sys.maxsize  # makes every layer torch's own
     policy = Trainer(config, Path(tempfile.gettempdir())).policy
     device = policy.device
     average = [parameter.detach().clone() for parameter in policy.network.parameters()]
@@ -123,7 +123,7 @@ CONTESTANTS = {
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Normalised windows of demonstrations, cut one by one."""
+    """Normalised windows of demonstrations, cut one at a time."""
 
     def __init__(self, config: TrainConfig, data: Demonstrations) -> None:
         window = config.window
@@ -146,13 +146,13 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
-    """Columns to [-1, 1]."""
+    """Scale columns to [-1, 1]."""
     low, high = values.min(0), values.max(0)
     return (2.0 * (values - low) / np.maximum(high - low, 1e-6) - 1.0).astype(np.float32)
 
 
 def plain_batches(config: TrainConfig, workers: int) -> Iterator[dict[str, Tensor]]:
-    """Batches without end."""
+    """An endless stream of batches."""
     data = load_demonstrations(find_data_set(config.data.path), config.data.observations, config.data.action)
     loader = DataLoader(
         Windows(config, data),

@@ -1,4 +1,4 @@
-"""What robots may do: constraints, plants, obstacles, and the certificate that decides."""
+"""Constraints on robot motion: limits, obstacles, plants, the projection, and the certificate that decides."""
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.certificate import Certificate, Certifier

@@ -1,4 +1,4 @@
-"""What a certificate takes for granted, and how far that lets the true motion be from the predicted one.
+"""The assumptions of a certificate, and how far they let the true motion be from the predicted one.
 
 Shape legend: B batch, T ticks, R = T * substeps, A action.
 """
@@ -14,26 +14,30 @@ from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.constraints.vectors import length
 
-PAST_CHANGES = PAST_COMMANDS - 1  # of the command, that are known
+PAST_CHANGES = PAST_COMMANDS - 1  # known changes of the command before the present
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Bounds in units of position (units/s for velocities), Euclidean norms; by default everything is exact.
+    """Bounds on errors and delays, as Euclidean norms in units of position (units/s for velocities).
+
+    By default, everything is exact.
 
     Attributes:
-        position_error, velocity_error: of the measured state (A1).
-        tracking_error, tracking_velocity_error: of the true motion against the plant's, besides (A2).
-        rest_speed: a robot that moves no faster is at rest, as far as moving obstacles are concerned (A3); with 0, no
-            plan among moving obstacles is certified.
-        delay_substeps: an action takes effect up to so many sub-steps after its tick, each on its own (A5).
-        latency_s: a call may come so much later than its tick; later, the plan counts as stale (A5). What it allows
-            is part of the delay: at most delay_substeps.
-        tolerance: a predicted and a measured state (positions, and velocities in units/s) or obstacle that differ by
-            less are the same. It is there for rounding only: the default suits pixels, 1e-6 metres.
+        position_error, velocity_error: bounds on the error of the measured state (A1).
+        tracking_error, tracking_velocity_error: bounds on how much further the true motion may be from the plant's
+            (A2).
+        rest_speed: a robot that moves no faster than this counts as standing still for moving obstacles (A3). With 0,
+            no plan among moving obstacles is certified.
+        delay_substeps: an action takes effect at most this many sub-steps after its tick. Each action may have a
+            different delay (A5).
+        latency_s: how much later than its tick a call may come; after that the plan is stale (A5). It is part of the
+            delay, so it may be at most delay_substeps long.
+        tolerance: predicted and measured states (positions, and velocities in units/s), or obstacles, that differ by
+            less than this are the same. It covers rounding only: the default suits pixels, 1e-6 suits metres.
 
     Raises:
-        ValueError: a number that is negative or not finite, or a rest speed below the tracking velocity error.
+        ValueError: a number is negative or not finite, or rest_speed is below tracking_velocity_error (but not 0).
     """
 
     position_error: float = 0.0
@@ -64,8 +68,8 @@ class Assumptions:
     def tubes(self, plant: LinearPlant, commands: Tensor, start: Start) -> tuple[Tensor, Tensor]:
         """How far position and velocity can be off at the end of every sub-step, [B, R] each.
 
-        The velocity is the plant's or the mean over the sub-step, whichever is farther off. By linearity the errors
-        add up: of the start state, of the tracking, and of every change of the command that may come late.
+        For velocity, the bound covers both the plant's velocity and the mean over the sub-step. By linearity the errors
+        add up: those of the start state, of the tracking, and of every command change that may come late.
         """
         batch, ticks, _ = commands.shape
         both = _fixed_tube(self, plant, ticks).to(commands).flatten().expand(batch, -1)
@@ -80,7 +84,7 @@ class Assumptions:
 
 @lru_cache(maxsize=16)
 def _fixed_tube(assumptions: Assumptions, plant: LinearPlant, ticks: int) -> Tensor:
-    """What errors of the start state and of the tracking do to position and velocity, [2, R]."""
+    """[2, R], the effect of errors of the start state and of the tracking on position and velocity."""
     _, free = plant.responses(ticks)
     mean = free[0].diff(dim=0, prepend=free.new_tensor([[1.0, 0.0]])) / plant.substep_s
     free = torch.stack([free[0].abs(), torch.maximum(free[1].abs(), mean.abs())])
@@ -90,10 +94,10 @@ def _fixed_tube(assumptions: Assumptions, plant: LinearPlant, ticks: int) -> Ten
 
 @lru_cache(maxsize=16)
 def _late_response(plant: LinearPlant, ticks: int, delay: int) -> Tensor:
-    """The most that position and velocity differ where a unit change of the command comes up to `delay` late.
+    """The largest effect on position and velocity of a unit change of the command that comes up to `delay` late.
 
-    [2, R, 2 + T]: for the changes of the two ticks before the present, of which a part may still be to come, and of
-    each tick from the present on.
+    [2, R, 2 + T]: for changes in the two ticks before the present, which may not have taken full effect yet, and for
+    changes in each tick from the present on.
     """
     rows = plant.substeps * ticks
     forced, _ = plant.responses(ticks)

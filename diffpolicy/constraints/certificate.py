@@ -1,8 +1,8 @@
-"""What decides: every constraint on every sub-step, in float64, for a plan and for stopping after each of its rows.
+"""The certificate: checks every constraint at every sub-step, in float64, for a plan and for stopping after each row.
 
-A row may be sent only if the robot could come to rest after it, by a brake that meets all constraints, and would also
-be clear if its last target were held for ever (a process that died). So whatever fails later, a certified way to
-stop is at hand: safety by induction, as in passive safety (Fraichard and Asama 2004).
+A row may be sent only if the robot could then brake to rest within all constraints, and would also be clear if its last
+target were held indefinitely (as when the process dies). Whatever fails later, a certified way to stop is at hand. This
+is safety by induction, as in passive safety (Fraichard and Asama 2004).
 
 Shape legend: B batch, n rows of a chunk, P = n + 1 prefixes (of 0 to n rows), S ticks of a way to stop, R rows of a
 constraint, A action.
@@ -22,18 +22,18 @@ from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
-BRAKE_TICKS = (0, 1, 2, 4, 8)  # over which a brake may let the last step fade; 0 holds at once
+BRAKE_TICKS = (0, 1, 2, 4, 8)  # over which a brake may fade out the last step; 0 holds at once
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was found for one batch of plans.
+    """The result of certifying one batch of plans.
 
     Attributes:
-        length: [B], how many rows, from the first on, may be sent: each has a certified way to stop.
-        margin: [B, P], of each prefix with its way to stop, at least 0 where certified; prefix 0 is stopping now. A
-            lower bound of the least margin, exact where it is below 0.
-        stops: [B, P, S, A], the commands of that way to stop.
+        length: [B], the number of leading rows that may be sent. Each of them has a certified way to stop.
+        margin: [B, P], the least margin of each prefix followed by its way to stop, at least 0 if certified. Prefix 0
+            is stopping now. The value is a lower bound, and exact where it is below 0.
+        stops: [B, P, S, A], the commands of each way to stop.
     """
 
     length: Tensor
@@ -46,11 +46,11 @@ class Certificate:
         return self.margin[:, 0] >= 0
 
     def robots(self, index: Tensor) -> "Certificate":
-        """Of the robots `index`."""
+        """The certificates of the robots `index`."""
         return Certificate(self.length[index], self.margin[index], self.stops[index])
 
     def replaced(self, index: Tensor, other: "Certificate") -> "Certificate":
-        """With those of the robots `index` replaced."""
+        """A copy with the certificates of the robots `index` replaced by `other`."""
         parts = [part.clone() for part in (self.length, self.margin, self.stops)]
         for part, new in zip(parts, (other.length, other.margin, other.stops), strict=True):
             part[index] = new
@@ -61,14 +61,15 @@ class Certifier:
     """Certifies commands [B, n, A] from a start, in float64 on the CPU.
 
     Args:
-        constraints: all of them.
-        plant: where one acts on the motion, or none.
+        constraints: all constraints, on commands and on the motion.
+        plant: the plant; required if a constraint acts on the motion.
         period_s: seconds from command to command.
-        assumptions: what is taken for granted.
+        assumptions: bounds on the errors and delays that certificates allow for.
 
     Raises:
-        ValueError: errors are assumed, but a constraint bounds accelerations or jerks of the motion, whose error they
-            do not bound; a constraint on the motion without a plant; a delay of more ticks than commands are known.
+        ValueError: a constraint acts on the motion, but there is no plant. Errors are assumed, but a constraint bounds
+            accelerations or jerks of the motion, whose error they do not bound. The delay is longer than the ticks
+            whose commands are known.
     """
 
     def __init__(
@@ -95,20 +96,20 @@ class Certifier:
         self._on_motion = [c for c in constraints if c.quantity.acts_on == "motion"]
         self._on_commands = [c for c in constraints if c.quantity.acts_on == "commands"]
         self._plant, self._period_s, self._assumptions = plant, period_s, assumptions
-        # Without limits on how commands change, a brake that fades has nothing over one that holds.
+        # Without limits on how commands change, a fading brake has no advantage over holding at once.
         fades = any(constraint.quantity.order > 1 for constraint in self._on_commands)
         self._brakes = BRAKE_TICKS if fades else BRAKE_TICKS[:1]
         self.stop_ticks = max(self._brakes) + (1 if plant is None else plant.settle_ticks)
 
     def certify(self, commands: Tensor, start: Start, obstacles: Obstacles) -> Certificate:
-        """What may be sent of `commands` [B, n, A], physical units, taken as they are."""
+        """Find how many rows of `commands` [B, n, A] may be sent, in physical units and exactly as given."""
         commands, start = commands.double(), start.to(commands.double())
         is_valid, obstacles = obstacles.is_valid, obstacles.double().without_empty_slots
         batch, n, _ = commands.shape
         robot, sent = _prefixes(batch, n)
         cases = _Cases(sent, start.robots(robot), obstacles.robots(robot))
         plans = self._plans(commands, start, 0)
-        # Held for ever, nothing more is sent: limits on commands do not count.
+        # While the last target is held indefinitely, nothing is sent, so limits on commands do not apply.
         margin = self._margin(plans, cases, self._on_motion)
         best = self._margin(plans, cases, self._on_commands)
         for ticks in self._brakes[1:]:
@@ -121,7 +122,7 @@ class Certifier:
             best[left[better]], plans[left[better]] = found[better], braked[better]
         margin = torch.minimum(margin, best).unflatten(0, (batch, n + 1))
         moves = obstacles.moves().any(1)[:, None]
-        if bool(moves.any()):  # elsewhere the first segment begins at the present, with nothing excused
+        if bool(moves.any()):  # otherwise the first segment covers the present, with nothing excused
             now = of_the_present(self._on_motion, start, obstacles, self._assumptions)
             margin = torch.where(moves, torch.minimum(margin, now[:, None]), margin)
         margin = torch.where(_is_finite(commands, start) & is_valid[:, None], margin, -torch.inf)
@@ -130,7 +131,7 @@ class Certifier:
         return Certificate(length, margin, stops.unflatten(0, (batch, n + 1)))
 
     def _plans(self, commands: Tensor, start: Start, ticks: int) -> Tensor:
-        """Each prefix, then its last step fading over `ticks`, then holding: [B * P, n + S, A]."""
+        """Each prefix, then its last step fading out over `ticks`, then holding: [B * P, n + S, A]."""
         n = commands.shape[1]
         path = torch.cat([start.commands[:, -2:], commands], dim=1)
         sent = torch.arange(n + 1)[:, None]
@@ -140,14 +141,14 @@ class Certifier:
             k = (row - sent + 1).clamp(0, ticks).to(path)
             way = k - k * (k + 1) / (2 * (ticks + 1))  # steps shrink linearly
             plans = plans + way[..., None] * path.diff(dim=1)[:, :, None]
-        stops = plans.float().double()  # as they would be sent
+        stops = plans.float().double()  # rounded as they would be sent
         return torch.where((row < sent)[..., None], plans, stops).flatten(0, 1)
 
     def _margin_of_brake(self, plans: Tensor, cases: "_Cases", ticks: int) -> Tensor:
-        """The least margin [Q], also if the process dies while it brakes."""
+        """The least margin [Q], also if the process dies while the robot brakes."""
         margin = self._margin(plans, cases, self._on_commands)
-        good = (margin >= 0).nonzero().squeeze(1)  # of the others enough is known
-        last = cases.sent[good, None] + torch.arange(ticks)  # [Q, ticks], the last row before it dies
+        good = (margin >= 0).nonzero().squeeze(1)  # the others fail already
+        last = cases.sent[good, None] + torch.arange(ticks)  # [Q, ticks], the last row before the process dies
         rows = torch.minimum(torch.arange(plans.shape[1]), last[..., None])
         died = plans[good[:, None, None], rows].flatten(0, 1)
         found = self._margin(died, cases.robots(good.repeat_interleave(ticks)), self._on_motion)
@@ -164,25 +165,25 @@ class Certifier:
 
 @dataclass(frozen=True)
 class _Cases:
-    """How many rows a robot sends before it stops, where it starts and what is around it, for Q plans."""
+    """For each of Q plans: how many rows are sent before stopping, where the robot starts and what is around it."""
 
     sent: Tensor
     start: Start
     obstacles: Obstacles
 
     def robots(self, index: Tensor) -> "_Cases":
-        """Of the plans `index`."""
+        """The cases of the plans `index`."""
         return _Cases(self.sent[index], self.start.robots(index), self.obstacles.robots(index))
 
 
 @lru_cache(maxsize=16)
 def _prefixes(batch: int, n: int) -> tuple[Tensor, Tensor]:
-    """Of all prefixes of the chunks of a batch: whose, and how many rows, [B * P] each."""
+    """The robot and the number of rows of every prefix in a batch of chunks, [B * P] each."""
     return torch.arange(batch).repeat_interleave(n + 1), torch.arange(n + 1).repeat(batch)
 
 
 def _is_finite(commands: Tensor, start: Start) -> Tensor:
-    """[B, P], whether a prefix and what came before it are numbers; without obstacles, no constraint might ask."""
+    """[B, P], whether a prefix and what came before it are finite. Without obstacles, constraints may not notice."""
     path = torch.cat([start.commands, commands], dim=1).sum(-1).cumsum(dim=1)[:, PAST_COMMANDS - 1 :]
     state = (start.state.position + start.state.velocity).sum(-1)
     return (path + state[:, None]).isfinite()

@@ -1,14 +1,14 @@
-"""Numbers of a constraint, where they are needed."""
+"""A constraint's constants, cached for each device and dtype."""
 
 import torch
 from torch import Tensor
 
 
 class Constant:
-    """`values`, of any shape; the copy for a device and a type is made once.
+    """A tensor of any shape that is copied to each device and dtype only once.
 
-    From a CPU to a GPU it would otherwise be made at every reverse step: the host would wait for it, and the loop could
-    not be captured.
+    Without the cache, every reverse step would copy it from the CPU to the GPU. The host would wait for the copy, and
+    the loop could not be captured.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -16,9 +16,9 @@ class Constant:
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def like(self, other: Tensor) -> Tensor:
-        """On the device and of the type of `other`."""
+        """The values on the device and with the dtype of `other`."""
         kind = other.device, other.dtype
         if kind not in self._copies:
-            with torch.inference_mode(False):  # a copy made in this mode could not serve outside it
+            with torch.inference_mode(False):  # an inference tensor is unusable outside inference mode
                 self._copies[kind] = self._values.to(other)
         return self._copies[kind]

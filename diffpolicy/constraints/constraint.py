@@ -1,4 +1,4 @@
-"""What a constraint is: the quantity that it bounds, the nearest allowed values, and how far a plan is from harm.
+"""The constraint protocol: the quantity that a constraint bounds, its projection and its margin.
 
 Shape legend: B batch, T ticks, R rows, A action, M obstacle slots.
 """
@@ -14,18 +14,20 @@ from torch import Tensor
 from diffpolicy.constraints.planar.obstacles import Obstacles
 
 Prox = Callable[[Tensor], Tensor]
-"""Rows -> the nearest rows of a convex set, same shape."""
+"""Maps rows to the nearest rows of a convex set, of the same shape."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a constraint looks at, in physical units: a trajectory gives it as rows [R, A], a constraint bounds them.
+    """The physical quantity that a constraint bounds. A trajectory provides it as rows [R, A].
 
     Attributes:
-        acts_on: "commands", one row a tick; or "motion", the executed motion, one row a sub-step.
-        order: 0 positions, 1 velocities, 2 accelerations, 3 jerks: differences of the positions over time, with
-            those before the plan (the last commands, or the measured state).
-        segments: pairs [R, 2, A] of each position and the one before, the first being the present one; order 0.
+        acts_on: "commands", with one row per tick, or "motion", the executed motion, with one row per sub-step.
+        order: 0 for positions, 1 for velocities, 2 for accelerations, 3 for jerks. Orders above 0 are differences of
+            positions over time; the first ones reach back before the plan (to the last commands, or to the measured
+            state).
+        segments: whether the rows are segments [R, 2, A], each from the previous position to the next one. The first
+            segment starts at the present position. Requires order 0.
     """
 
     acts_on: Literal["commands", "motion"]
@@ -38,20 +40,20 @@ class Quantity:
                 f"quantity: acts_on {self.acts_on!r}, order {self.order}; expected commands or motion, and 0 to 3"
             )
         if self.segments and self.order != 0:
-            raise ValueError(f"quantity: segments join positions, order 0, not {self.order}")
+            raise ValueError(f"quantity: segments are of positions, order 0, not {self.order}")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is besides the rows.
+    """What a constraint sees besides the rows.
 
     Attributes:
-        obstacles: of each robot, as they were at time 0, the present.
-        time_s: [R], when each row is reached; the way to each takes as long as that to the first, from time 0.
-        at_rest: [B, R], where the robot stands: a moving obstacle that comes then is not the plan's fault. None
-            where nothing is excused.
-        error: by which rows may be off, one for all or [B, 1, R]; a margin above it need not be exact, a lower bound
-            above it does.
+        obstacles: the obstacles of each robot at time 0, the present.
+        time_s: [R], when each row is reached. All segments last as long as the first one, which starts at time 0.
+        at_rest: [B, R], whether the robot stands still, so that contact with a moving obstacle is not the plan's fault.
+            None if no contact is excused.
+        error: how far the rows may be off, one number for all or [B, 1, R]. A margin above it need not be exact: a
+            lower bound that is also above it is enough.
     """
 
     obstacles: Obstacles
@@ -61,12 +63,12 @@ class Scene:
 
     @cached_property
     def radius(self) -> Tensor:
-        """Of the rounded obstacles when each row is reached [B, M, R]: they are somewhere inside."""
+        """[B, M, R], the radius of the rounded obstacles when each row is reached, grown to allow for their motion."""
         return self._grown(self.time_s)
 
     @cached_property
     def radius_before(self) -> Tensor:
-        """When the way to each row begins, [B, M, R]."""
+        """[B, M, R], the same when the segment to each row begins."""
         return self._grown(self.time_s - self.time_s[:1])
 
     def _grown(self, time_s: Tensor) -> Tensor:
@@ -75,9 +77,9 @@ class Scene:
 
 
 class Constraint(Protocol):
-    """A set of plans. Anything with these three serves.
+    """A set of allowed plans. Any class with these three members is a constraint.
 
-    `prox` serves the projection, which may fall short; `margin` serves the certificate, which decides.
+    The projection uses `prox` and may fall short. The certificate uses `margin` and decides.
     """
 
     @property
@@ -86,13 +88,14 @@ class Constraint(Protocol):
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         """The Euclidean projection of rows [B, R, A] onto the set, or onto a convex part of it near `reference`.
 
-        For segments, of [B, M, R, 2, A] with one copy for each obstacle, near `reference` [B, R, 2, A].
+        For segments, the rows are [B, M, R, 2, A], with one copy per obstacle, and `reference` is [B, R, 2, A].
         """
         ...
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
         """[B, R], at least 0 where the rows y ([B, R, A] or [B, R, 2, A]) are allowed.
 
-        It must not change by more than the rows do: a bound on the error of the rows is taken off it.
+        The margin must not change by more than the rows do, because the certificate subtracts a bound on their error
+        from it.
         """
         ...

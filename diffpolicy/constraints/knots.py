@@ -1,6 +1,6 @@
-"""What constraints see of a plan, once or twice a tick, as matrices: rows are linear in commands and what came before.
+"""Constraint rows at the knots of a plan (once or twice per tick), as matrices on commands and on what came before.
 
-Shape legend: N commands of a plan, R rows of one constraint (two a segment).
+Shape legend: N commands of a plan, R rows of one constraint (two per segment).
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from diffpolicy.constraints.constraint import Constraint, Quantity
 from diffpolicy.constraints.plant import LinearPlant, State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
-CAUSES = PAST_COMMANDS + 2  # of a motion, besides the commands of the plan: position, velocity, earlier commands
+CAUSES = PAST_COMMANDS + 2  # of a motion besides the plan: position, velocity and earlier commands
 
 
 @dataclass(frozen=True)
 class Block:
     """The rows of one constraint at the knots: matrix u + before start.
 
-    A constraint on positions of the motion means something for commands, too: the robot may be left to go to each
-    of them. They are further rows.
+    A constraint on positions of the motion applies to the commands as well, as further rows, because the robot may be
+    left to go to each of them.
     """
 
     constraint: Constraint
@@ -38,17 +38,17 @@ class Block:
 def blocks(
     constraints: Sequence[Constraint], plant: LinearPlant | None, period_s: float, horizon: int, penalty: float
 ) -> list[Block]:
-    """One for each constraint, for plans of `horizon` commands.
+    """One block per constraint, for plans of `horizon` commands.
 
     Raises:
-        ValueError: a constraint on the motion without a plant.
+        ValueError: a constraint acts on the motion, but there is no plant.
     """
     basis = _basis(plant, period_s, horizon)
     return [_block(constraint, basis, penalty) for constraint in constraints]
 
 
 def _basis(plant: LinearPlant | None, period_s: float, horizon: int) -> Trajectory:
-    """A unit of each command and of each of the causes besides, a robot each; rows are linear in them."""
+    """A batch of unit causes: one robot per command of the plan and per earlier cause. Rows are linear in them."""
     unit = torch.eye(horizon + CAUSES, dtype=torch.float64)[..., None]
     commands, position, velocity, before = unit.split([horizon, 1, 1, PAST_COMMANDS], dim=1)
     return Trajectory(commands, Start(State(position[:, 0], velocity[:, 0]), before), plant, period_s)
@@ -68,9 +68,9 @@ def _block(constraint: Constraint, basis: Trajectory, penalty: float) -> Block:
 
 
 def _knots(basis: Trajectory, quantity: Quantity) -> tuple[Tensor, Tensor]:
-    """Its rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
+    """The quantity's rows at the end of every tick, as a matrix [R, N + CAUSES], and when each (segment) is reached.
 
-    Speeds, and what changes them, also in the middle, where ticks have one: they may be highest there.
+    Speeds and their derivatives are also taken in the middle of a tick, if a sub-step ends there: they may peak there.
     """
     y, time_s = basis.quantity(quantity), basis.times_s(quantity)
     stride = 1 if quantity.acts_on == "commands" else needed(basis.plant).substeps

@@ -1,7 +1,7 @@
-"""Limits on numbers: boxes, polytopes and balls on positions, velocities, accelerations or jerks.
+"""Limits on vectors: boxes, norm balls and polytopes for positions, velocities, accelerations or jerks.
 
-`inset` moves the projection's target inwards, so that a projection that has not quite converged still passes, and the
-errors that a certificate takes off have room; the margin, and so the certificate, knows the limit itself.
+`inset` shrinks the set that the projection aims for. A projection that has not fully converged then still passes, and
+there is room for the errors that a certificate subtracts. The margin, and so the certificate, uses the limit itself.
 
 Shape legend: B batch, R rows, A action, F faces.
 """
@@ -20,11 +20,12 @@ class Box:
     """low <= y <= high on every axis: a workspace, joint limits, or per-axis limits of a higher order.
 
     Args:
-        low, high: one number per axis, or one for all.
+        low, high: the limits, one number per axis or one for all axes.
         quantity: what they bound.
+        inset: how far inside the limits the projection aims, on each side.
 
     Raises:
-        ValueError: low above high, NaN, or no room left by `inset`.
+        ValueError: low is above high, a limit is NaN, or `inset` leaves no room.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class Box:
 
 
 class NormLimit:
-    """|y| <= limit, the Euclidean norm over the axes: a limit on speed, acceleration or jerk.
+    """|y| <= limit in the Euclidean norm over the axes: a limit on speed, acceleration or jerk.
 
     Raises:
-        ValueError: a limit that is not above the inset, or not finite.
+        ValueError: the limit is not above the inset, or not finite.
     """
 
     def __init__(self, limit: float, quantity: Quantity, inset: float = 0.0) -> None:
@@ -62,7 +63,7 @@ class NormLimit:
 
     def prox(self, reference: Tensor, scene: Scene) -> Prox:
         def ball(y: Tensor) -> Tensor:
-            return y / (length(y) / self._radius).clamp(min=1.0)[..., None]  # what is inside stays as it is, bit by bit
+            return y / (length(y) / self._radius).clamp(min=1.0)[..., None]  # rows inside stay bit-equal
 
         return ball
 
@@ -71,16 +72,18 @@ class NormLimit:
 
 
 class Polytope:
-    """normals . y <= offsets, face by face; one face is a half-space.
+    """normals . y <= offsets, face by face; a single face is a half-space.
 
-    `prox` is exact for one face, or where the faces meet at right angles; else it is that of the face that is
-    overstepped most, again and again. The projector takes the `faces` one by one, which is exact for all.
+    `prox` is exact for a single face, and for faces that meet at right angles. Otherwise it projects repeatedly onto
+    the face that is violated most. The projector treats each of the `faces` as a constraint of its own, which is exact
+    for every polytope.
 
     Args:
-        normals: [F, A]; offsets: [F].
+        normals: [F, A], the outward normals, of any length.
+        offsets: [F].
 
     Raises:
-        ValueError: shapes that do not fit, a normal of zero, numbers that are not finite.
+        ValueError: the shapes do not match, a normal is zero, a number is not finite, or `inset` is negative.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Polytope:
         self._within = Constant(self.normals), Constant(self.offsets - inset)
 
     def faces(self) -> "list[Polytope]":
-        """Each as a half-space of its own."""
+        """Each face as a half-space of its own."""
         pairs = zip(self.normals.tolist(), self.offsets.tolist(), strict=True)
         return [Polytope([normal], [offset], self.quantity, self._inset) for normal, offset in pairs]
 

@@ -1,4 +1,4 @@
-"""How far whole plans stay from harm: the least margin over all rows, less what errors may do to them.
+"""Margins of whole plans: the least margin over all rows, minus the effect of errors.
 
 Shape legend: Q plans, R rows, A action.
 """
@@ -17,7 +17,7 @@ from diffpolicy.constraints.vectors import length
 
 
 def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles) -> Tensor:
-    """[Q], of constraints that act on commands."""
+    """[Q], the margin of constraints on commands."""
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     for constraint in constraints:
         scene = Scene(obstacles, plans.times_s(constraint.quantity), error=0.0)
@@ -28,7 +28,7 @@ def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles:
 def of_motion(
     constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles, assumptions: Assumptions
 ) -> Tensor:
-    """[Q], of constraints that act on the motion; the last command of each plan is held for ever."""
+    """[Q], the margin of constraints on the motion. The last command of each plan is held indefinitely."""
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     if not constraints or len(least) == 0:
         return least
@@ -48,7 +48,7 @@ def of_motion(
 def of_the_present(
     constraints: Sequence[Constraint], start: Start, obstacles: Obstacles, assumptions: Assumptions
 ) -> Tensor:
-    """[B], of where the robots are, from which nothing is excused: one that stands in an obstacle is in it."""
+    """[B], the margin of the present positions. Nothing is excused: a robot at rest in an obstacle is inside it."""
     here = start.state.position[:, None, None].expand(-1, 1, 2, -1)
     least = here.new_full((len(here),), torch.inf)
     error = assumptions.position_error + assumptions.tracking_error
@@ -61,7 +61,7 @@ def of_the_present(
 
 @dataclass(frozen=True)
 class _Known:
-    """How sure the motion is in every sub-step, [Q, R] each; at_rest is None where nobody asks."""
+    """Bounds on the motion in every sub-step, [Q, R] each. at_rest is None if no obstacle moves."""
 
     at_rest: Tensor | None
     position_tube: Tensor
@@ -71,14 +71,14 @@ class _Known:
 def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Known:
     plant = needed(plans.plant)
     tube, velocity_tube = assumptions.tubes(plant, plans.commands, plans.start)
-    # Whatever is left of the way to the held target at the end may still come.
+    # After the last row, the robot may still travel the rest of the way to the held target.
     position, velocity = plans.motion
     speed = substep_speed(position, velocity, plant.substep_s) if has_moving else None
     last = substep_speed(position[:, -2:], velocity[:, -2:], plant.substep_s)[:, 0]
     offset = length(position[:, -1] - plans.commands[:, -1])
     to_come = plans.commands.new_tensor(plant.largest_free_response) @ torch.stack([offset, last])  # [2, Q]
     tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
-    # Of a segment both ends count; the first begins with the errors of the present.
+    # Both ends of a segment count. The first segment starts with the errors of the present.
     present = tube.new_full((len(tube), 1), assumptions.position_error + assumptions.tracking_error)
     tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1))
     if speed is None:
@@ -90,7 +90,10 @@ def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Kn
 
 
 def substep_speed(position: Tensor, velocity: Tensor, substep_s: float) -> Tensor:
-    """Of each sub-step [Q, R], from states [Q, 1 + R, A]: the largest of its ends' and its mean."""
+    """[Q, R], the speed in each sub-step: the larger of its mean and the speeds at its ends.
+
+    The states are [Q, 1 + R, A].
+    """
     at_ends = length(velocity)
     mean = length(position.diff(dim=1)) / substep_s
     return torch.maximum(mean, torch.maximum(at_ends[:, 1:], at_ends[:, :-1]))

@@ -1,4 +1,4 @@
-"""The robot between its commands and its motion: a linear time-invariant plant, the same on every axis.
+"""Plants: linear time-invariant models from commands to motion, the same on every axis.
 
 Shape legend: B batch, T ticks, R = T * substeps, A action. Numbers are float64.
 """
@@ -9,12 +9,12 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-SETTLE_SUBSTEPS = 10_000  # in which a plant has to come to rest, searched for its largest responses
+SETTLE_SUBSTEPS = 10_000  # a plant must come to rest within these; its largest responses are searched in them
 
 
 @dataclass(frozen=True)
 class State:
-    """Position and velocity of each robot, [B, A] each, units and units/s."""
+    """Position and velocity of each robot, [B, A] each, in units and units/s."""
 
     position: Tensor
     velocity: Tensor
@@ -25,14 +25,14 @@ class LinearPlant:
     """(position, velocity)' = transition (position, velocity) + drive * command, once per sub-step.
 
     Attributes:
-        transition: [2][2].
-        drive: [2].
-        substep_s: seconds.
-        substeps: per command; a command is held for substeps * substep_s.
+        transition: a [2][2] matrix.
+        drive: [2], the effect of the command on position and velocity.
+        substep_s: the duration of a sub-step in seconds.
+        substeps: the number of sub-steps per command. A command is held for substeps * substep_s seconds.
 
     Raises:
-        ValueError: numbers that are not finite, a plant that is unstable, that cannot be run backwards, or that does
-            not come to rest on a held command (then no brake tail exists).
+        ValueError: a number is not finite, or the plant is unstable, cannot be run backwards, or does not come to rest
+            at a held command (then no way to stop would ever end).
     """
 
     transition: tuple[tuple[float, float], tuple[float, float]]
@@ -50,7 +50,9 @@ class LinearPlant:
         if radius >= 1.0 or abs(float(torch.linalg.det(a))) < 1e-9:
             raise ValueError(f"plant: spectral radius {radius:.4f} must be below 1, and transition invertible")
         if radius**SETTLE_SUBSTEPS > 1e-4:
-            raise ValueError(f"plant: spectral radius {radius:.6f}, so no rest within {SETTLE_SUBSTEPS} sub-steps")
+            raise ValueError(
+                f"plant: spectral radius {radius:.6f}, so it does not settle in {SETTLE_SUBSTEPS} sub-steps"
+            )
         rest = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - a, b)
         if not torch.allclose(rest, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0.0, atol=1e-6):
             raise ValueError(f"plant: a held command 1 ends at (position, velocity) {rest.tolist()}, expected (1, 0)")
@@ -61,7 +63,7 @@ class LinearPlant:
         return self.substeps * self.substep_s
 
     def path(self, commands: Tensor, start: State) -> tuple[Tensor, Tensor]:
-        """Executed positions and velocities [B, 1 + R, A] at the present and at the end of every sub-step."""
+        """Executed positions and velocities [B, 1 + R, A], at the present and at the end of every sub-step."""
         response = _all_responses(self, commands.shape[1]).to(commands)
         causes = torch.cat([commands, start.position[:, None], start.velocity[:, None]], dim=1)
         both = torch.matmul(causes.mT, response).mT  # one product for all robots
@@ -74,31 +76,32 @@ class LinearPlant:
         return position[:, 1:], velocity[:, 1:]
 
     def responses(self, ticks: int) -> tuple[Tensor, Tensor]:
-        """Of position and velocity at every sub-step: to the commands [2, R, T] and to the start state [2, R, 2]."""
+        """Responses of position and velocity at every sub-step: [2, R, T] to the commands, [2, R, 2] to the start."""
         return _responses(self, ticks)
 
     def before(self, start: State, command: Tensor) -> State:
-        """The state one sub-step ago, under `command` [B, A]."""
+        """The state one sub-step earlier, given that `command` [B, A] was in force."""
         (pp, pv), (vp, vv) = self._backwards
         p, v = start.position - self.drive[0] * command, start.velocity - self.drive[1] * command
         return State(pp * p + pv * v, vp * p + vv * v)
 
     @cached_property
     def largest_free_response(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The most that position and speed can still come to, per unit of its offset from a held command and velocity.
+        """The largest travel and speed still to come while a command is held, per unit of initial offset and velocity.
 
-        ((travel per offset, travel per velocity), (speed per offset, speed per velocity)).
+        The offset is the distance from the held command. The layout is ((travel per offset, travel per velocity),
+        (speed per offset, speed per velocity)).
         """
         free = _free_response(self, SETTLE_SUBSTEPS)
-        travel = free[0] - free.new_tensor([1.0, 0.0])  # from where it is; an overshoot goes beyond the command
+        travel = free[0] - free.new_tensor([1.0, 0.0])  # from the start; an overshoot passes the command
         (off, moving), (speed_off, speed) = torch.stack([travel, free[1]]).abs().amax(1).tolist()
         return (max(1.0, off), moving), (speed_off, max(1.0, speed))
 
     @cached_property
     def settle_ticks(self) -> int:
-        """Ticks in which the speed towards a held command falls to a thousandth of its largest, for good."""
+        """Ticks until the speed towards a held command stays below a thousandth of its maximum."""
         speed = _free_response(self, SETTLE_SUBSTEPS)[1, :, 0].abs()
-        left = speed.flip(0).cummax(0).values.flip(0)  # the most from here on
+        left = speed.flip(0).cummax(0).values.flip(0)  # the maximum from here on
         return 1 + int((left > 1e-3 * speed.max()).sum()) // self.substeps
 
     @cached_property
@@ -111,28 +114,31 @@ class LinearPlant:
 
 
 def position_servo(stiffness: float, damping: float, substep_s: float, substeps: int) -> LinearPlant:
-    """Acceleration stiffness * (command - position) - damping * velocity, by semi-implicit Euler: both envs' agent."""
+    """The agent of both environments: acceleration = stiffness * (command - position) - damping * velocity.
+
+    Integrated by semi-implicit Euler.
+    """
     h, kept = substep_s, 1.0 - damping * substep_s
     pull = stiffness * h
     return LinearPlant(((1.0 - pull * h, kept * h), (-pull, kept)), (pull * h, pull), substep_s, substeps)
 
 
 def identify(positions: Tensor, velocities: Tensor, commands: Tensor, substep_s: float, substeps: int) -> LinearPlant:
-    """The plant that explains a log best (least squares over all axes).
+    """Fit the plant that explains a log best, by least squares over all axes.
 
     Args:
-        positions, velocities: [rows, A], one row a sub-step.
+        positions, velocities: [rows, A], one row per sub-step.
         commands: [rows, A], the command in force from this row to the next.
 
     Raises:
-        ValueError: a log that is not finite, too short or does not move; no stable servo explains it.
+        ValueError: the log is not finite, is too short or does not move, or no stable servo explains it.
     """
     now = torch.stack([positions[:-1], velocities[:-1], commands[:-1]], dim=-1).double().flatten(0, 1)
     after = torch.stack([positions[1:], velocities[1:]], dim=-1).double().flatten(0, 1)
     if not bool(now.isfinite().all() and after.isfinite().all()):
         raise ValueError("identify: the log has NaN or infinite values")
     if len(now) < 3 or int(torch.linalg.matrix_rank(now)) < 3:
-        raise ValueError(f"identify: {len(now)} rows do not tell position, velocity and command apart; move more")
+        raise ValueError(f"identify: {len(now)} rows cannot tell position, velocity and command apart; move more")
     ((a, c), (b, d), (e, f)) = torch.linalg.lstsq(now, after).solution.tolist()
     return LinearPlant(((a, b), (c, d)), (e, f), substep_s, substeps)
 
@@ -144,13 +150,13 @@ def _responses(plant: LinearPlant, ticks: int) -> tuple[Tensor, Tensor]:
     start = torch.eye(2, dtype=torch.float64)[:, None]
     impulse = torch.cat([start, free[:, :-1]], dim=1) @ plant._matrices[1]  # [2, R]
     step = torch.cat([torch.zeros(2, rows, dtype=torch.float64), impulse.cumsum(1)], dim=1)
-    age = torch.arange(rows)[:, None] - held * torch.arange(ticks)  # sub-steps since a command's first
+    age = torch.arange(rows)[:, None] - held * torch.arange(ticks)  # sub-steps since each command began
     return step[:, rows + age] - step[:, rows + age - held], free
 
 
 @lru_cache(maxsize=16)
 def _all_responses(plant: LinearPlant, ticks: int) -> Tensor:
-    """Of positions [1 + R], then velocities, to commands [T], start position and start velocity: [T + 2, 2 + 2R]."""
+    """Responses of positions [1 + R], then velocities, to commands [T] and the start state: [T + 2, 2 + 2R]."""
     present = torch.zeros(2, 1, ticks + 2, dtype=torch.float64)
     present[:, 0, ticks:] = torch.eye(2)
     later = torch.cat(_responses(plant, ticks), dim=-1)
@@ -158,7 +164,7 @@ def _all_responses(plant: LinearPlant, ticks: int) -> Tensor:
 
 
 def _free_response(plant: LinearPlant, rows: int) -> Tensor:
-    """Powers of the transition, [2, R, 2]: of position and velocity, to offset and velocity at the start."""
+    """Powers of the transition: responses [2, R, 2] of position and velocity to the initial offset and velocity."""
     powers = plant._matrices[0][None]
     while len(powers) < rows:
         powers = torch.cat([powers, powers @ powers[-1]])

@@ -1,17 +1,17 @@
-"""The nearest plan that meets all constraints, by a fixed number of ADMM iterations (Boyd et al. 2011, section 5).
+"""Projection of plans onto all constraints by a fixed number of ADMM iterations (Boyd et al. 2011, section 5).
 
     minimise 1/2 |u - plan|^2_W   subject to   G u + g = z,  z in C
 
-W is the metric of the normalised actions, in which the network's estimate lives. One matrix, inverted beforehand,
-gives the commands u; all geometry sits in the proxes of z. Each constraint has a penalty of its own, as if its rows
-were scaled to norm 1: with one for all, a few iterations overshoot accelerations manifold. A set that is not convex is
-replaced by a convex part of it near the plan, anew in every round.
+W is the metric of the normalised actions, in which the network's estimate lives. One matrix, inverted in advance, gives
+the commands u. All geometry sits in the proxes of z. Each constraint has its own penalty, as if its rows were scaled to
+norm 1: with one penalty for all, a few iterations overshoot accelerations many times over. A set that is not convex is
+replaced by a convex part of it near the plan, chosen again in every round.
 
-Where rows are segments, each obstacle has a copy of them; a robot's copies share the penalty of the constraint, so
-that one matrix serves robots with few obstacles and with many.
+If the rows are segments, each obstacle has its own copy of them. The copies of a robot share the penalty of the
+constraint, so that one matrix works for robots with few obstacles and with many.
 
-Shape legend: B batch, N commands of a plan, R rows of one constraint (two a segment), C copies of them (one an
-obstacle slot, where rows are segments), A action. Rows as a constraint sees them: [B, R, A], or [B, C, R / 2, 2, A].
+Shape legend: B batch, N commands of a plan, R rows of one constraint (two per segment), C copies of them (one per
+obstacle slot if the rows are segments), A action. A constraint sees its rows as [B, R, A], or as [B, C, R / 2, 2, A].
 """
 
 from collections.abc import Sequence
@@ -31,19 +31,19 @@ RELAXATION = 1.6  # Boyd et al. 2011, section 3.4.3
 
 
 class Projector:
-    """Projects plans [B, N, A] of physical commands, in the type and on the device of `metric`.
+    """Projects plans [B, N, A] of physical commands, with the dtype and on the device of `metric`.
 
     Args:
-        constraints: to be met together.
-        plant: where one of them acts on the motion.
+        constraints: the constraints to meet together.
+        plant: the plant; required if a constraint acts on the motion.
         period_s: seconds from command to command.
-        horizon: N.
+        horizon: N, the number of commands in a plan.
         metric: [A], the weight of each axis: the square of the normaliser's scale.
-        slots: for obstacles.
-        penalty: ADMM's, relative to the mean metric.
+        slots: the largest number of obstacles per robot.
+        penalty: the penalty of ADMM, relative to the mean of `metric`.
 
     Raises:
-        ValueError: a constraint on the motion without a plant, a metric that is not finite and positive.
+        ValueError: a constraint acts on the motion, but there is no plant, or the metric is not finite and positive.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Projector:
         if not bool((metric > 0).all() and metric.isfinite().all()):
             raise ValueError(f"projector: metric {metric.tolist()} must be finite and above 0")
         self._slots, self._like = slots, metric
-        self._may_look = metric.device.type == "cpu"  # at values on the host; elsewhere that waits
-        self.half_range = float(metric.double().max().rsqrt())  # of the actions in the data, in their units
+        self._may_look = metric.device.type == "cpu"  # branch on values; off the CPU the host would wait
+        self.half_range = float(metric.double().max().rsqrt())  # half the range of the actions in the data
         simple = [one for c in constraints for one in (c.faces() if isinstance(c, Polytope) else (c,))]
         self._blocks = blocks(simple, plant, period_s, horizon, penalty)
         self._sizes = [len(block.matrix) for block in self._blocks]
@@ -77,24 +77,24 @@ class Projector:
         self._from_rows = (inverse @ pulls.mT).mT.to(metric)  # [A, all R, N]
 
     def task(self, start: Start, obstacles: Obstacles) -> Task:
-        """Begin to plan for these robots.
+        """Start a projection task for these robots.
 
         Raises:
-            ValueError: more obstacles than slots.
+            ValueError: there are more obstacles than slots.
         """
         like = self._like
         start = start.to(like)
         obstacles.check_slots(self._slots)
-        if not bool((is_valid := obstacles.is_valid).all()):  # the certificate refuses them
+        if not bool((is_valid := obstacles.is_valid).all()):  # never certified anyway
             is_used = obstacles.is_used & is_valid[:, None]
             obstacles = Obstacles(obstacles.vertices, obstacles.radius, obstacles.speed, is_used)
-        # Off the CPU one captured loop is to serve whatever is around.
+        # Off the CPU, one captured loop must work for any number of obstacles.
         obstacles = obstacles.without_empty_slots if self._may_look else obstacles.padded(self._slots)
-        obstacles = obstacles if obstacles.slots else obstacles.padded(1)  # rows have a copy even where there is none
+        obstacles = obstacles if obstacles.slots else obstacles.padded(1)  # rows need at least one copy
         obstacles = obstacles.to(like)
         is_used = obstacles.is_used
         causes = torch.cat([start.state.position[:, None], start.state.velocity[:, None], start.commands], dim=1)
-        # Without any obstacle the first copy stands for the rows.
+        # A robot without obstacles uses the first copy.
         shared = torch.cat([is_used[:, :1] | ~is_used.any(1, keepdim=True), is_used[:, 1:]], dim=1).to(like)
         share = shared / shared.sum(1, keepdim=True)
         offset = torch.bmm(causes.movedim(-1, 0), self._rows_of_causes)
@@ -102,14 +102,14 @@ class Projector:
         return Task(obstacles, offset, share[..., None, None, None], scenes)
 
     def project(self, plan: Tensor, task: Task, iterations: int) -> Tensor:
-        """The plan [B, N, A] nearest to `plan`, up to what the iterations leave; one that meets all stays as it is.
+        """The plan [B, N, A] nearest to `plan`, as far as the iterations get.
 
-        On an accelerator nothing waits for the host.
+        A plan that meets all constraints is unchanged. On an accelerator, nothing waits for the host.
         """
         return self._nearer(plan, plan, task, iterations, 0.0)
 
     def polish(self, plan: Tensor, task: Task, iterations: int, rounds: int, tolerance: float) -> Tensor:
-        """As `project`, in up to `rounds`; a robot whose rows are all within `tolerance` keeps its plan."""
+        """Like `project`, in up to `rounds` rounds. A robot whose rows are all within `tolerance` keeps its plan."""
         commands = plan
         for _ in range(rounds):
             before, commands = commands, self._nearer(plan, commands, task, iterations, tolerance)
@@ -118,13 +118,13 @@ class Projector:
         return commands
 
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
-        """[B], the farthest that any row at a knot is from where its constraint wants it."""
+        """[B], the largest distance of any row at a knot from the set near it."""
         return self._near(commands, task).shortfall if self._blocks else commands.new_zeros(len(commands))
 
     def _nearer(self, plan: Tensor, commands: Tensor, task: Task, iterations: int, tolerance: float) -> Tensor:
-        """The commands, where they fall short replaced by what the iterations give; the same tensor if none does.
+        """Replace the commands that fall short by the result of the iterations. Returns the same tensor if none does.
 
-        Rows inside the convex sets of an earlier call are allowed: only for the others are sets sought anew.
+        Rows inside the convex sets of an earlier call are allowed. New sets are computed only for the others.
         """
         if not self._blocks:
             return commands
@@ -161,7 +161,7 @@ class Projector:
         return torch.where(is_short[:, None, None], self._solve(plan, near, task, iterations), commands)
 
     def _solve(self, plan: Tensor, near: Near, task: Task, iterations: int) -> Tensor:
-        """ADMM from the rows of `near` and the multipliers of the last call."""
+        """Run ADMM from the rows of `near` and the multipliers of the last call."""
         y = task.multipliers or [torch.zeros_like(one) for one in near.rows]
         z = [prox(one + other) for prox, one, other in zip(near.proxes, near.rows, y, strict=True)]
         plan = torch.bmm(plan.movedim(-1, 0), self._from_plan)
@@ -177,7 +177,7 @@ class Projector:
         return commands.movedim(0, -1)
 
     def _pull(self, z: list[Tensor], y: list[Tensor], task: Task) -> Tensor:
-        """Where all rows are drawn to, [A, B, all R]."""
+        """[A, B, all R], the target that all rows are pulled to."""
         pulls: list[Tensor] = []
         for block, near, multiplier in zip(self._blocks, z, y, strict=True):
             pull = near - multiplier
@@ -193,11 +193,11 @@ class Projector:
         return Near(rows, proxes)
 
     def _seen(self, commands: Tensor, task: Task) -> list[Tensor]:
-        """What each constraint sees of commands [B, N, A]."""
+        """The rows of each constraint for commands [B, N, A]."""
         return self._rows(commands.movedim(-1, 0), task)
 
     def _rows(self, commands: Tensor, task: Task) -> list[Tensor]:
-        """What each constraint sees of commands [A, B, N]."""
+        """The rows of each constraint for commands [A, B, N]."""
         rows = torch.baddbmm(task.offset, commands, self._rows_of_commands).movedim(0, -1)
         parts: list[Tensor] = []
         for block, part in zip(self._blocks, rows.split(self._sizes, dim=1), strict=True):

@@ -1,7 +1,7 @@
-"""What the projector carries along: the robots of one batch, their multipliers, and the convex sets near a plan.
+"""The state of the projector for one batch of robots: multipliers, and the convex sets near a plan.
 
-Shape legend: B batch, R rows of one constraint, C copies of them (one an obstacle slot, where rows are segments), A
-action. Rows as a constraint sees them: [B, R, A], or [B, C, R / 2, 2, A].
+Shape legend: B batch, R rows of one constraint, C copies of them (one per obstacle slot if the rows are segments), A
+action. A constraint sees its rows as [B, R, A], or as segments [B, C, R / 2, 2, A].
 """
 
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ from diffpolicy.constraints.planar.obstacles import Obstacles
 
 @dataclass
 class Task:
-    """One batch of robots to plan for; carries multipliers and convex sets from call to call.
+    """One batch of robots to plan for. It carries multipliers and convex sets from call to call.
 
     Attributes:
-        obstacles: in use around some of them.
-        offset: all rows without commands, [A, B, all R].
-        share: of each copy in the penalty of its constraint, [B, C, 1, 1, 1].
-        scenes: of each constraint.
-        multipliers: of each constraint, as it sees its rows; empty before they are needed.
-        proxes: of each constraint, of its convex part near the plan of an earlier call; empty before the first.
+        obstacles: the obstacles around the robots.
+        offset: [A, B, all R], the rows that result without commands.
+        share: [B, C, 1, 1, 1], the weight of each copy in the penalty of its constraint.
+        scenes: one per constraint.
+        multipliers: one tensor per constraint, shaped like its rows; empty until they are needed.
+        proxes: one per constraint, onto its convex part near the plan of an earlier call; empty before the first call.
     """
 
     obstacles: Obstacles
@@ -35,7 +35,7 @@ class Task:
     proxes: list[Prox] = field(default_factory=list)
 
     def robots(self, index: Tensor) -> "Task":
-        """Of the robots `index`."""
+        """The task of the robots `index`, without proxes."""
         obstacles = self.obstacles.robots(index)
         scenes = [Scene(obstacles, scene.time_s) for scene in self.scenes]
         multipliers = [one[index] for one in self.multipliers]
@@ -44,19 +44,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Near:
-    """Rows of commands, and the convex sets near them, a constraint each."""
+    """Rows of commands and the convex sets near them, one of each per constraint."""
 
     rows: list[Tensor]
     proxes: list[Prox]
 
     @property
     def is_met(self) -> bool:
-        """Whether all rows are in their sets, as most are: sooner known than the shortfall."""
+        """Whether all rows lie in their sets. Most do, and this is faster to compute than the shortfall."""
         return all(torch.equal(nearest, y) for nearest, y in zip(self._nearest, self.rows, strict=True))
 
     @cached_property
     def shortfall(self) -> Tensor:
-        """[B], the farthest that any row is from the set near it."""
+        """[B], the largest difference along any axis between a row and the nearest one in its set."""
         off = [(nearest - y).flatten(1) for nearest, y in zip(self._nearest, self.rows, strict=True)]
         return torch.cat(off, dim=1).abs().amax(1)
 

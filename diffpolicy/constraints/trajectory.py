@@ -1,4 +1,4 @@
-"""From commands to the quantity that a constraint looks at: differences of the commands, or the motion they cause.
+"""Trajectories: the quantities that constraints bound, from commands or from the motion that they cause.
 
 Shape legend: B batch, T ticks, R rows, A action.
 """
@@ -12,38 +12,38 @@ from torch import Tensor
 from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.plant import LinearPlant, State
 
-PAST_COMMANDS = 3  # as many as a jerk needs
+PAST_COMMANDS = 3  # a jerk needs this many
 
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of the robots at the present moment.
+    """What is known about the robots at the present moment.
 
     Attributes:
-        state: measured, or assumed where no constraint acts on the motion.
-        commands: the last ones sent, oldest first, [B, 3, A].
+        state: the measured state, or an assumed one if no constraint acts on the motion.
+        commands: [B, 3, A], the last commands sent, oldest first.
     """
 
     state: State
     commands: Tensor
 
     def robots(self, index: Tensor) -> "Start":
-        """Of the robots `index`."""
+        """The start of the robots `index`."""
         state = State(self.state.position[index], self.state.velocity[index])
         return Start(state, self.commands[index])
 
     def to(self, like: Tensor) -> "Start":
-        """On the device and of the type of `like`."""
+        """The start on the device and with the dtype of `like`."""
         state = State(self.state.position.to(like), self.state.velocity.to(like))
         return Start(state, self.commands.to(like))
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Commands [B, T, A] from a start, and the motion that they cause, which is worked out once.
+    """Commands [B, T, A] from a start, and the motion that they cause, which is computed once.
 
     Attributes:
-        plant: where the motion is asked for.
+        plant: the plant; required for quantities of the motion.
         period_s: seconds from command to command.
     """
 
@@ -53,10 +53,10 @@ class Trajectory:
     period_s: float
 
     def quantity(self, quantity: Quantity) -> Tensor:
-        """The rows of this quantity, [B, R, A] (segments: [B, R, 2, A]); linear in commands and start.
+        """The rows of this quantity: [B, R, A], or segments [B, R, 2, A]. They are linear in commands and start.
 
         Raises:
-            ValueError: a quantity of the motion without a plant.
+            ValueError: the quantity is one of the motion, but there is no plant.
         """
         if quantity.acts_on == "commands":
             past, path, step_s = PAST_COMMANDS, self._sent, self.period_s
@@ -71,7 +71,7 @@ class Trajectory:
         return path[:, past - quantity.order :]
 
     def times_s(self, quantity: Quantity) -> Tensor:
-        """When each row is reached, seconds from the present [R]."""
+        """[R], when each row is reached, in seconds from the present."""
         ticks = self.commands.shape[1]
         if quantity.acts_on == "commands":
             return self.period_s * torch.arange(1, ticks + 1, dtype=torch.float64)
@@ -80,7 +80,7 @@ class Trajectory:
 
     @cached_property
     def motion(self) -> tuple[Tensor, Tensor]:
-        """Positions and velocities [B, 1 + R, A] at the present and at the end of every sub-step."""
+        """Positions and velocities [B, 1 + R, A], at the present and at the end of every sub-step."""
         return needed(self.plant).path(self.commands, self.start.state)
 
     @cached_property
@@ -89,7 +89,7 @@ class Trajectory:
 
     @property
     def _past_positions(self) -> Tensor:
-        """At the two sub-steps before the present, [B, 2, A]."""
+        """[B, 2, A], the positions at the two sub-steps before the present."""
         plant, state = needed(self.plant), self.start.state
         past: list[Tensor] = []
         for ago in range(PAST_COMMANDS - 1):  # sub-steps
@@ -99,7 +99,7 @@ class Trajectory:
 
 
 def needed(plant: LinearPlant | None) -> LinearPlant:
-    """The plant; ValueError where there is none."""
+    """Return the plant. Raise ValueError if there is none."""
     if plant is None:
-        raise ValueError("constraints: one acts on the executed motion, which needs a plant; give plant=")
+        raise ValueError("constraints: one acts on the executed motion, which needs a plant; pass plant=")
     return plant

@@ -1,8 +1,8 @@
-"""Vectors in any number of dimensions."""
+"""Euclidean length of vectors."""
 
 from torch import Tensor
 
 
 def length(vectors: Tensor) -> Tensor:
-    """Euclidean lengths [...] of vectors [..., A]; on a CPU many times faster than a norm along a short last axis."""
+    """Lengths [...] of vectors [..., A]. On a CPU this is many times faster than a norm along a short last axis."""
     return vectors.square().sum(-1).sqrt()

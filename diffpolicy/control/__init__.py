@@ -1,4 +1,4 @@
-"""A policy in a control loop."""
+"""Controllers: run a policy in a control loop."""
 
 from diffpolicy.control.controller import PolicyController
 from diffpolicy.control.protocol import Controller

@@ -3,10 +3,10 @@
                             tick:  -1   0   1   2   3   4   5   6   7   8  ...
     n_obs_steps (2)                 o   o
     horizon (16)                    p   p   p   p   p   p   p   p   p   p  ...  the plan made at tick 0
-    n_action_steps (8)                  a   a   a   a   a   a   a   a           its part that is executed
+    n_action_steps (8)                  a   a   a   a   a   a   a   a           the part that is executed
                                                                         |       the next plan is made at tick 8
 
-Shape legend: B robots, Q of them that a call is about, n rows of a chunk.
+Shape legend: B robots, Q of them in a call, n rows of a chunk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ from torch import Tensor
 
 from diffpolicy.policy.settings import PolicyConfig
 
-SAMPLE_SEEDS = 1_000_003  # from one sample's noise to the next one's
+SAMPLE_SEEDS = 1_000_003  # offset between the seeds of a robot's samples
 
 Chunks = npt.NDArray[np.float32]
 Robots = npt.NDArray[np.intp]
-"""Indices [Q]."""
+"""Indices of robots [Q]."""
 
 
 class Chunking:
-    """Of a batch of robots, each in its own episode.
+    """The chunks of a batch of robots, each in its own episode.
 
     Args:
-        batch: B.
-        config: of the policy.
-        samples: streams of noise of a robot, one for each sample that may be drawn for a chunk.
+        batch: B, the number of robots.
+        config: the settings of the policy.
+        samples: the number of noise streams per robot, one for each sample that may be drawn for a chunk.
     """
 
     def __init__(self, batch: int, config: PolicyConfig, samples: int) -> None:
@@ -49,7 +49,7 @@ class Chunking:
         return len(self._position)
 
     def begin(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_]) -> None:
-        """New episodes for the robots of `mask` [B]; the seeds [B] of the others are not read."""
+        """Start new episodes for the robots of `mask` [B]. The seeds [B] of the others are ignored."""
         for robot in np.flatnonzero(mask).tolist():
             for sample, generator in enumerate(self._generators[robot]):
                 generator.manual_seed(int(seeds[robot]) + SAMPLE_SEEDS * sample)
@@ -57,7 +57,7 @@ class Chunking:
         self._position[mask] = self._n
 
     def remember(self, observation: Mapping[str, Tensor]) -> None:
-        """Take in the observation {key: [B, dim]} of this tick; an episode's first stands for those before it."""
+        """Take in the observation {key: [B, dim]} of this tick. The first one of an episode fills the whole history."""
         first = torch.from_numpy(self._is_first)
         for key, history in self._history.items():
             history[:, :-1] = history[:, 1:].clone()
@@ -70,18 +70,18 @@ class Chunking:
         return {key: history[robots] for key, history in self._history.items()}
 
     def generators(self, robots: Tensor, samples: Tensor) -> list[torch.Generator]:
-        """The noise of sample `samples` [Q] of each of these robots."""
+        """The noise generators of sample `samples` [Q] of each of these robots."""
         pairs = zip(robots.tolist(), samples.tolist(), strict=True)
         return [self._generators[robot][sample] for robot, sample in pairs]
 
     @property
     def due(self) -> Robots:
-        """Those that have come to the end of their chunk and need a new one."""
+        """The robots that have finished their chunk and need a new one."""
         return np.flatnonzero(self._position >= self._n)
 
     @property
     def underway(self) -> Robots:
-        """The others."""
+        """The robots that are still executing a chunk."""
         return np.flatnonzero(self._position < self._n)
 
     def start(self, robots: Robots, chunks: Chunks) -> None:
@@ -90,17 +90,17 @@ class Chunking:
         self._position[robots] = 0
 
     def remaining(self, robots: Robots) -> Chunks:
-        """What is left of these robots' chunks, filled up with the last row to [Q, n, action]."""
+        """The rest of these robots' chunks, filled up to [Q, n, action] with the last row."""
         rows = np.minimum(self._position[robots, None] + np.arange(self._n), self._n - 1)
         return self._chunks[robots[:, None], rows]
 
     def replace_remaining(self, robots: Robots, chunks: Chunks) -> None:
-        """Put these [Q, n, action] in the place of what is left; rows beyond the end of a chunk are dropped."""
+        """Replace the rest of these robots' chunks by [Q, n, action]. Rows beyond the end of a chunk are dropped."""
         for robot, chunk in zip(robots.tolist(), chunks, strict=True):
             self._chunks[robot, self._position[robot] :] = chunk[: self._n - self._position[robot]]
 
     def next_actions(self) -> Chunks:
-        """The actions of this tick [B, action]; the chunks move on by a row."""
+        """The actions of this tick [B, action]. Every chunk advances by one row."""
         actions = self._chunks[np.arange(len(self._chunks)), self._position]
         self._position += 1
         return actions

@@ -1,7 +1,7 @@
-"""From observations, one a tick, to actions, one a tick, within what safety demands.
+"""The policy controller: one observation in and one action out per tick, within the limits that safety sets.
 
-The controller leads: it asks the safety layer for a projection, has the policy propose with it, and hands the samples
-back to be certified and chosen from.
+The controller is in charge: it asks the safety layer for a projection, lets the policy propose samples with it, and
+hands them back to the layer, which certifies them and chooses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,35 +25,35 @@ from diffpolicy.safety.surroundings import Surroundings
 
 
 class PolicyController:
-    """Runs a policy on a batch of robots (or one: batch 1), each in its own episode.
+    """Runs a policy on a batch of robots (or on one: batch 1), each in its own episode.
 
-    Every `n_action_steps` ticks a robot gets a new chunk from the last `n_obs_steps` observations; between them
-    its actions are read off. After a reset the first observation stands for the ones before it.
+    Every `n_action_steps` ticks, a robot gets a new chunk from the last `n_obs_steps` observations. In between, its
+    actions are read from the chunk. After a reset, the first observation also fills in for the earlier ones.
 
     With safety and `candidates` K above 1, a robot whose first sample is in doubt gets the other K - 1 in one batched
-    call. Each sample has a stream of noise of its own, and the streams of all K - 1 move on, whichever is taken.
+    call. Each sample has its own stream of noise, and the streams of all K - 1 advance, whichever sample is taken.
 
     Args:
-        policy: ready to act, from `DiffusionPolicy.from_pretrained`.
+        policy: a policy that is ready to act, from `DiffusionPolicy.from_pretrained`.
         sampler: a name, or a table from `policy.sampler`.
-        num_inference_steps: of a sampler given by name.
-        safety: what every action has to meet; see docs/safety.md. Then `last_plan` tells what stands behind the
-            actions of the latest tick.
-        inference_batch: every call of the policy is padded to this batch, so that an episode is bit-equal alone or
-            among others: a network's rounding depends on its batch size and, unless that is a multiple of 16, on
-            the row. Whether it holds on this processor is tried at once; where it does not, a RuntimeWarning says what
-            to choose. By default no padding. A projection by safety looks at all rows together; with it, episodes agree
-            up to some 1e-6 of the actions' range.
+        num_inference_steps: the number of steps of a sampler given by name.
+        safety: constraints that every action must meet; see docs/safety.md. `last_plan` then reports how the actions of
+            the latest tick were decided.
+        inference_batch: pads every call of the policy to this batch size, so that an episode is bit-equal alone and
+            among others. A network's rounding depends on its batch size and, unless that is a multiple of 16, on the
+            row. The controller tests this on the processor at hand; if it does not hold, a RuntimeWarning says what to
+            choose. No padding by default. The projection of safety works on all rows together, so with it episodes
+            agree only to about 1e-6 of the actions' range.
         guide: steers the samples, from `policy.guide` or your own; see `predict_action_chunk`.
-        constrain: a projection of your own of every clean estimate, in physical units, without a certificate; see
+        constrain: your own projection of every clean estimate, in physical units, without a certificate; see
             `predict_action_chunk`.
 
     Attributes:
-        last_plan: `PlanReport` of the latest tick; None without safety.
+        last_plan: the `PlanReport` of the latest tick; None without safety.
 
     Raises:
-        ValueError: both safety and constrain, or safety that cannot be (a constraint on the motion without a plant,
-            actions that are not normalised by scale and offset).
+        ValueError: both safety and constrain are given, or safety is not possible (a constraint acts on the motion but
+            there is no plant, or actions are not normalised by scale and offset).
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class PolicyController:
         self._layer = self._safety_layer(1)
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
-        """Begin new episodes.
+        """Start new episodes.
 
         Args:
-            seeds: of the noise, one per robot.
-            mask: [batch], which robots begin anew; all by default. The others go on, and their seeds are not read.
+            seeds: the seeds of the noise, one per robot.
+            mask: [batch], which robots start over; all by default. The others continue, and their seeds are ignored.
         """
         if mask is None:
             if self.inference_batch is not None and len(seeds) > self.inference_batch:
@@ -106,16 +106,16 @@ class PolicyController:
     def select_action(
         self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
-        """The action of this tick [batch, action], physical units.
+        """The action of this tick [batch, action], in physical units.
 
         Args:
-            observation: {key: [batch, dim]} of this tick, physical units.
-            surroundings: what is measured at this tick; read by safety only.
+            observation: {key: [batch, dim]} of this tick, in physical units.
+            surroundings: what is measured at this tick; used only with safety.
 
         Raises:
-            ValueError: no reset before, an observation of the wrong keys, shape or with NaN; with safety, no plant
-                state though a constraint acts on the motion, too many obstacles, time that runs backwards; obstacles
-                without safety.
+            ValueError: reset was not called, or an observation has the wrong keys or shape, or NaN. With safety: the
+                plant state is missing although a constraint acts on the motion, there are too many obstacles, or time
+                runs backwards. Without safety: obstacles are given.
         """
         if len(self._chunking) == 0:
             raise ValueError("controller: call reset(seeds) before the first select_action")
@@ -125,7 +125,7 @@ class PolicyController:
                 f"surroundings: is a {type(surroundings).__name__}, expected Surroundings(plant_state, ...)"
             )
         if self._layer is None and surroundings.obstacles is not None:
-            raise ValueError("controller: obstacles are given, but no safety that would heed them")
+            raise ValueError("controller: obstacles are given, but the controller has no safety to use them")
         now = checked_observation(observation, self.policy.config.observations, (len(self._chunking),))
         if self._layer is not None:
             self._layer.observe(surroundings)
@@ -139,14 +139,14 @@ class PolicyController:
         return action
 
     def _check(self, layer: SafetyLayer) -> None:
-        """Let the layer replace what remains of the chunks that are being executed."""
+        """Let the layer replace the rest of the chunks that are being executed."""
         robots = self._chunking.underway
         if len(robots):
             checked = layer.check(torch.from_numpy(robots), self._chunking.remaining(robots))
             self._chunking.replace_remaining(robots, checked)
 
     def _plan(self) -> None:
-        """New chunks for the robots that have come to the end of theirs."""
+        """Plan new chunks for the robots that have finished theirs."""
         due = self._chunking.due
         if len(due) == 0:
             return
@@ -161,19 +161,19 @@ class PolicyController:
         self._chunking.start(due, self._layer.settle(considered, others))
 
     def _draw_others(self, robots: Tensor) -> Samples:
-        """All samples after the first: the second one of each of the robots [D], then the third of each, ..."""
+        """All samples after the first: the second one of each of the robots [D], then the third of each, and so on."""
         further = (self.safety.candidates if self.safety else 1) - 1
         samples = torch.arange(1, 1 + further).repeat_interleave(len(robots))
         return self._draw(robots.repeat(further), samples)
 
     def _draw(self, robots: Tensor, samples: Tensor) -> Samples:
-        """Sample `samples` [Q] of each of the robots [Q], in one call, or in several of the inference batch."""
+        """Draw `samples` [Q] of the robots [Q], in one call or in several of the inference batch."""
         size = self.inference_batch or len(robots)
         parts = zip(robots.split(size), samples.split(size), strict=True)
         return Samples.joined([self._propose(*part) for part in parts])
 
     def _propose(self, robots: Tensor, samples: Tensor) -> Samples:
-        """The same in one call of the policy, padded to the inference batch."""
+        """Draw samples in one call of the policy, padded to the inference batch."""
         padding = max(0, (self.inference_batch or 0) - len(robots))
         rows = torch.cat([robots, robots[-1:].expand(padding)])
         generators = self._chunking.generators(robots, samples)

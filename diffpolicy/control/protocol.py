@@ -1,4 +1,4 @@
-"""What acts: a policy with the state of its episodes around it."""
+"""The controller protocol: a policy together with the state of its episodes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -13,27 +13,27 @@ from diffpolicy.safety.surroundings import Surroundings
 
 
 class Controller(Protocol):
-    """What a rollout asks of a controller: `PolicyController`, or a wrapper around one."""
+    """What a rollout needs from a controller: `PolicyController`, or a wrapper around one."""
 
     @property
     def policy(self) -> Policy: ...
 
     @property
     def safety(self) -> Safety | None:
-        """What every action has to meet; None where nothing is demanded."""
+        """What every action must meet; None without constraints."""
         ...
 
     @property
     def last_plan(self) -> PlanReport | None:
-        """What stands behind the actions of the latest tick; None without safety."""
+        """How the actions of the latest tick were decided; None without safety."""
         ...
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
-        """Begin new episodes, of the robots in `mask` [batch] or of all; seeds are of the noise, one per robot."""
+        """Start new episodes for the robots in `mask` [batch], or for all. `seeds` has one noise seed per robot."""
         ...
 
     def select_action(
         self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
-        """The action of this tick [batch, action], physical units."""
+        """The action of this tick [batch, action], in physical units."""
         ...

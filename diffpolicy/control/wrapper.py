@@ -1,4 +1,4 @@
-"""A controller around a controller, as `gymnasium.Wrapper` is an env around an env."""
+"""Base class of wrappers around a controller, like `gymnasium.Wrapper` for envs."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Evaluation: episodes in a gymnasium env, scores with intervals, videos."""
+"""Evaluation of policies: episodes in a gymnasium env, scores with intervals, videos."""
 
 from diffpolicy.evaluation.evaluate import evaluate, load_for_evaluation, record_videos, report, summarize
 from diffpolicy.evaluation.monitor import Monitor

@@ -1,4 +1,4 @@
-"""Evaluation of a policy in a task's env: scores with intervals, latency, videos."""
+"""Evaluation of a policy in the env of a task: scores with intervals, latency, videos."""
 
 import subprocess
 import time
@@ -26,7 +26,7 @@ from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import Choice, settings_of
 
-WARM_UP = 3  # calls that are not timed
+WARM_UP = 3  # untimed calls
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     safety: Safety | None = None,
     on_tick: OnTick | None = None,
 ) -> list[Episode]:
-    """One episode per seed."""
+    """Run one episode per seed."""
     controller = _controller(policy, sampler, inference_batch, safety)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch))
     try:
@@ -56,7 +56,7 @@ def record_videos(
     folder: Path,
     safety: Safety | None = None,
 ) -> list[Episode]:
-    """The same episodes again, rendered into `folder` with the zones of `safety`; bit-equal to those of `evaluate`."""
+    """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`."""
     controller = _controller(policy, sampler, inference_batch, safety)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
     recorder = VideoRecorder(folder, list(seeds), zones=_zones(safety))
@@ -68,7 +68,7 @@ def record_videos(
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Mean score and success rate with 95 % intervals."""
+    """Mean score and success rate, with 95 % intervals."""
     scores = [episode.score for episode in episodes]
     successes = sum(episode.success for episode in episodes)
     return {
@@ -81,9 +81,9 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def latency_ms(contestants: Sequence[tuple[Policy, Choice]], repeats: int) -> list[dict[str, float]]:
-    """Milliseconds from observation to action chunk for one robot, percentiles over `repeats` calls after a warm-up.
+    """Milliseconds from observation to action chunk for one robot: percentiles over `repeats` calls after a warm-up.
 
-    The contestants take turns, call by call, so that other work on the machine slows all of them alike.
+    The contestants take turns, call by call, so that other load on the machine slows all of them down alike.
     """
     calls = [_chunk_call(policy, sampler) for policy, sampler in contestants]
     times: list[list[float]] = [[] for _ in calls]
@@ -117,7 +117,7 @@ def _controller(policy: Policy, sampler: Choice, inference_batch: int, safety: S
 
 
 def _zones(safety: Safety | None) -> list[Zone]:
-    """What videos show of the obstacles that are known beforehand."""
+    """The obstacles that are known in advance, as videos show them."""
     if safety is None or safety.zones is None:
         return []
     known = safety.zones.without_empty_slots
@@ -127,7 +127,7 @@ def _zones(safety: Safety | None) -> list[Zone]:
 
 
 def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]:
-    """Shares of ticks that were certified and that fell back, and of episodes that broke a constraint."""
+    """Rates of ticks that were certified or fell back, and of episodes that broke a constraint."""
     names = ("ticks", "certified", "fallback", "unchecked", "alarm")
     records = list(monitor.records.values())
     broken = sum(record.violations + record.over_limits > 0 for record in records)
@@ -143,7 +143,7 @@ def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]
 
 
 def check_evaluation(episodes: int, inference_batch: int) -> None:
-    """Raise ValueError on numbers that cannot work."""
+    """Raise ValueError if a number is too small."""
     if episodes < 1 or inference_batch < 1:
         raise ValueError(f"evaluation: episodes {episodes} and inference_batch {inference_batch} must be at least 1")
 
@@ -151,11 +151,11 @@ def check_evaluation(episodes: int, inference_batch: int) -> None:
 def load_for_evaluation(
     checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
 ) -> tuple[Policy, EnvConfig]:
-    """The policy of a checkpoint, on disk or shipped, and `env` or else the env that it was trained for.
+    """Load the policy of a checkpoint, on disk or shipped. Returns it with `env`, or else the env it was trained for.
 
     Raises:
-        FileNotFoundError: no checkpoint of that name.
-        ValueError: the checkpoint is of another task than `task`, or its task has no env.
+        FileNotFoundError: there is no checkpoint of that name.
+        ValueError: the checkpoint is for another task than `task`, or its task has no env.
     """
     policy = load_policy(find_checkpoint(checkpoint), device)
     found = policy.metadata.get("task")
@@ -175,7 +175,7 @@ def report(
     safety: Safety | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """What results.json holds besides the checkpoint's path and the latency; several processes share the episodes."""
+    """The contents of results.json except for the checkpoint's path and the latency. All ranks share the episodes."""
     monitor = Monitor(safety) if safety else None
     settings = settings_of(SAMPLERS, "sampler", sampler)
 
@@ -201,7 +201,7 @@ def report(
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, if it is one."""
+    """The commit of the running source tree; None if it is not a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

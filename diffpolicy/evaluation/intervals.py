@@ -7,7 +7,7 @@ import numpy as np
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile bootstrap of the mean (Efron 1979), seeded: the same values give the same interval."""
+    """Percentile bootstrap of the mean (Efron 1979). Seeded, so the same values give the same interval."""
     if len(values) == 0:
         raise ValueError("interval: no values")
     data = np.asarray(values, dtype=np.float64)
@@ -17,7 +17,7 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> tupl
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's score interval of a rate (Wilson 1927)."""
+    """Wilson score interval of a rate (Wilson 1927)."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"interval: {successes} successes in {trials} trials")
     z = 1.959963984540054

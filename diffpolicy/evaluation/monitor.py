@@ -1,4 +1,4 @@
-"""What was really executed, sub-step by sub-step, against what was demanded; certified or not.
+"""The safety monitor: checks the executed motion against the constraints, sub-step by sub-step, certified or not.
 
 Shape legend: B envs, R = substeps rows of one tick, A action.
 """
@@ -23,23 +23,23 @@ from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 
-MODEL_ERROR = 1e-3  # units: a tick that ends farther than this from the plant's prediction is not counted as checked
+MODEL_ERROR = 1e-3  # units; a tick that ends further than this from the plant's prediction counts as unchecked
 FALLBACK = ("prefix", "stored", "hold")
 
 
 @dataclass
 class EpisodeRecord:
-    """Of one episode, in physical units.
+    """The record of one episode, in physical units.
 
     Attributes:
-        ticks, substeps: executed.
-        unchecked: ticks whose motion the plant does not explain; nothing else is said of them.
-        violations: sub-steps too close to an obstacle; violations_at_rest: those in which a moving obstacle came to
-            a robot that stands, not among the others.
-        over_limits: sub-steps in which any other constraint is broken.
-        deepest: the most that the distance to an obstacle fell short.
-        certified, fallback, alarm: ticks.
-        path: executed positions, at the ticks.
+        ticks, substeps: the numbers executed.
+        unchecked: ticks whose motion the plant does not explain. They do not count in the fields below.
+        violations: sub-steps too close to an obstacle, except those in violations_at_rest.
+        violations_at_rest: sub-steps in which a moving obstacle came too close to a robot that stood still.
+        over_limits: sub-steps that break any other constraint.
+        deepest: the largest shortfall of the distance to an obstacle.
+        certified, fallback, alarm: numbers of ticks.
+        path: the executed positions at the end of each tick.
     """
 
     ticks: int = 0
@@ -56,10 +56,12 @@ class EpisodeRecord:
 
 
 class Monitor:
-    """An `OnTick` for `rollout`. An env that executes other actions than those sent says so: info["executed_action"].
+    """An `OnTick` for `rollout` that keeps a record of each episode.
+
+    An env that executes other actions than those sent must report them as info["executed_action"].
 
     Args:
-        safety: what is demanded, whether or not a layer enforces it.
+        safety: the constraints to check, whether or not a layer enforces them.
     """
 
     def __init__(self, safety: Safety) -> None:
@@ -106,7 +108,7 @@ class Monitor:
         self._commands = torch.cat([start.commands[:, 1:], sent[:, None]], dim=1)
 
     def _history(self, episode: npt.NDArray[np.intp], state: State) -> Tensor:
-        """The last commands [B, 3, A]; where an episode begins, its position."""
+        """The last commands [B, 3, A]. Where an episode begins, they are its start position."""
         begins = state.position[:, None].expand(-1, PAST_COMMANDS, -1)
         if self._commands is None or self._last_episode is None:
             commands = begins.clone()
@@ -117,7 +119,7 @@ class Monitor:
         return commands
 
     def _obstacles(self, before: Surroundings, info: Mapping[str, Any], batch: int) -> list[Obstacles]:
-        """At the end of every sub-step, between where they were before the tick and after it."""
+        """The obstacles at the end of every sub-step, interpolated between before and after the tick."""
         now = before.obstacles or no_obstacles(batch)
         then = Readings()
         then.update(info, np.ones(batch, dtype=bool))
@@ -151,7 +153,7 @@ class Monitor:
     def _along(
         self, constraint: Constraint, y: Tensor, obstacles: list[Obstacles], now: Tensor, at_rest: Tensor | None
     ) -> Tensor:
-        """The margin of every sub-step [B, R] to the obstacles of that sub-step."""
+        """[B, R], the margin of every sub-step to the obstacles of that sub-step."""
         if constraint.quantity.acts_on == "commands":
             return constraint.margin(y, Scene(obstacles[-1], now, error=0.0)).expand(-1, self._plant.substeps)
         parts: list[Tensor] = []
@@ -163,9 +165,13 @@ class Monitor:
 
 @dataclass(frozen=True)
 class _Executed:
-    """Least margins of every sub-step [B, R], and the position at the end of the tick [B, A].
+    """The least margins of every sub-step [B, R], and the position at the end of the tick [B, A].
 
-    near: to obstacles; moving: the same without moving obstacles while the robot stands; others: of other constraints.
+    Attributes:
+        near: the margin to all obstacles.
+        moving: the same, but moving obstacles do not count while the robot stands still.
+        others: the margin of all other constraints.
+        position: where the plant says that the tick ended.
     """
 
     near: Tensor

@@ -1,6 +1,7 @@
-"""Controller x gymnasium vector env -> one result per episode.
+"""Rollouts: run a controller in a gymnasium vector env and get one result per episode.
 
-An episode depends on its seed alone: env and noise are seeded with it, and the policy is called with a fixed batch.
+An episode depends only on its seed: the seed determines the env and the noise, and the batch size of the policy is
+fixed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +24,15 @@ from diffpolicy.safety.surroundings import Surroundings
 OnTick = Callable[
     [npt.NDArray[np.intp], Surroundings, Mapping[str, Any], npt.NDArray[np.float32], PlanReport | None], None
 ]
-"""(episode of every env or -1, surroundings before and info after the step, actions, what stands behind them)."""
+"""Called with (episode of every env or -1, surroundings before and info after the step, actions, their report)."""
 
 OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], None]
-"""(env, episode of every env or -1, best score so far of every env), before every action and after the last."""
+"""Called with (env, episode of every env or -1, its best score so far) before every action and after the last."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: score is its largest reward, length its number of actions."""
+    """The result of one episode: `score` is its largest reward, `length` its number of actions."""
 
     seed: int
     score: float
@@ -40,7 +41,7 @@ class Episode:
 
 
 def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> VectorEnv:
-    """`num_envs` copies of the task's env, never reset on their own."""
+    """`num_envs` copies of the task's env, without autoreset."""
     kwargs = {**config.kwargs, **({"render_mode": render_mode} if render_mode else {})}
     try:
         return SyncVectorEnv(
@@ -51,7 +52,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = 
 
 
 def check_env(config: EnvConfig, policy: Policy) -> None:
-    """Raise ValueError unless the task's env can be made and reset, and has the policy's observations and actions."""
+    """Raise ValueError unless the env can be made and reset, and matches the policy's observations and actions."""
     env = make_vector_env(config, 1)
     try:
         observation, _ = env.reset(seed=0, options=dict(config.reset_options))
@@ -73,10 +74,10 @@ def rollout(
 ) -> list[Episode]:
     """Run one episode per seed and return the results in the order of the seeds.
 
-    A controller with safety is told what the env's info says of motion and obstacles: see `Readings`.
+    A controller with safety is told what the env's info reports about motion and obstacles: see `Readings`.
 
-    An env whose episode has ended takes the next seed when the controller's chunk ends, so that all envs stay in
-    step and are planned for in one call.
+    An env whose episode has ended waits for the end of the controller's chunk before it takes the next seed. All envs
+    then stay in step and are planned for in one call.
     """
     slots = _Slots(env.num_envs, seeds)
     observation: Any = None
@@ -99,7 +100,7 @@ def rollout(
         slots.record(reward, done, np.asarray(info.get("is_success", terminated), dtype=bool))
         if on_step and (done & slots.is_active).any():
             on_step(env, np.where(done, slots.episode, -1), slots.score)
-        if done.any():  # an ended env must be reset before it can step; until its refill nothing of it is recorded
+        if done.any():  # an ended env must be reset before it can step; it is not recorded until its refill
             observation, info = _reset(env, slots.seeds(), reset_options, done)
             readings.update(info, done)
             slots.release(done)
@@ -108,7 +109,7 @@ def rollout(
 
 
 class _Slots:
-    """Which episode each env is in, and how it goes."""
+    """The episode that each env runs, and its result so far."""
 
     def __init__(self, num_envs: int, seeds: Sequence[int]) -> None:
         self._seeds = seeds
@@ -121,7 +122,7 @@ class _Slots:
 
     @property
     def results(self) -> list[Episode]:
-        """In the order of the seeds."""
+        """The results in the order of the seeds."""
         return [self._results[episode] for episode in sorted(self._results)]
 
     @property
@@ -136,7 +137,7 @@ class _Slots:
         return list(self._slot_seeds)
 
     def refill(self) -> npt.NDArray[np.bool_]:
-        """Give the next episodes to idle envs; returns which envs begin one."""
+        """Assign the next episodes to idle envs. Returns which envs start one."""
         idle = np.flatnonzero(~self.is_active)[: len(self._seeds) - self._next]
         for slot in idle:
             self.episode[slot] = self._next
@@ -151,7 +152,7 @@ class _Slots:
     def record(
         self, reward: npt.NDArray[np.float64], done: npt.NDArray[np.bool_], success: npt.NDArray[np.bool_]
     ) -> None:
-        """What a step brought, and the results of the episodes that it ended."""
+        """Take in the results of a step, and record the episodes that it ended."""
         self.score = np.maximum(self.score, reward)
         self.length += 1
         for slot in np.flatnonzero(done & self.is_active).tolist():
@@ -177,7 +178,7 @@ def _reset(
 
 
 def observation_by_key(observation: Any, policy: Policy) -> dict[str, npt.NDArray[Any]]:
-    """The policy's observations from the env's; an env that returns an array has the policy's only one."""
+    """Pick the policy's observations from the env's. An env that returns an array provides the policy's only one."""
     keys = list(policy.config.observations)
     if isinstance(observation, Mapping):
         missing = sorted(set(keys) - set(observation))

@@ -1,4 +1,4 @@
-"""Where a policy is evaluated."""
+"""Settings of the env in which a policy is evaluated."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Episodes as mp4 files, with the score and the zones that are kept out of drawn in."""
+"""Records episodes as mp4 files, with the score and the keep-out zones drawn in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ from gymnasium.vector import VectorEnv
 
 WORLD_SIZE = 512  # side of the square that a frame shows, in the envs' units
 ZONE_COLOR = np.array([220, 30, 30], dtype=np.float32)
-ZONE_SHARES = 0.2, 0.9  # of the colour, inside and on the outline
+ZONE_SHARES = 0.2, 0.9  # opacity of the colour inside and on the outline
 
 Zone = tuple[npt.NDArray[np.float64], float]
-"""Corners [V, 2] in order of a convex polygon and the radius by which it is grown, world units; a disc is one point."""
+"""Corners [V, 2] of a convex polygon in order and the radius by which it is grown, world units. A disc is one point."""
 
 
 class VideoRecorder:
-    """An `OnStep` for `rollout`: one mp4 (H.264) per episode, `episode_000_seed_100000.mp4`.
+    """An `OnStep` for `rollout` that writes one mp4 (H.264) per episode, such as `episode_000_seed_100000.mp4`.
 
     Args:
-        folder: made if absent.
-        seeds: of the episodes, to name the files.
-        fps: of the video; at the control rate it plays in real time.
-        zones: drawn into every frame, which has to show the square from 0 to WORLD_SIZE.
+        folder: the output folder; created if it does not exist.
+        seeds: the seeds of the episodes, used in the file names.
+        fps: frames per second; at the control rate, the video plays in real time.
+        zones: zones to draw into every frame. The frame must show the square from 0 to WORLD_SIZE.
     """
 
     def __init__(self, folder: Path, seeds: list[int], fps: int = 10, zones: Sequence[Zone] = ()) -> None:
@@ -39,10 +39,10 @@ class VideoRecorder:
     def __call__(self, env: VectorEnv, episode: npt.NDArray[np.intp], score: npt.NDArray[np.float64]) -> None:
         try:
             frames = env.render()
-        except gymnasium.error.Error as error:  # such as a package for drawing that is not installed
-            raise ValueError(f"videos: the env cannot be drawn: {error}; videos=0 leaves them out") from error
+        except gymnasium.error.Error as error:  # such as a missing drawing package
+            raise ValueError(f"videos: the env cannot be drawn: {error}; set videos=0 to skip them") from error
         if frames is None or any(frame is None for frame in frames):
-            raise ValueError("videos: the env has no render_mode 'rgb_array'; videos=0 leaves them out")
+            raise ValueError("videos: the env has no render_mode 'rgb_array'; set videos=0 to skip them")
         for slot in np.flatnonzero(episode >= 0):
             index = int(episode[slot])
             if index not in self._writers:
@@ -57,7 +57,7 @@ class VideoRecorder:
 
 
 def draw_score(frame: npt.NDArray[np.uint8], score: float) -> npt.NDArray[np.uint8]:
-    """A copy of the frame [height, width, 3] with the best score so far, 0 before the first, in its upper left."""
+    """A copy of the frame [height, width, 3] with the best score so far (0 before the first) in its upper left."""
     picture = np.ascontiguousarray(frame).copy()
     scale = picture.shape[0] / WORLD_SIZE
     origin = (round(16 * scale), round(34 * scale))

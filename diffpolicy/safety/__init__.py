@@ -1,4 +1,4 @@
-"""Safety as a user declares it: what is demanded, what is assumed, and what is measured at every tick."""
+"""Safety as a user declares it: constraints, assumptions, and what is measured at every tick."""
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint, Quantity, Scene

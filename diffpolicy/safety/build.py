@@ -1,4 +1,4 @@
-"""From settings to what is demanded of a robot that is a disc in the plane."""
+"""Builds `Safety` from settings, for a robot that is a disc in the plane."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,38 +15,38 @@ from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.safety.settings import Safety
 
-INSET = 0.02  # of a limit on speed or acceleration, that the projection stays below it
+INSET = 0.02  # share of a limit on speed or acceleration by which the projection stays below it
 
 
 @dataclass
 class SafetyConfig:
-    """What is demanded of a robot that is a disc in the plane; lengths in the units of its actions, seconds."""
+    """Safety settings of a robot that is a disc in the plane; lengths in the units of its actions, times in seconds."""
 
-    mode: str = "none"  # the reverse steps that are projected: none, clip, last, last_half, every_step
-    candidates: int = 1  # samples drawn at most for a chunk
+    mode: str = "none"  # which reverse steps are projected: none, clip, last, last_half, every_step
+    candidates: int = 1  # the largest number of samples per chunk
     robot_radius: float = 15.0
-    clearance: float = 0.0  # demanded between robot and obstacles
-    workspace: list[float] | None = None  # [low, high] of commands
+    clearance: float = 0.0  # required distance between robot and obstacles
+    workspace: list[float] | None = None  # [low, high] for commands
     max_speed: float | None = None  # of the motion
     max_acceleration: float | None = None  # of the commands
     keep_out: list[Any] = field(default_factory=list)  # static discs [x, y, radius]
-    inset: float = 3.0  # extra margin of distances that the projection aims for, beyond demands and declared errors
-    slots: int = 6  # obstacles that the env may report
-    position_error: float = 0.0  # bounds on the measured state (A1)
+    inset: float = 3.0  # extra distance that the projection aims for, beyond clearance and declared errors
+    slots: int = 6  # the largest number of obstacles that the env may report
+    position_error: float = 0.0  # bounds on the error of the measured state (A1)
     velocity_error: float = 0.0
-    rest_speed: float = 1.0  # slower is at rest: moving obstacles that come then are not the robot's fault
+    rest_speed: float = 1.0  # slower counts as standing: contact with moving obstacles is then excused (A3)
     delay_substeps: int = 0  # bound on how late an action takes effect (A5)
-    stiffness: float = 100.0  # the plant: both envs' agent
+    stiffness: float = 100.0  # the plant; defaults are the agent of both envs
     damping: float = 20.0
     substep_s: float = 0.01
     substeps: int = 10
 
 
 def build_safety(config: SafetyConfig) -> Safety | None:
-    """What the settings demand; None where their mode is none.
+    """Build what the settings ask for; None if the mode is none.
 
     Raises:
-        ValueError: numbers that contradict each other or are out of range.
+        ValueError: the settings contradict each other or are out of range.
     """
     if config.mode == "none":
         return None
@@ -73,10 +73,10 @@ def build_safety(config: SafetyConfig) -> Safety | None:
 
 
 def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumptions) -> list[Constraint]:
-    """The projection leaves the room that a certificate takes off for the declared errors.
+    """The constraints, with insets that leave room for what a certificate subtracts for the declared errors.
 
-    Under the speed limit: those of a motion at that speed. To obstacles: those at half of it, since near them robots
-    are slow; without a speed limit, those at rest.
+    The room under the speed limit covers the errors of a motion at that speed. The room around obstacles covers the
+    errors at half of it, since robots are slow near them, or the errors at rest if there is no speed limit.
     """
     limit = config.max_speed
     speed = 0.0 if limit is None else _steady_speed(limit, plant, assumptions)
@@ -97,23 +97,25 @@ def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumpti
 
 
 def _steady_speed(limit: float, plant: LinearPlant, assumptions: Assumptions) -> float:
-    """The speed that a steady motion may have so that, with its errors, it stays within the limit.
+    """The highest speed of a steady motion that stays within the limit with its errors included.
 
     Raises:
-        ValueError: a limit that is not finite and above 0, or that errors alone reach.
+        ValueError: the limit is not finite and above 0, or the errors alone reach it.
     """
     if not 0.0 < limit < math.inf:
         raise ValueError(f"safety: max_speed {limit} must be finite and above 0")
     _, at_rest = _steady_errors(0.0, plant, assumptions)
     _, at_limit = _steady_errors(limit, plant, assumptions)
     if not at_rest < limit:
-        raise ValueError(f"safety: max_speed {limit} must be above {at_rest:.1f}, which the declared errors come to")
+        raise ValueError(
+            f"safety: max_speed {limit} must be above {at_rest:.1f}, which the declared errors alone reach"
+        )
     return (limit - at_rest) / (1.0 + (at_limit - at_rest) / limit)  # they grow in proportion to the speed
 
 
 def _steady_errors(speed: float, plant: LinearPlant, assumptions: Assumptions) -> tuple[float, float]:
-    """By how much position and velocity can be off in a motion that goes on at `speed`."""
-    ticks = plant.settle_ticks + PAST_COMMANDS  # later they hardly grow any more
+    """How far position and velocity can be off while the robot keeps moving at `speed`."""
+    ticks = plant.settle_ticks + PAST_COMMANDS  # the errors hardly grow after that
     path = (speed * plant.period_s * torch.arange(1 - PAST_COMMANDS, ticks + 1, dtype=torch.float64))[None, :, None]
     sent, commands = path.split([PAST_COMMANDS, ticks], dim=1)
     start = Start(State(sent[:, -1], torch.full_like(sent[:, -1], speed)), sent)

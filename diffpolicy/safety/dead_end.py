@@ -1,9 +1,10 @@
-"""On from where a robot gets nowhere: it follows a plan to its end, or goes back the way it came, and plans anew.
+"""Recovering from dead ends: a robot that makes no progress follows a plan to its end, or goes back and plans again.
 
-A policy that plans anew every few ticks may undo each time what it has begun, though the later rows of its plans lead
-on. One that was not told of an obstacle goes on wanting the way that it bars; from farther back it may draw another.
+A policy that plans every few ticks may undo with each plan what it began with the last one, even though the later rows
+of its plans make progress. A policy that does not know of an obstacle keeps trying the path that is blocked. From
+further back it may draw another path.
 
-Shape legend: B robots, Q of them that a call is about, n rows of a chunk, A action.
+Shape legend: B robots, Q of them in a call, n rows of a chunk, A action.
 """
 
 import math
@@ -14,27 +15,29 @@ import torch
 from torch import Tensor
 
 PATIENCE = 3  # plans in a row
-NOWHERE = 0.1  # of half the range of the actions: the robot has moved less than this meanwhile
-SPACING = 0.03  # of half the range, between the positions that are remembered
+NOWHERE = 0.1  # of half the range of the actions; a robot that moves less makes no progress
+SPACING = 0.03  # of half the range, between remembered positions
 CHUNKS_BACK = 3
 TRAIL_LENGTH = 100  # positions
 
 NEW, FOLLOW, BACK = range(3)
-Point = list[float]  # [A]; of one robot at a time, numbers are many times faster than tensors
+Point = list[float]  # [A]; for one robot at a time, floats are many times faster than tensors
 
 
 @dataclass
 class _Past:
-    """Of one robot, in one episode.
+    """What is remembered about one robot in one episode.
 
     Attributes:
-        trail: positions that it came by.
-        latest: position.
-        fastest: the farthest that it has come in a tick.
-        here: where it was at the first of `plans` plans in a row that got it nowhere.
-        troubled: how many of the last of them were not certified as a whole, or not nearly what the policy wanted.
-        rest: rows [_, A] that are left of a plan that it follows.
-        chunks_back: that it has yet to go back.
+        trail: positions that it has passed, oldest first.
+        latest: its latest position.
+        fastest: the largest distance that it has travelled in one tick.
+        here: its position at the first of the current `plans` plans, which have made no progress.
+        plans: how many plans in a row have made no progress.
+        troubled: how many of the latest of them were not certified as a whole, or were moved far from what the policy
+            wanted.
+        rest: [_, A], the rows left of a plan that it follows to the end.
+        chunks_back: how many more chunks it goes back.
     """
 
     trail: deque[Point] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
@@ -48,19 +51,19 @@ class _Past:
 
 
 class DeadEnd:
-    """Remembers where each of `batch` robots has been; `half_range` is that of the actions in the data."""
+    """Remembers where each of `batch` robots has been. `half_range` is half the range of the actions in the data."""
 
     def __init__(self, batch: int, half_range: float) -> None:
         self._half_range = half_range
         self._past = [_Past() for _ in range(batch)]
 
     def forget(self, mask: Tensor) -> None:
-        """New episodes for the robots of `mask` [B]."""
+        """Start new episodes for the robots of `mask` [B]."""
         for robot in mask.nonzero().squeeze(1).tolist():
             self._past[robot] = _Past()
 
     def visit(self, positions: Tensor) -> None:
-        """The robots are at `positions` [B, A] at this tick."""
+        """Record that the robots are at `positions` [B, A] at this tick."""
         for past, position in zip(self._past, positions.tolist(), strict=True):
             if past.latest is not None:
                 past.fastest = max(past.fastest, math.dist(position, past.latest))
@@ -70,13 +73,16 @@ class DeadEnd:
                 past.trail.append(position)
 
     def turn(self, robots: Tensor, positions: Tensor, is_troubled: Tensor, rests: Tensor) -> Tensor:
-        """[Q], what to send: NEW, the new plan; FOLLOW, the rest of an earlier one; BACK, the way back. Once a plan.
+        """Choose what to send, [Q]: NEW, the new plan; FOLLOW, the rest of an earlier one; BACK, the way back.
+
+        Call it once per plan.
 
         Args:
-            robots: [Q].
-            positions: of them [Q, A].
-            is_troubled: [Q], whose plan is not certified as a whole, or not nearly what the policy wanted.
-            rests: the rows of their plans that come after those that are to be sent now, [Q, _, A].
+            robots: [Q], indices of the robots.
+            positions: [Q, A], their positions.
+            is_troubled: [Q], whether the plan is not certified as a whole, or was moved far from what the policy
+                wanted.
+            rests: [Q, _, A], the rows of their plans after those to be sent now.
         """
         ways = [NEW] * len(robots)
         here, troubled = positions.tolist(), is_troubled.tolist()
@@ -93,7 +99,7 @@ class DeadEnd:
         return torch.tensor(ways, dtype=torch.long)
 
     def next_rows(self, robots: Tensor, commands: Tensor, n: int) -> Tensor:
-        """What `robots` [Q] that do not send new plans send, [Q, n, A], after their last `commands` [Q, A]."""
+        """The rows [Q, n, A] for `robots` [Q] that do not send a new plan, following their last `commands` [Q, A]."""
         chunks = commands[:, None].repeat(1, n, 1)
         for chunk, robot, at in zip(chunks, robots.tolist(), commands.tolist(), strict=True):
             past = self._past[robot]
@@ -118,7 +124,7 @@ class DeadEnd:
 
 
 def _step_back(past: _Past, at: Point) -> Point:
-    """One row on from `at` along the trail, no farther than the robot has come in a tick."""
+    """Move one row from `at` back along the trail, no further than the robot has travelled in a tick."""
     left = past.fastest
     while past.trail:
         distance = math.dist(past.trail[-1], at)

@@ -1,7 +1,8 @@
-"""The network proposes, the projection constrains, the certificate decides, and there is always a way to stop.
+"""The safety layer: the network proposes, the projection constrains, the certificate decides.
 
-Shape legend: B robots, Q of them that a call is about, H rows of a plan from the present on, the first n of which are
-its chunk, A action.
+At every tick there is a way to stop.
+
+Shape legend: B robots, Q of them in a call, H rows of a plan from the present on (the first n are its chunk), A action.
 """
 
 import time
@@ -26,22 +27,22 @@ from diffpolicy.safety.surroundings import Surroundings
 
 Actions = npt.NDArray[np.float32]
 
-LARGE_SHIFT = 0.02  # of half the range of the actions: a plan moved farther is compared with other samples
+LARGE_SHIFT = 0.02  # of half the range of the actions; a plan moved further is compared with other samples
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What stands behind the actions of one tick.
+    """How the actions of one tick were decided.
 
     Attributes:
         certified: [B], whether a certificate holds for the action and for a way to stop after it.
-        margin: [B], a lower bound of the margins of what is to be sent, in units of the tightest constraint; NaN where
-            the certificate is an earlier one's, or none.
-        rung: [B], of the ladder: plan (the first sample, or the rest of one), candidate (another sample), retreat
-            (back out of a dead end), prefix (certified rows, then a way to stop), stored (the way to stop of an earlier
-            certificate), hold.
-        alarm: [B], where nothing certified is left and the robot is told to hold: call somebody.
-        cost_ms: of projection and certificate, all robots together.
+        margin: [B], a lower bound on the margin of what will be sent, in units of the tightest constraint. NaN if the
+            certificate is from an earlier tick, or if plans are not certified. On hold, the margin of stopping at once.
+        rung: [B], the rung of the ladder: plan (the first sample, or the rest of one), candidate (another sample),
+            retreat (back out of a dead end), prefix (certified rows, then a way to stop), stored (the way to stop of an
+            earlier certificate), hold.
+        alarm: [B], whether nothing certified is left and the robot is told to hold. Call an operator.
+        cost_ms: the time spent on projection and certificate, for all robots together.
     """
 
     certified: npt.NDArray[np.bool_]
@@ -52,13 +53,13 @@ class PlanReport:
 
 
 class SafetyLayer:
-    """Turns proposed chunks into chunks whose every row may be sent, and looks at them again at every tick.
+    """Turns proposed chunks into chunks whose every row may be sent, and checks them again at every tick.
 
     Args:
-        safety: what is demanded.
-        batch: B.
-        horizon: H.
-        n_action_steps: n.
+        safety: the constraints and how to meet them.
+        batch: B, the number of robots.
+        horizon: H, the rows of a plan from the present on.
+        n_action_steps: n, the rows of a chunk.
         metric: [A], the square of the action normaliser's scale.
     """
 
@@ -76,22 +77,22 @@ class SafetyLayer:
         self._cost_s = 0.0
 
     def serves(self, safety: Safety, batch: int, metric: Tensor) -> bool:
-        """Whether one made for these would be like this one after `forget`; this one keeps what was captured for it."""
+        """Whether this layer, after `forget`, equals a new one for these arguments but keeps what was captured."""
         is_where_it_was = metric.device == self._metric.device
         is_same = safety is self.safety and batch == len(self._margin)
         return is_same and is_where_it_was and torch.equal(metric, self._metric)
 
     def forget(self, mask: npt.NDArray[np.bool_]) -> None:
-        """New episodes for the robots of `mask` [B]."""
+        """Start new episodes for the robots of `mask` [B]."""
         self._memory.forget(torch.from_numpy(mask))
         self._dead_end.forget(torch.from_numpy(mask))
 
     def observe(self, surroundings: Surroundings) -> None:
-        """Take in what is measured at this tick; new plans and `check` follow, then `sent`.
+        """Take in what is measured at this tick. Call it before new plans and `check`; `sent` ends the tick.
 
         Raises:
-            ValueError: no plant state though a constraint acts on the motion or the episode begins, a wrong shape, more
-                obstacles than slots, time that runs backwards.
+            ValueError: the plant state is missing although a constraint acts on the motion or the episode begins, a
+                shape is wrong, there are more obstacles than slots, or time runs backwards.
         """
         batch = len(self._margin)
         obstacles = no_obstacles(batch) if surroundings.obstacles is None else surroundings.obstacles
@@ -100,7 +101,7 @@ class SafetyLayer:
         if len(obstacles.radius) != batch:
             raise ValueError(f"obstacles: for {len(obstacles.radius)} robots, expected {batch}")
         now = self.safety.with_zones(obstacles.padded(self.safety.slots))
-        if not now.equals(self._obstacles):  # what is known of obstacles that stand is kept with them
+        if not now.equals(self._obstacles):  # keep what is cached with unchanged obstacles
             self._obstacles = now
         surroundings = replace(surroundings, obstacles=self._obstacles)
         self._memory.observe(surroundings, self.safety.period_s, self.safety.acts_on_motion)
@@ -109,12 +110,12 @@ class SafetyLayer:
         self._cost_s = 0.0
 
     def projection(self, robots: Tensor, present: int, steps: int) -> SafetyProjection | None:
-        """To propose new plans with; None where the mode is none.
+        """The projection to propose new plans with; None if the mode is none.
 
         Args:
-            robots: [Q], one for each row of the policy's batch; the same one again for padding or another sample.
-            present: index of the present in a plan.
-            steps: rows of the sampler.
+            robots: [Q], one for each row of the policy's batch. A robot may repeat, for padding or for another sample.
+            present: the index of the present in a plan.
+            steps: the number of rows of the sampler.
         """
         if self.safety.mode == "none":
             return None
@@ -122,7 +123,7 @@ class SafetyLayer:
         return SafetyProjection(self.safety, self._projector, task, present, steps)
 
     def consider(self, robots: Tensor, first: Samples) -> Considered:
-        """Certify the first sample of each of the robots [Q] that need a new plan; says who needs other samples."""
+        """Certify the first sample of each of the robots [Q] that need a new plan, and find who needs other samples."""
         self._cost_s += first.cost_s
         rung, nobody = torch.full((len(robots),), PLAN), torch.zeros(0, dtype=torch.long)
         if not self.safety.certify:
@@ -134,12 +135,12 @@ class SafetyLayer:
     def settle(self, considered: Considered, others: Samples | None = None) -> Actions:
         """New chunks [Q, n, A] for the robots that were considered.
 
-        Of the samples certified longest, one that leads on, and of those the one that was moved least; where a robot
-        gets nowhere, the rest of its last plan or the way back.
+        Among the samples certified longest, one that leads on is chosen, then the one that was moved least. A robot in
+        a dead end gets the rest of its last plan or the way back instead.
 
         Args:
-            others: further samples of those in doubt: the second one of each robot, then the third of each, ...
-                None where nobody is in doubt.
+            others: further samples of the robots in doubt: the second one of each robot, then the third of each, and so
+                on. None if no robot is in doubt.
         """
         if others is not None:
             considered = self._chosen(considered, others)
@@ -157,16 +158,16 @@ class SafetyLayer:
         return self._decided(robots, chunks, found, rung, is_fresh=True)
 
     def check(self, robots: Tensor, remaining: Actions) -> Actions:
-        """What these robots go on with: what remains of their chunks, filled up to [Q, n, A], or less."""
+        """Certify the rest of these robots' chunks [Q, n, A] again. Returns it, or what to send instead."""
         if not self.safety.certify or len(robots) == 0:
             return remaining
         chunks = torch.from_numpy(remaining)
         found = self._certified(chunks, robots)
-        rung = self._memory.rung[robots].clamp(max=PREFIX)  # certified again, whatever it was
+        rung = self._memory.rung[robots].clamp(max=PREFIX)  # it is certified again, whatever the rung was
         return self._decided(robots, chunks, found, rung, is_fresh=False)
 
     def sent(self, actions: Actions) -> PlanReport:
-        """Remember the actions of this tick [B, A], and report on them."""
+        """Remember the actions of this tick [B, A] and report on them."""
         self._memory.advance(torch.from_numpy(actions).double())
         rung = self._memory.rung.numpy()
         is_held = rung == HOLD
@@ -181,13 +182,13 @@ class SafetyLayer:
         return decision.chunks.float().numpy()
 
     def _chosen(self, considered: Considered, others: Samples) -> Considered:
-        """The best of the samples; a robot that is no longer in doubt after one takes no later one."""
+        """The best of the samples. A robot takes no further sample once it is no longer in doubt."""
         asked, expected = considered.doubtful, (self.safety.candidates - 1) * len(considered.doubtful)
         if considered.found is None or len(others.plans) != expected:
             raise ValueError(f"safety: {len(others.plans)} further samples, expected {expected}")
         self._cost_s += others.cost_s
         samples, found, rung = considered.samples, considered.found, considered.rung.clone()
-        left = torch.arange(len(asked))  # those still in doubt
+        left = torch.arange(len(asked))  # the robots still in doubt
         for sample in range(self.safety.candidates - 1):
             doubtful = asked[left]
             new = others.robots(sample * len(asked) + left)
@@ -203,11 +204,11 @@ class SafetyLayer:
         return Considered(considered.robots, samples, found, rung, asked[left])
 
     def _is_troubled(self, samples: Samples, found: Certificate) -> Tensor:
-        """[Q], whose plan is not certified as a whole or not nearly what the policy wanted."""
+        """[Q], whether a plan is not certified as a whole, or was moved far from what the policy wanted."""
         return (found.length < self._n) | (samples.shift > LARGE_SHIFT)
 
     def _doubtful(self, samples: Samples, found: Certificate) -> Tensor:
-        """Indices of those that are troubled or do not lead on."""
+        """Indices of the plans that are troubled or do not lead on."""
         return (self._is_troubled(samples, found) | ~samples.is_open).nonzero().squeeze(1)
 
     def _certify(self, samples: Samples, robots: Tensor) -> Certificate:

@@ -1,4 +1,4 @@
-"""What is known of each robot from tick to tick: its state, its last commands, what it should do by now.
+"""What is remembered about each robot from tick to tick: its state, its last commands, and where it should be by now.
 
 Shape legend: B robots, S rows of a way to stop, A action. float64, on the CPU.
 """
@@ -16,16 +16,16 @@ from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.constraints.vectors import length
 from diffpolicy.safety.surroundings import Surroundings
 
-TIME_RESOLUTION_S = 1e-6  # of a clock that says when a tick is
+TIME_RESOLUTION_S = 1e-6  # of the clock in `Surroundings.time_s`
 
 
 class RobotMemory:
-    """Of a batch of robots.
+    """The memory of a batch of robots.
 
     Attributes:
-        start: measured state and last commands.
-        stored: the way to stop that is left, [B, S, A]; NaN where there is none.
-        rung: of the chunk that each robot executes, [B].
+        start: the measured state and the last commands.
+        stored: [B, S, A], the way to stop that is left; NaN if there is none.
+        rung: [B], the rung of the chunk that each robot executes.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class RobotMemory:
         self._is_known = self._is_as_expected = self._is_timely = self._is_first
 
     def forget(self, mask: Tensor) -> None:
-        """Begin anew with the robots of `mask` [B]."""
+        """Start over with the robots of `mask` [B]."""
         for part in (self.start.commands, self.stored, self._expected.position, self._expected.velocity, self._time_s):
             part[mask] = torch.nan
         self._slack[:, mask] = 0.0
         self._is_first |= mask
 
     def observe(self, surroundings: Surroundings, period_s: float, needs_state: bool) -> None:
-        """Take in what was measured; see `SafetyLayer.observe`. Obstacles have the same slots at every tick."""
+        """Take in what was measured; see `SafetyLayer.observe`. Obstacles must have the same slots at every tick."""
         plant_state, obstacles = surroundings.plant_state, surroundings.obstacles or self._no_obstacles
         position, velocity = self._measured(plant_state, needs_state)
         is_known = torch.cat([position, velocity], dim=1).isfinite().all(1)
         if bool((self._is_first & ~is_known).any()):
             raise ValueError(
-                "plant_state: NaN or infinite in the first tick of an episode; nothing is known to hold at"
+                "plant_state: NaN or infinite in the first tick of an episode, so there is no position to hold"
             )
         now = self._time(surroundings.time_s, period_s)
-        lateness, elapsed = now - self._time_s - period_s, now - self._time_s  # NaN in an episode's first tick
+        lateness, elapsed = now - self._time_s - period_s, now - self._time_s  # NaN in the first tick of an episode
         self._is_timely = ~(lateness.abs() > self._assumptions.latency_s + TIME_RESOLUTION_S)
         self._is_known, self._time_s = is_known, now
         state = State(
@@ -73,12 +73,12 @@ class RobotMemory:
             self._is_as_expected = torch.ones_like(is_known)
         else:
             self._is_as_expected = ~(is_known & self._is_timely & self._deviates(state))
-        # A way to stop was certified for its own ticks and for obstacles that keep to their speed.
+        # A way to stop is certified only for its own ticks, and only if obstacles keep to their speed.
         self.stored[~(self._is_timely & self._keep_to_their_speed(obstacles.double(), elapsed))] = torch.nan
         self._is_first = torch.zeros_like(self._is_first)
 
     def situation(self, robots: Tensor, is_fresh: bool) -> Situation:
-        """Of these robots [Q]; a fresh plan is never stale."""
+        """The situation of these robots [Q]. A fresh plan is never stale."""
         return Situation(
             is_known=self._is_known[robots],
             is_as_expected=self._is_as_expected[robots],
@@ -88,13 +88,13 @@ class RobotMemory:
         )
 
     def advance(self, actions: Tensor) -> None:
-        """The actions [B, A] have been sent: where should that lead by the next tick?"""
+        """Record the actions [B, A] that were sent, and predict where they lead by the next tick."""
         if self._plant is not None:
             position, velocity = self._plant.motion(actions[:, None], self.start.state)
             tubes = self._assumptions.tubes(self._plant, actions[:, None], self.start)
             self._expected = State(position[:, -1], velocity[:, -1])
             _, free = self._plant.responses(1)
-            carried = torch.where(self._is_known, 0.0, self._slack)  # where the state was a prediction itself
+            carried = torch.where(self._is_known, 0.0, self._slack)  # if the state itself was a prediction
             self._slack = torch.stack([tube[:, -1] for tube in tubes]) + free[:, -1].abs() @ carried
         self.start = Start(self.start.state, torch.cat([self.start.commands[:, 1:], actions[:, None]], dim=1))
 
@@ -115,7 +115,7 @@ class RobotMemory:
         return numbers[0], numbers[1]
 
     def _time(self, time_s: npt.ArrayLike | None, period_s: float) -> Tensor:
-        """Of this tick, [B]."""
+        """[B], the time of this tick."""
         if time_s is None:
             now = torch.where(self._is_first, 0.0, self._time_s + period_s)
         else:
@@ -125,7 +125,7 @@ class RobotMemory:
         return now
 
     def _held(self, ticks_late: Tensor) -> Tensor:
-        """The last commands [B, 3, A] tick by tick; the last one was in force for every whole tick missed, too."""
+        """The last commands [B, 3, A], tick by tick. The last one was also in force for every whole tick missed."""
         missed = (ticks_late + 1e-6).nan_to_num(0.0).clamp(0, PAST_COMMANDS).long()
         if not bool(missed.any()):
             return self.start.commands
@@ -133,16 +133,16 @@ class RobotMemory:
         return self.start.commands[torch.arange(len(index))[:, None], index]
 
     def _keep_to_their_speed(self, obstacles: Obstacles, elapsed_s: Tensor) -> Tensor:
-        """[B], whether the obstacles are where those of the tick before may be; also where they were not measured."""
+        """[B], whether the obstacles lie where the last ones may have moved, or were not measured."""
         is_measured = obstacles.is_valid
-        if obstacles is self._obstacles:  # none has moved
+        if obstacles is self._obstacles:  # nothing has moved
             return torch.ones_like(is_measured)
         expected = self._obstacles.moved_on(elapsed_s).replaced(self._is_first, obstacles)
         self._obstacles = expected.replaced(is_measured, obstacles)
         return obstacles.is_within(expected, self._assumptions.tolerance) | ~is_measured
 
     def _deviates(self, state: State) -> Tensor:
-        """[B], whether a measured state is farther from the expected one than the assumptions allow."""
+        """[B], whether a measured state is further from the expected one than the assumptions allow."""
         a = self._assumptions
         off = length(state.position - self._expected.position)
         off_velocity = length(state.velocity - self._expected.velocity)

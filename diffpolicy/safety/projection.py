@@ -1,4 +1,4 @@
-"""The projection of one chunk: which reverse steps it acts at, and the polish at the end.
+"""The projection of one chunk: which reverse steps it acts on, and the polish at the end.
 
 Shape legend: B batch, H horizon, A action.
 """
@@ -22,18 +22,20 @@ POLISH_TOLERANCE = 5e-4  # of half the range of the actions in the data
 
 
 class SafetyProjection:
-    """A `Projection` of the clean estimate [B, H, A] of every reverse step, and of the plan that is returned.
+    """A `Projection` of the clean estimate [B, H, A] at each reverse step, and of the plan that is returned.
 
     Args:
-        safety: mode and numbers.
-        projector, task: for these robots.
-        present: index of the present in the plan.
-        steps: rows of the sampler; the call at step `steps` is the one on the plan that is returned.
+        safety: the mode and the numbers of iterations.
+        projector, task: the projector and its task for these robots.
+        present: the index of the present in the plan.
+        steps: the number of rows of the sampler. The call at step `steps` projects the plan that is returned.
 
     Attributes:
-        shift: how far a plan was moved at most by one call, as the root mean square over its waypoints in units of half
-            the range of the actions in the data, [B]: what the network wanted and may not have.
-        is_open: whether the plan could go straight on from its end for as long again, as obstacles are now, [B].
+        shift: [B], the furthest that any one call moved a plan: the root mean square over its waypoints, in units of
+            half the range of the actions in the data. It tells how far the plan is from what the network wanted.
+        is_open: [B], whether the plan could continue straight on from its end for as long again, with obstacles as they
+            are now.
+        cost_s: the seconds spent in `project` so far.
     """
 
     def __init__(self, safety: Safety, projector: Projector, task: Task, present: int, steps: int) -> None:
@@ -45,13 +47,16 @@ class SafetyProjection:
         self.cost_s = 0.0
 
     def project(self, plan: Tensor, row: Row, step: int) -> Tensor:
-        """The nearest allowed plan; the same tensor before the first step that is projected, and where all is met."""
+        """The nearest allowed plan.
+
+        Returns the same tensor before the first projected step, and if the plan meets all constraints.
+        """
         if step < self._first:
             return plan
         began = time.perf_counter()
         before, is_last = plan[:, self._present :], step == self._steps
         after = self._projected(before, is_last)
-        if is_last and self._safety.candidates > 1:  # with one there is nothing to choose
+        if is_last and self._safety.candidates > 1:  # with one sample there is nothing to choose
             self.is_open = self._may_go_on(after)
         if after is not before:
             moved = (after - before) / self._projector.half_range
@@ -61,25 +66,25 @@ class SafetyProjection:
         return plan
 
     def key(self) -> Hashable:
-        """All that the calls in the loop depend on besides `tensors`."""
+        """Everything that the calls in the loop depend on besides `tensors`."""
         return self._projector, self._safety.mode, self._safety.iterations, self._present, self._steps
 
     def tensors(self) -> list[Tensor]:
-        """What they read, each tensor once."""
+        """The tensors that the calls in the loop read, each once."""
         return list({id(one): one for one in tensors_in(self._task)}.values())
 
     def twin(self, tensors: Sequence[Tensor]) -> "SafetyProjection":
-        """One that has not been called and reads these instead."""
+        """A projection that has not been called yet and reads these tensors instead."""
         own = [id(one) for one in self.tensors()]
         task = with_tensors(self._task, dict(zip(own, tensors, strict=True)))
         return SafetyProjection(self._safety, self._projector, task, self._present, self._steps)
 
     def left(self) -> list[Tensor]:
-        """What the calls in the loop leave behind."""
+        """The tensors that the calls in the loop leave behind."""
         return [self.shift, *self._task.multipliers]
 
     def take(self, left: Sequence[Tensor]) -> None:
-        """Take over what the calls of a replayed loop left behind."""
+        """Restore what the calls of a replayed loop left behind."""
         self.shift, *self._task.multipliers = left
 
     def _projected(self, plan: Tensor, is_last: bool) -> Tensor:
@@ -94,7 +99,7 @@ class SafetyProjection:
     def _may_go_on(self, plan: Tensor) -> Tensor:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
-        scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now: later, who knows
+        scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now; later is unknown
         margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 

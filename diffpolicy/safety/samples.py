@@ -1,4 +1,4 @@
-"""Plans that the policy proposes, and what the certificates say about them.
+"""Plans that the policy proposes, and what their certificates say.
 
 Shape legend: Q plans, H rows of a plan from the present on, A action.
 """
@@ -19,9 +19,9 @@ class Samples:
 
     Attributes:
         plans: [Q, H, A], on the CPU.
-        shift: how far the projection moved each, [Q]; see `SafetyProjection`.
-        is_open: whether each leads on, [Q].
-        cost_s: of the projection, all together.
+        shift: [Q], how far the projection moved each plan; see `SafetyProjection`.
+        is_open: [Q], whether each plan leads on; see `SafetyProjection`.
+        cost_s: seconds spent on the projection of all plans.
     """
 
     plans: Tensor
@@ -31,7 +31,7 @@ class Samples:
 
     @classmethod
     def of(cls, plans: Tensor, projection: SafetyProjection | None) -> "Samples":
-        """Proposed plans, with or without the projection that was used; the rows that it has besides are padding."""
+        """Proposed plans and the projection used for them, if any. Its further rows, beyond the plans, are padding."""
         count = len(plans)
         if projection is None:
             return cls(plans, torch.zeros(count), torch.ones(count, dtype=torch.bool))
@@ -40,7 +40,7 @@ class Samples:
 
     @classmethod
     def joined(cls, parts: "Sequence[Samples]") -> "Samples":
-        """All of them, in order."""
+        """All parts as one, in order."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -51,17 +51,17 @@ class Samples:
         )
 
     def robots(self, index: Tensor) -> "Samples":
-        """Those of the robots `index`."""
+        """The samples of the robots `index`."""
         return Samples(self.plans[index], self.shift[index], self.is_open[index])
 
     def replaced(self, index: Tensor, other: "Samples") -> "Samples":
-        """With those of the robots `index` replaced."""
+        """A copy with the samples of the robots `index` replaced by `other`."""
         plans, shift, is_open = self.plans.clone(), self.shift.clone(), self.is_open.clone()
         plans[index], shift[index], is_open[index] = other.plans, other.shift, other.is_open
         return Samples(plans, shift, is_open)
 
     def worth(self, found: Certificate) -> Tensor:
-        """[Q]: by certified rows, then whether they lead on, then how little they were moved."""
+        """[Q], how good each plan is: by certified rows, then whether it leads on, then how little it was moved."""
         return 2.0 * found.length.double() + self.is_open.double() - self.shift.double() / (1.0 + self.shift.double())
 
 
@@ -70,11 +70,11 @@ class Considered:
     """One sample for each of Q robots, and what the layer found out about it.
 
     Attributes:
-        robots: [Q].
-        samples: of them.
-        found: their certificates; None where plans are sent without.
-        rung: of the ladder [Q], for a plan that is certified as a whole.
-        doubtful: [D], which of the Q need other samples, `Safety.candidates` - 1 each.
+        robots: [Q], indices of the robots.
+        samples: one sample per robot.
+        found: the certificates of the samples; None if plans are sent without certificates.
+        rung: [Q], the rung of each plan if it is certified as a whole.
+        doubtful: [D], which of the Q robots need further samples, `Safety.candidates` - 1 each.
     """
 
     robots: Tensor

@@ -1,4 +1,4 @@
-"""What safety is asked for."""
+"""Safety settings: constraints, assumptions, and how plans are made to meet them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,24 +15,27 @@ MODES = ("none", "clip", "last", "last_half", "every_step")
 
 @dataclass(frozen=True)
 class Safety:
-    """What is demanded of the robots, what is taken for granted, and how plans are brought to meet it.
+    """What robots must comply with, what is assumed, and how plans are made to comply.
 
     Attributes:
-        constraints: to be met together. There are no default limits: what is not declared is not constrained.
-        plant: from commands to motion; needed by constraints on the motion.
+        constraints: the constraints to meet together. There are no default limits: only declared quantities are
+            constrained.
+        plant: the model from commands to motion; required by constraints on the motion.
         assumptions: A1 to A5 of docs/safety.md.
-        mode: the reverse steps whose clean estimate is projected: none, clip (to boxes on commands, at the end),
-            last, last_half or every_step.
-        candidates: samples drawn at most; the further ones only where the first is not certified, moved far or barred.
-        slots: for obstacles of a robot that are reported at run time.
-        zones: obstacles that every robot has, known beforehand, [1, M, ...].
+        mode: which reverse steps have their clean estimate projected: none, clip (only to boxes on commands, at the
+            end), last, last_half or every_step.
+        candidates: the largest number of samples per chunk. Further samples are drawn only if the first one is not
+            certified, was moved far or is blocked.
+        slots: the largest number of obstacles reported per robot at run time.
+        zones: [1, M, ...], obstacles that are known in advance and apply to every robot.
         period_s: seconds from command to command.
-        iterations: of the projection at a reverse step.
-        polish_rounds: of the plan that leaves the loop, at most, POLISH_ITERATIONS each.
-        certify: False sends plans as they are: for comparisons only.
+        iterations: iterations of the projection at each reverse step.
+        polish_rounds: the largest number of rounds, POLISH_ITERATIONS each, that refine the plan after the last reverse
+            step.
+        certify: whether plans are certified. False sends them as they are; use it for comparisons only.
 
     Raises:
-        ValueError: an unknown mode, numbers out of range, a plant of another period.
+        ValueError: the mode is unknown, a number is out of range, or the plant has a different period.
     """
 
     constraints: Sequence[Constraint]
@@ -60,23 +63,23 @@ class Safety:
         a = self.assumptions
         if self.plant is not None and a.latency_s > a.delay_substeps * self.plant.substep_s + 1e-9:
             raise ValueError(
-                f"safety: latency_s {a.latency_s} is a delay of more than delay_substeps {a.delay_substeps}; raise that"
+                f"safety: latency_s {a.latency_s} is a delay of more than delay_substeps {a.delay_substeps}; raise it"
             )
         if self.plant is not None and abs(self.plant.period_s - self.period_s) > 1e-9:
             raise ValueError(f"safety: period_s {self.period_s}, but the plant's is {self.plant.period_s}")
 
     @property
     def all_slots(self) -> int:
-        """Obstacles of a robot at most."""
+        """The largest number of obstacles per robot, zones included."""
         return self.slots + (self.zones.slots if self.zones else 0)
 
     def with_zones(self, obstacles: Obstacles) -> Obstacles:
-        """These obstacles [B, M, ...] and, for every robot, the zones."""
+        """These obstacles [B, M, ...] together with the zones, for every robot."""
         if self.zones is None:
             return obstacles
         return together([obstacles, self.zones.robots(torch.zeros(len(obstacles.radius), dtype=torch.long))])
 
     @property
     def acts_on_motion(self) -> bool:
-        """Whether a constraint needs to know where the robot is and how fast it moves."""
+        """Whether a constraint needs the robot's position and velocity."""
         return any(constraint.quantity.acts_on == "motion" for constraint in self.constraints)

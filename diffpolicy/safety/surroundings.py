@@ -10,13 +10,13 @@ from diffpolicy.constraints.plant import State
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a controller with safety is told at every tick, besides the observation that the policy sees.
+    """What a controller with safety is told at every tick besides the observation that the policy sees.
 
     Attributes:
-        plant_state: measured position and velocity [B, A] of the robots; NaN where none was received. It may be None
-            where no constraint acts on the motion, except in the first tick of an episode.
-        obstacles: everything that is there now; what is not reported is not kept clear of. None: there are none.
-        time_s: when this tick is, one number or [B]. None: a period after the last.
+        plant_state: the measured position and velocity [B, A] of the robots; NaN if none was received. May be None if
+            no constraint acts on the motion, except in the first tick of an episode.
+        obstacles: all obstacles at this tick. Robots do not avoid what is not reported. None means there are none.
+        time_s: the time of this tick, one number or [B]. None means one period after the last tick.
     """
 
     plant_state: State | None = None

@@ -1,6 +1,6 @@
 """Gymnasium environments for diffpolicy. Importing this package registers their ids.
 
-Entry points are strings: physics and compiler are imported by `gymnasium.make`, not by this import.
+Entry points are strings, so that physics and compiler are imported by `gymnasium.make` and not here.
 """
 
 from gymnasium.envs.registration import register

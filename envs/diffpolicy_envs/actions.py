@@ -1,4 +1,4 @@
-"""Actions from outside: a target position, checked and clipped."""
+"""Validates actions: a target position, checked and clipped."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ def checked_target(action: Any, limit_px: float) -> tuple[float, float]:
     """The action as two floats, clipped to [0, limit_px].
 
     Raises:
-        ValueError: another shape than (2,), or a number that is not finite.
+        ValueError: the shape is not (2,), or a number is not finite.
     """
     numbers = action.tolist() if isinstance(action, np.ndarray) else np.asarray(action, np.float64).tolist()
     if not isinstance(numbers, list) or len(numbers) != 2 or isinstance(numbers[0], list):

@@ -1,4 +1,4 @@
-"""numba's compiler, with a cache on disk where there is room for one."""
+"""The numba compiler, with a cache on disk if possible."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """`numba.njit(cache=True)`; without a cache where neither the package nor the home folder can be written."""
+    """`numba.njit(cache=True)`, or without a cache if neither the package nor the home folder is writable."""
     dispatcher: Any
     try:
         dispatcher = njit(cache=True)(function)

@@ -1,8 +1,8 @@
 """Exact share of Push-T's goal that the block covers, compiled.
 
-Block and goal are the same union of two rectangles without a common interior, so the area of their
-intersection is the sum of four rectangle intersections. In the goal's frame the goal's rectangles are
-axis-aligned boxes, and clipping by a box is four half-plane clips (Sutherland and Hodgman 1974).
+Block and goal are the same union of two rectangles without a common interior, so the area of their intersection is the
+sum of four rectangle intersections. In the goal's frame, the goal's rectangles are axis-aligned boxes, and clipping by
+a box is four half-plane clips (Sutherland and Hodgman 1974).
 """
 
 import math
@@ -21,7 +21,7 @@ _MAX_CORNERS = 8  # a rectangle cut by four lines has at most eight
 
 @compiled
 def coverage(x: float, y: float, angle: float) -> float:
-    """area(block and goal) / area(goal) in [0, 1], the block's origin at (x, y) px, turned by `angle` rad."""
+    """area(block and goal) / area(goal) in [0, 1], with the block's origin at (x, y) px, turned by `angle` rad."""
     return pose_overlap(x, y, angle, _GOAL_X, _GOAL_Y, _GOAL_COSINE, _GOAL_SINE)
 
 
@@ -29,7 +29,7 @@ def coverage(x: float, y: float, angle: float) -> float:
 def pose_overlap(
     x: float, y: float, angle: float, other_x: float, other_y: float, other_cosine: float, other_sine: float
 ) -> float:
-    """Share of a block's area, its origin at (other_x, other_y), that the block at (x, y, angle) covers."""
+    """The share of a block's area, with its origin at (other_x, other_y), that the block at (x, y, angle) covers."""
     offset_x, offset_y = x - other_x, y - other_y
     if offset_x * offset_x + offset_y * offset_y > _REACH_PX * _REACH_PX:
         return 0.0
@@ -47,7 +47,7 @@ def pose_overlap(
 
 @compiled
 def _box_overlap(box, clip, x, y, cosine, sine, points):
-    """Area of `box`, turned, then moved to (x, y), in the box `clip`; `points` [2, 8, 2] is work space."""
+    """The area of `box`, turned and then moved to (x, y), inside the box `clip`. `points` [2, 8, 2] is work space."""
     low_x, low_y, high_x, high_y = box
     corners = ((low_x, low_y), (high_x, low_y), (high_x, high_y), (low_x, high_y))
     for corner, (local_x, local_y) in enumerate(corners):
@@ -62,7 +62,7 @@ def _box_overlap(box, clip, x, y, cosine, sine, points):
 
 @compiled
 def _clip(source, count, target, axis, sign, bound):
-    """Copy the part of polygon `source[:count]` with sign * coordinate >= bound; return its corner count."""
+    """Copy the part of `source[:count]` with sign * coordinate >= bound to `target`. Return its corner count."""
     written = 0
     for index in range(count):
         following = index + 1 if index + 1 < count else 0
@@ -82,7 +82,7 @@ def _clip(source, count, target, axis, sign, bound):
 
 @compiled
 def _polygon_area(points, count):
-    """Area of the convex polygon `points[:count]`, by the shoelace sum from its first corner."""
+    """The area of the convex polygon `points[:count]`, by the shoelace sum from its first corner."""
     doubled = 0.0
     for index in range(2, count):
         left_x, left_y = points[index - 1, 0] - points[0, 0], points[index - 1, 1] - points[0, 1]

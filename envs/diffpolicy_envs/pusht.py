@@ -16,14 +16,14 @@ from diffpolicy_envs.window import Viewer
 
 OBSERVATION_TYPES = ("state", "keypoints", "pixels", "pixels_agent_pos")
 PIXELS_SIZE_PX = 96
-# The agent can squeeze the block through a wall, so block coordinates leave the world by up to its length.
+# The agent can squeeze the block through a wall, so block coordinates may leave the world by up to its length.
 _BLOCK_MARGIN_PX = 256.0
 
 
 class PushTEnv(gymnasium.Env):
-    """Push-T as Diffusion Policy published it, at 10 Hz; id `diffpolicy/PushT-v0`, 300 steps.
+    """Push-T as published by Diffusion Policy, at 10 Hz. Id `diffpolicy/PushT-v0`, 300 steps.
 
-    Action: [2] float32 in [0, 512] px, where the agent shall be; numbers outside are clipped to the box.
+    Action: [2] float32 in [0, 512] px, the target position of the agent. Values outside are clipped to the box.
 
     | obs_type         | observation                                                                      |
     |------------------|----------------------------------------------------------------------------------|
@@ -32,8 +32,8 @@ class PushTEnv(gymnasium.Env):
     | pixels           | [96, 96, 3] uint8 RGB                                                            |
     | pixels_agent_pos | dict: pixels as above, agent_pos [2] float32 (px)                                 |
 
-    Reward: clip(coverage / 0.95, 0, 1), where coverage is the covered share of the goal's area. The episode
-    terminates when coverage exceeds 0.95.
+    Reward: clip(coverage / 0.95, 0, 1), where coverage is the share of the goal's area that the block covers. The
+    episode terminates when coverage exceeds 0.95.
 
     | info key       | meaning                                                                     |
     |----------------|-----------------------------------------------------------------------------|
@@ -44,17 +44,17 @@ class PushTEnv(gymnasium.Env):
     | agent_velocity | [2] float64, px/s                                                           |
     | state          | [5] float64, the state observation before rounding                          |
 
-    `reset(options=...)` takes `state` or `start_rule`: see `pusht_start.start_episode`. A state that was set
-    starts at rest.
+    `reset(options=...)` accepts `state` or `start_rule`: see `pusht_start.start_episode`. If a state is given, the
+    agent and the block start at rest.
 
     Args:
-        obs_type: one of the table's.
-        render_mode: None, "rgb_array" or "human" (a window; needs pygame).
-        render_size: side of rendered frames in px.
+        obs_type: one of the observation types in the table.
+        render_mode: None, "rgb_array" or "human" (a window; requires pygame).
+        render_size: side length of rendered frames in px.
 
     Raises:
-        ValueError: an unknown obs_type or render_mode, a render_size below 1, an action that is not two finite
-            numbers, and whatever `start_episode` refuses.
+        ValueError: obs_type or render_mode is unknown, render_size is below 1, an action is not two finite numbers, or
+            `start_episode` rejects the options.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": world.CONTROL_RATE_HZ}  # noqa: RUF012
@@ -108,7 +108,7 @@ class PushTEnv(gymnasium.Env):
         return self._viewer.show(lambda: self._frame(self.render_size, with_action=True))
 
     def close(self) -> None:
-        """Close the window, if there is one."""
+        """Close the window if there is one."""
         self._viewer.close()
 
     def _coverage(self) -> float:

@@ -7,24 +7,24 @@ import pymunk
 from diffpolicy_envs import pusht_world as world
 
 _AGENT, _BLOCK, _WALL = 1, 2, 3  # collision types
-# Where bodies enter the space decides the order in which deep overlaps are solved: these are the published ones.
+# Where bodies enter the space decides the order in which deep overlaps are solved. These are the published positions.
 _ENTRY_POSITION_AGENT = (256.0, 400.0)
 _ENTRY_POSITION_BLOCK = (256.0, 300.0)
 
 
 class PushTPhysics:
-    """One episode's world. Build a new one per episode: contacts are warm-started, so a used space has a memory.
+    """The world of one episode. Build a new one per episode: contacts are warm-started, so a used space has a memory.
 
     Attributes:
         agent, block: the pymunk bodies; positions in px, velocities in px/s, angles in rad.
-        contact_points: number of contact points of the block with agent and walls, summed over the sub-steps
-            of the latest `advance`.
+        contact_points: the number of contact points of the block with agent and walls, summed over the sub-steps of the
+            latest `advance`.
     """
 
     def __init__(self) -> None:
         self.space = pymunk.Space()
         self.space.damping = 0.0  # the block stops as soon as nothing pushes it
-        # The solver works in this order: only in the published one does all of the human data replay.
+        # The solver works in this order. All of the human data replays only in the published order.
         _add_walls(self.space)
         self.agent = _add_agent(self.space)
         self.block = _add_block(self.space)
@@ -33,7 +33,7 @@ class PushTPhysics:
         self.space.on_collision(_BLOCK, _WALL, post_solve=self._count_wall_contact)
 
     def place(self, agent_x: float, agent_y: float, block_x: float, block_y: float, angle: float) -> None:
-        """Set the exact poses (px, rad). Angle first: turning moves the origin, not the centre of gravity."""
+        """Set the exact poses (px, rad). The angle comes first: turning moves the origin, not the centre of gravity."""
         self.agent.position = agent_x, agent_y
         self.block.angle = angle
         self.block.position = block_x, block_y
@@ -41,7 +41,7 @@ class PushTPhysics:
         self.space.reindex_shapes_for_body(self.block)
 
     def place_legacy(self, agent_x: float, agent_y: float, block_x: float, block_y: float, angle: float) -> None:
-        """Set poses as published evaluations do: position before angle, which shifts the origin; one sub-step."""
+        """Set poses as published evaluations do: position before angle, which shifts the origin, then one sub-step."""
         self.agent.position = agent_x, agent_y
         self.block.position = block_x, block_y
         self.block.angle = angle
@@ -59,7 +59,7 @@ class PushTPhysics:
             velocity_y += (gain * (target_y - y) - drag * velocity_y) * dt
             agent.velocity = velocity_x, velocity_y
             step(dt)
-            # A kinematic body moves by its velocity alone; this equals agent.position and is faster to get.
+            # A kinematic body moves by its velocity alone. This equals agent.position and is faster to get.
             x += velocity_x * dt
             y += velocity_y * dt
 

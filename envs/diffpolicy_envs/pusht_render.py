@@ -1,4 +1,4 @@
-"""Frames of Push-T, drawn with OpenCV in the style of the published data's images."""
+"""Renders frames of Push-T with OpenCV in the style of the published images."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from diffpolicy_envs import pusht_world as world
 WHITE = (255, 255, 255)
 WALL_COLOR = (211, 211, 211)  # light gray
 GOAL_COLOR = (144, 238, 144)  # light green
-BLOCK_COLOR = (119, 136, 153)  # light slate gray, the rim; the inside is 1.2 times as light
+BLOCK_COLOR = (119, 136, 153)  # light slate gray, for the rim; the inside is 1.2 times as light
 BLOCK_INSIDE_COLOR = (143, 163, 184)
 AGENT_COLOR = (65, 105, 225)  # royal blue, likewise
 AGENT_INSIDE_COLOR = (78, 126, 255)
@@ -36,7 +36,7 @@ class PushTRenderer:
         self._background = self._draw_background()
 
     def draw(self, state, action: tuple[float, float] | None = None) -> np.ndarray:
-        """Frame [size, size, 3] uint8 RGB of `state` [5] (px, px, px, px, rad); a cross marks the action (px)."""
+        """A frame [size, size, 3] uint8 RGB of `state` [5] (px, px, px, px, rad). A cross marks the action (px)."""
         agent_x, agent_y, block_x, block_y, angle = state
         canvas = self._background.copy()
         for vertices in (world.BAR_VERTICES, world.STEM_VERTICES):

@@ -1,4 +1,4 @@
-"""How a Push-T episode starts: the options of `reset`, and the two start rules."""
+"""Start states of Push-T episodes: the options of `reset` and the two start rules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,14 @@ def start_episode(generator: np.random.Generator, seed: int | None, options: Map
     """A new world in the start state that `options` ask for.
 
     Options:
-        state: [5] agent x, y, block x, y (px), block angle (rad), set exactly; nothing is drawn.
+        state: [5] agent x, y, block x, y (px), block angle (rad). It is set exactly, and nothing is drawn.
         start_rule: "random" (default) draws from `generator`; "legacy" draws what published evaluations draw from
-            `seed`. Both have the same law: agent in [50, 450), block in [100, 400) before it is turned about its
-            centre of gravity, any angle; then one physics sub-step.
+            `seed`. Both have the same distribution: agent in [50, 450), block in [100, 400) before it is turned about
+            its centre of gravity, any angle; then one physics sub-step.
 
     Raises:
-        ValueError: unknown or contradictory options, a state that is not five finite numbers, legacy without seed.
+        ValueError: options are unknown or contradict each other, the state is not five finite numbers, or "legacy" has
+            no seed.
     """
     options = dict(options or {})
     unknown = sorted(set(options) - set(_OPTION_KEYS))

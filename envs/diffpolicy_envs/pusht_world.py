@@ -1,8 +1,8 @@
 """Push-T's world: every number of the published task, and the geometry that follows from them.
 
-The task is the one of Florence et al. 2021 (Implicit Behavioral Cloning) as Diffusion Policy
-(Chi et al. 2023) published it. A pose is (x, y, angle): the block's origin in pixels, and radians.
-Lengths are in pixels (px), y points down in pictures.
+The task is that of Florence et al. 2021 (Implicit Behavioral Cloning) as published by Diffusion Policy (Chi et al.
+2023). A pose is (x, y, angle): the block's origin in pixels, and radians. Lengths are in pixels (px). y points down in
+pictures.
 """
 
 import math
@@ -58,14 +58,14 @@ LOCAL_OUTLINE.flags.writeable = False
 
 
 def to_world(local_points: np.ndarray, x: float, y: float, angle: float) -> np.ndarray:
-    """Points [n, 2] of the block's frame -> [n, 2] in the world (px), the block at (x, y, angle)."""
+    """Convert points [n, 2] of the block's frame to world points [n, 2] (px), with the block at (x, y, angle)."""
     cosine, sine = math.cos(angle), math.sin(angle)
     rotation_transposed = np.array([[cosine, sine], [-sine, cosine]])
     return local_points @ rotation_transposed + (x, y)
 
 
 def block_keypoints(x: float, y: float, angle: float) -> np.ndarray:
-    """The nine block keypoints [9, 2] in px of the pose (x, y, angle)."""
+    """The nine block keypoints [9, 2] in px for the pose (x, y, angle)."""
     return to_world(LOCAL_KEYPOINTS, x, y, angle)
 
 

@@ -1,4 +1,4 @@
-"""ObstacleReach: a round agent goes to its goal without touching obstacles (gymnasium)."""
+"""ObstacleReach: a round agent moves to its goal without touching obstacles (gymnasium)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ _OPTION_KEYS = ("layout",)
 
 
 class ObstacleReachEnv(gymnasium.Env):
-    """Reach a goal among obstacles, at 10 Hz; id `diffpolicy/ObstacleReach-v0`, 100 steps.
+    """Reach a goal among obstacles, at 10 Hz. Id `diffpolicy/ObstacleReach-v0`, 100 steps.
 
-    The agent is a disc of radius 15 px under Push-T's PD control. Action: [2] float32 in [0, 512] px, where the agent
-    shall be; numbers outside are clipped to the box. Obstacles do not stop the agent: contact is measured, exactly,
-    over the straight motion of each sub-step of 0.01 s.
+    The agent is a disc of radius 15 px under Push-T's PD control. Action: [2] float32 in [0, 512] px, the target
+    position of the agent. Values outside are clipped to the box. Obstacles do not stop the agent: contact is measured
+    exactly, over the straight motion of each sub-step of 0.01 s.
 
     | observation       | float32                                                                                 |
     |-------------------|-----------------------------------------------------------------------------------------|
@@ -33,49 +33,49 @@ class ObstacleReachEnv(gymnasium.Env):
     | obstacles         | [54] px, six slots: 4 vertices x, y and the radius by which their convex hull is inflated |
     | obstacle_mask     | [6] 1 where the slot is used; other slots are zero                                      |
     | obstacle_velocity | [12] px/s                                                                               |
-    | free_distance     | [24] px <= 150, how far the agent can go before it touches, every 15 degrees from +x to +y |
-    | tangents          | [24] px, for each slot two places where the agent would just pass it, going straight    |
+    | free_distance     | [24] px <= 150, free distance before contact, every 15 degrees from +x towards +y       |
+    | tangents          | [24] px, two points per slot where the agent, going straight, would just pass it        |
 
-    A slot keeps its obstacle for the whole episode; the one nearest to the line from start to goal comes first.
+    An obstacle keeps its slot for the whole episode. The one nearest to the line from start to goal comes first.
 
-    Reward: 1 on success, before that 1 - distance / distance at the start, in [0, 0.99]. The episode terminates on
-    success, which is to be within 20 px of the goal and slower than 40 px/s, and as a failure on contact.
+    Reward: 1 on success; before that, 1 - distance / distance at the start, in [0, 0.99]. The episode terminates on
+    success (within 20 px of the goal and slower than 40 px/s), and as a failure on contact.
 
     | variant    | what is between start and goal                                                             |
     |------------|--------------------------------------------------------------------------------------------|
     | symmetric  | one obstacle exactly halfway: left and right are equally long                              |
     | narrow_gap | two obstacles with 54 to 70 px between them                                                |
     | random     | 1 to 6 discs and polygons                                                                  |
-    | moving     | 1 to 3 obstacles that go to and fro at constant speeds of 15 to 30 px/s                    |
+    | moving     | 1 to 3 obstacles that move back and forth at constant speeds of 15 to 30 px/s              |
     | thin_wall  | a wall 6 px thick                                                                          |
-    | mixed      | one of the five, drawn anew for each episode                                               |
+    | mixed      | one of the five, drawn for each episode                                                    |
 
     | info key                 | meaning                                                                      |
     |--------------------------|------------------------------------------------------------------------------|
     | is_success               | bool                                                                         |
     | agent_position           | [2] float64 px                                                               |
     | agent_velocity           | [2] float64 px/s                                                             |
-    | obstacles                | dict, of now: vertices [6, 4, 2] and radius [6] float64 px, mask [6] bool,   |
-    |                          | speed_bound [6] px/s (never exceeded, 0 for what stands still)               |
+    | obstacles                | dict, at present: vertices [6, 4, 2] and radius [6] float64 px, mask [6]     |
+    |                          | bool, speed_bound [6] px/s (never exceeded, 0 for static obstacles)          |
     | clearance                | float px, least over this action; negative in contact, inf without obstacles |
     | penetration              | float px, max(0, -clearance)                                                 |
     | contact_substeps         | int, sub-steps of this action in contact                                     |
     | contact_substeps_at_rest | int, those in which the agent was slower than 1 px/s                         |
     | time_s                   | float s since the reset                                                      |
-    | side                     | int, where the agent was furthest from the line start - goal: 1 to its right |
-    |                          | seen along the way in a picture (y down), -1 to its left, 0 never off it     |
+    | side                     | int, where the agent was furthest from the line from start to goal, seen     |
+    |                          | along it in a picture (y down): 1 to its right, -1 to its left, 0 never off  |
 
     `reset(options={"layout": {...}})` places everything by hand: see `reach_layout.layout_from`.
 
     Args:
-        variant: one of the table's.
+        variant: one of the variants in the table.
         terminate_on_contact: whether a contact ends the episode as a failure.
-        render_mode: None, "rgb_array" or "human" (a window; needs pygame).
-        render_size: side of rendered frames in px.
+        render_mode: None, "rgb_array" or "human" (a window; requires pygame).
+        render_size: side length of rendered frames in px.
 
     Raises:
-        ValueError: an unknown variant, render_mode or option, a render_size below 1, an action that is not two finite
-            numbers, and whatever `layout_from` refuses.
+        ValueError: variant, render_mode or an option is unknown, render_size is below 1, an action is not two finite
+            numbers, or `layout_from` rejects the layout.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": world.CONTROL_RATE_HZ}  # noqa: RUF012
@@ -112,7 +112,7 @@ class ObstacleReachEnv(gymnasium.Env):
         self._layout = layout
         self._state = np.concatenate([layout.agent, layout.velocity])
         self._steps = 0
-        self._deviation = 0.0  # px, of the largest magnitude so far, positive to the right
+        self._deviation = 0.0  # px, the largest in magnitude so far, positive to the right
         self._latest_action: tuple[float, float] | None = None
         self._vertices = layout.vertices
         distances = [
@@ -145,11 +145,11 @@ class ObstacleReachEnv(gymnasium.Env):
         return self._viewer.show(self._frame)
 
     def close(self) -> None:
-        """Close the window, if there is one."""
+        """Close the window if there is one."""
         self._viewer.close()
 
     def _advance(self, layout: Layout, target: tuple[float, float]) -> tuple[int, int]:
-        """Move agent and obstacles; the number of sub-steps in contact, and of those at rest."""
+        """Move agent and obstacles. Returns the number of sub-steps in contact, and of those at rest."""
         count, time_s = layout.count, self._steps / world.CONTROL_RATE_HZ
         motion = layout.travel, layout.speed, layout.phase
         self._clearance, *contacts = advance(

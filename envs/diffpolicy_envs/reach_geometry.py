@@ -1,7 +1,7 @@
 """Distances to an obstacle, compiled.
 
-An obstacle is the convex hull of four points, in order round it, inflated by a radius. Points may coincide: one point
-is a disc, two are a capsule, three a triangle.
+An obstacle is the convex hull of four points, in order around it, inflated by a radius. Points may coincide: one point
+makes a disc, two a capsule, three a triangle.
 """
 
 import math
@@ -10,14 +10,14 @@ import numpy as np
 
 from diffpolicy_envs.compiled import compiled
 
-_SEARCH_STEPS = 48  # each leaves 2/3 of an interval of at most 20 px: 1e-7 px at the end
+_SEARCH_STEPS = 48  # each keeps 2/3 of an interval of at most 20 px, down to 1e-7 px
 _TRACE_STEPS = 64
 _TRACE_TOLERANCE_PX = 0.05
 
 
 @compiled
 def signed_distance(x: float, y: float, vertices: np.ndarray, radius: float) -> float:
-    """Distance (px) of a point to the surface of an obstacle, vertices [4, 2]; negative inside: the depth."""
+    """Distance (px) from a point to the surface of an obstacle with vertices [4, 2]; inside, minus the depth."""
     nearest_squared = np.inf
     is_left, is_right = False, False
     count = len(vertices)
@@ -42,20 +42,20 @@ def signed_distance(x: float, y: float, vertices: np.ndarray, radius: float) -> 
 
 @compiled
 def swept_distance(start: np.ndarray, end: np.ndarray, vertices: np.ndarray, radius: float, below: float) -> float:
-    """The least signed distance (px) on the straight way from start [2] to end [2].
+    """The least signed distance (px) along the straight segment from start [2] to end [2].
 
-    Exact where it is less than `below`; otherwise that of an end, which is at least `below` too.
+    It is exact if it is less than `below`. Otherwise it is the distance at one end, which is also at least `below`.
     """
     at_start = signed_distance(start[0], start[1], vertices, radius)
     at_end = signed_distance(end[0], end[1], vertices, radius)
     way_x, way_y = end[0] - start[0], end[1] - start[1]
     least = min(at_start, at_end)
-    # The distance to a convex set changes by at most the way that is gone, and is convex along it.
+    # The distance to a convex set changes by at most the distance travelled, and is convex along the segment.
     if 0.5 * (at_start + at_end - math.hypot(way_x, way_y)) >= min(below, least):
         return least
     inwards = 1e-6 if at_start <= at_end else 1.0 - 1e-6
     if signed_distance(start[0] + inwards * way_x, start[1] + inwards * way_y, vertices, radius) >= least:
-        return least  # convex, and it rises from this end on
+        return least  # convex, and it rises from this end
     low, high = 0.0, 1.0
     for _ in range(_SEARCH_STEPS):
         first, second = low + (high - low) / 3.0, high - (high - low) / 3.0
@@ -73,9 +73,9 @@ def swept_distance(start: np.ndarray, end: np.ndarray, vertices: np.ndarray, rad
 def free_distances(
     x: float, y: float, agent_radius: float, vertices: np.ndarray, radius: np.ndarray, directions: int, limit: float
 ) -> np.ndarray:
-    """How far (px) a disc can go from (x, y) in evenly spread directions before it touches, at most `limit`.
+    """How far (px) a disc can move from (x, y) before contact, in evenly spaced directions, at most `limit`.
 
-    Shapes: vertices [n, 4, 2], radius [n] -> [directions]. Sphere tracing (Hart 1996), 0.05 px short at most.
+    Shapes: vertices [n, 4, 2], radius [n] -> [directions]. Uses sphere tracing (Hart 1996), at most 0.05 px short.
     """
     free = np.empty(directions)
     for index in range(directions):
@@ -98,10 +98,10 @@ def free_distances(
 def tangent_points(
     x: float, y: float, agent_radius: float, vertices: np.ndarray, radius: np.ndarray, limit: float
 ) -> np.ndarray:
-    """Where a disc at (x, y) would just pass each obstacle, going straight: its centre, on one side and the other.
+    """The points where a disc at (x, y), going straight, would just pass each obstacle on one side and on the other.
 
-    Shapes: vertices [n, 4, 2], radius [n] -> [n, 2, 2] px, clipped to [0, limit]. The first place is the one at the
-    smaller angle (from +x to +y); a disc that touches the obstacle passes it where it is.
+    Points are of the disc's centre. Shapes: vertices [n, 4, 2], radius [n] -> [n, 2, 2] px, clipped to [0, limit]. The
+    point at the smaller angle (from +x to +y) comes first. A disc that touches the obstacle passes it where it is.
     """
     places = np.empty((len(radius), 2, 2))
     for slot in range(len(radius)):
@@ -114,7 +114,7 @@ def tangent_points(
             for corner in range(vertices.shape[1]):
                 to_x, to_y = vertices[slot, corner, 0] - x, vertices[slot, corner, 1] - y
                 distance = math.hypot(to_x, to_y)
-                # Angle of the corner, seen from the middle's, and of the tangent to the circle about it.
+                # Angle of the corner relative to the middle, and of the tangent to the circle around it.
                 turn = math.atan2(middle_x * to_y - middle_y * to_x, middle_x * to_x + middle_y * to_y)
                 turn = side * turn + (math.asin(reach / distance) if distance > reach else 0.5 * math.pi)
                 if turn > widest:

@@ -1,4 +1,4 @@
-"""A layout: where agent, goal and obstacles are at the start of an episode, and how the obstacles move."""
+"""Layouts: where agent, goal and obstacles are at the start of an episode, and how the obstacles move."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from diffpolicy_envs.reach_world import MAX_OBSTACLE_SPEED_PX_S, MAX_OBSTACLES, MAX_VERTICES, WORLD_SIZE_PX
 
 _REQUIRED = ("agent", "goal")
-# Per obstacle: name -> (shape of one, what it is if it is not given).
+# Per obstacle: name -> (shape of one, default).
 _PER_OBSTACLE = {
     "vertices": ((MAX_VERTICES, 2), None),
     "radius": ((), 0.0),
@@ -22,10 +22,10 @@ _KEYS = (*_REQUIRED, "velocity", "mask", *_PER_OBSTACLE)
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything an episode depends on, besides the actions; lengths in px, float64.
+    """Everything that an episode depends on besides the actions; lengths in px, float64.
 
-    Obstacles fill the first of six slots; the others are zero. See `reach_geometry` for their shape, and
-    `reach_physics.offsets` for their motion; `vertices` are those at the start.
+    Obstacles fill the first of six slots; the others are zero. See `reach_geometry` for their shape and
+    `reach_physics.offsets` for their motion. `vertices` are those at the start.
     """
 
     agent: np.ndarray  # [2]
@@ -44,16 +44,16 @@ class Layout:
 
 
 def layout_from(given: Mapping[str, Any]) -> Layout:
-    """A layout placed by hand.
+    """Build a layout placed by hand.
 
     Args:
-        given: agent [2] and goal [2]; if wanted velocity [2] and, for n <= 6 obstacles, vertices [n, 4, 2] with
-            radius [n], travel [n, 2], speed [n], phase [n] and mask [n] (only the obstacles where it is true count).
+        given: agent [2] and goal [2]. Optionally velocity [2] and, for n <= 6 obstacles, vertices [n, 4, 2] with radius
+            [n], travel [n, 2], speed [n], phase [n] and mask [n] (only obstacles where it is true are kept).
 
     Raises:
-        ValueError: unknown or missing keys, wrong shapes, numbers that are not finite, agent or goal outside of the
-            world, vertices that do not go round a convex shape in order, a negative radius, a speed below 0 or above
-            200 px/s.
+        ValueError: keys are unknown or missing, shapes are wrong, numbers are not finite, agent or goal is outside the
+            world, vertices do not go around a convex shape in order, a radius is negative, or a speed is below 0 or
+            above 200 px/s.
     """
     unknown, missing = sorted(set(given) - set(_KEYS)), sorted(set(_REQUIRED) - set(given))
     if unknown or missing:
@@ -70,7 +70,7 @@ def layout_from(given: Mapping[str, Any]) -> Layout:
 
 
 def _obstacles(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The obstacles' arrays, those that the mask leaves out removed."""
+    """The arrays of the obstacles, without those that the mask leaves out."""
     count = len(given.get("vertices", ()))
     if count > MAX_OBSTACLES:
         raise ValueError(f"layout: {count} obstacles; expected at most {MAX_OBSTACLES}")
@@ -93,13 +93,13 @@ def _obstacles(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if not _is_convex(vertices):
             raise ValueError(
                 f"layout: vertices of obstacle {slot} are {vertices.tolist()}; expected the corners of a convex shape "
-                "in order round it, the last one repeated if there are fewer than 4"
+                "in order around it, the last one repeated if there are fewer than 4"
             )
     return arrays
 
 
 def _is_convex(vertices: np.ndarray) -> bool:
-    """Whether [4, 2] go round their hull once: no left and right turns together, and no crossing."""
+    """Whether [4, 2] go around their hull once, without left and right turns together and without crossing."""
     edges = np.roll(vertices, -1, axis=0) - vertices
     edges = edges[np.abs(edges).max(axis=1) > 0.0]
     after = np.roll(edges, -1, axis=0)
@@ -111,7 +111,7 @@ def _is_convex(vertices: np.ndarray) -> bool:
 def _position(name: str, value: Any) -> np.ndarray:
     position = _numbers(name, value, (2,))
     if (position < 0.0).any() or (position > WORLD_SIZE_PX).any():
-        raise ValueError(f"layout: {name} is {position.tolist()}; expected a place in [0, {WORLD_SIZE_PX:g}] px")
+        raise ValueError(f"layout: {name} is {position.tolist()}; expected a position in [0, {WORLD_SIZE_PX:g}] px")
     return position
 
 

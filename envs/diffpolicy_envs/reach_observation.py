@@ -1,4 +1,4 @@
-"""What ObstacleReach shows of its world: see the table of `ObstacleReachEnv`."""
+"""Observations of ObstacleReach; see the table of `ObstacleReachEnv`."""
 
 import numpy as np
 from gymnasium import spaces
@@ -8,12 +8,12 @@ from diffpolicy_envs.reach_geometry import free_distances, tangent_points
 from diffpolicy_envs.reach_layout import Layout
 from diffpolicy_envs.reach_physics import velocities
 
-# Obstacles placed by hand may reach out of the world by this much.
+# Obstacles placed by hand may extend this far out of the world.
 _OBSTACLE_MARGIN_PX = 512.0
 
 
 def observation_space() -> spaces.Dict:
-    """Bounds of every part of an observation."""
+    """The bounds of every part of an observation."""
     size, fastest = world.WORLD_SIZE_PX, world.MAX_OBSTACLE_SPEED_PX_S
     vertices = [-_OBSTACLE_MARGIN_PX] * (world.SLOT_SIZE - 1), [size + _OBSTACLE_MARGIN_PX] * (world.SLOT_SIZE - 1)
     low = np.array([*vertices[0], 0.0] * world.MAX_OBSTACLES, dtype=np.float32)
@@ -32,7 +32,7 @@ def observation_space() -> spaces.Dict:
 
 
 def observe(layout: Layout, agent: np.ndarray, vertices: np.ndarray, time_s: float) -> dict[str, np.ndarray]:
-    """The observation where the agent [2] px and the obstacles' vertices [slots, 4, 2] px are, `time_s` after reset."""
+    """The observation `time_s` after reset, for the agent [2] px and the obstacles' vertices [slots, 4, 2] px."""
     slots = np.concatenate([vertices.reshape(world.MAX_OBSTACLES, -1), layout.radius[:, None]], axis=1)
     count, (x, y) = layout.count, agent
     shapes = vertices[:count], layout.radius[:count]

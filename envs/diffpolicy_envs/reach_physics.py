@@ -1,7 +1,8 @@
 """ObstacleReach's physics, compiled: Push-T's plant, obstacles that patrol, and exact clearances.
 
-The agent is kinematic and passes through obstacles: nothing is solved for, contact is measured. So there is no physics
-engine here, whose step would be five times as slow and report contacts only where its own tolerance sees them.
+The agent is kinematic and passes through obstacles: contact is measured, and there is nothing to solve. That is why
+this does not use a physics engine, which would take five times as long per step and report contacts only up to its own
+tolerance.
 """
 
 import math
@@ -24,8 +25,8 @@ from diffpolicy_envs.reach_world import (
 def offsets(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """How far each obstacle has moved since time 0, [n, 2] px.
 
-    An obstacle goes to and fro along `travel` [n, 2] px at `speed` [n] px/s; `phase` [n] says where in its round trip
-    it is at time 0: 0 at one end, 1 at the other, 2 back again.
+    An obstacle moves back and forth along `travel` [n, 2] px at `speed` [n] px/s. `phase` [n] is its position in the
+    round trip at time 0: 0 at one end, 1 at the other end, 2 back again.
     """
     moved = np.zeros((len(speed), 2))
     for slot in range(len(speed)):
@@ -39,7 +40,7 @@ def offsets(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndar
 
 @compiled
 def velocities(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    """How fast each obstacle moves, [n, 2] px/s; at the moment in which one turns round, as it does after that."""
+    """The velocity of each obstacle, [n, 2] px/s. At a turning point it is the velocity after the turn."""
     moving = np.zeros((len(speed), 2))
     for slot in range(len(speed)):
         length = math.hypot(travel[slot, 0], travel[slot, 1])
@@ -52,14 +53,14 @@ def velocities(time_s: float, travel: np.ndarray, speed: np.ndarray, phase: np.n
 
 @compiled
 def _to_and_fro(trips: float) -> float:
-    """0 at even, 1 at odd numbers, straight in between."""
+    """0 at even numbers, 1 at odd numbers, linear in between."""
     rest = trips % 2.0
     return rest if rest <= 1.0 else 2.0 - rest
 
 
 @compiled
 def _move(state: np.ndarray, target_x: float, target_y: float) -> None:
-    """One sub-step of the PD control, semi-implicit Euler, in place."""
+    """Run one sub-step of the PD control by semi-implicit Euler, in place."""
     state[2] += (POSITION_GAIN * (target_x - state[0]) - VELOCITY_GAIN * state[2]) * SUBSTEP_S
     state[3] += (POSITION_GAIN * (target_y - state[1]) - VELOCITY_GAIN * state[3]) * SUBSTEP_S
     state[0] += state[2] * SUBSTEP_S
@@ -80,8 +81,8 @@ def advance(
 ) -> tuple[float, int, int]:
     """Run one action, 0.1 s, on the agent's `state` [4] (x, y, velocity), in place.
 
-    Obstacles as they were at time 0: vertices [n, 4, 2], radius [n]. Returns the least clearance (px) over the way, inf
-    without obstacles, the number of sub-steps in contact, and of those with the agent at rest.
+    The obstacles are given as at time 0: vertices [n, 4, 2], radius [n]. Returns the least clearance (px) during the
+    action (inf without obstacles), the number of sub-steps in contact, and of those with the agent at rest.
     """
     clearance = np.inf
     contacts, contacts_at_rest = 0, 0

@@ -1,4 +1,4 @@
-"""Frames of ObstacleReach, drawn with OpenCV in Push-T's colours."""
+"""Renders frames of ObstacleReach with OpenCV in Push-T's colours."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ BACKGROUND_COLOR = (255, 255, 255)
 GOAL_COLOR = (144, 238, 144)  # light green
 OBSTACLE_COLOR = (119, 136, 153)  # light slate gray
 AGENT_COLOR = (65, 105, 225)  # royal blue
-CONTACT_COLOR = (220, 60, 40)  # the agent's, while it touches an obstacle
+CONTACT_COLOR = (220, 60, 40)  # the agent while it touches an obstacle
 ACTION_COLOR = (255, 0, 0)
 
 _SHIFT = 4  # OpenCV takes fixed-point coordinates: 1/16 px
@@ -32,7 +32,7 @@ class ReachRenderer:
         is_contact: bool = False,
         action: tuple[float, float] | None = None,
     ) -> np.ndarray:
-        """Frame [size, size, 3] uint8 RGB; agent [2], goal [2], vertices [n, 4, 2], radius [n] in px."""
+        """A frame [size, size, 3] uint8 RGB; agent [2], goal [2], vertices [n, 4, 2], radius [n] in px."""
         frame = np.full((self.size_px, self.size_px, 3), BACKGROUND_COLOR, dtype=np.uint8)
         self._disc(frame, goal, world.GOAL_RADIUS_PX, GOAL_COLOR)
         for corners, inflation in zip(vertices, radius, strict=True):
@@ -45,7 +45,7 @@ class ReachRenderer:
         return frame
 
     def _obstacle(self, frame: np.ndarray, corners: np.ndarray, inflation: float) -> None:
-        """The hull, and along each edge a band with round ends."""
+        """Draw the hull, and along each edge a band with round ends."""
         cv2.fillConvexPoly(frame, self._fixed(corners), OBSTACLE_COLOR, cv2.LINE_AA, _SHIFT)
         if inflation == 0.0:
             return

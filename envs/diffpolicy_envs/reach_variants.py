@@ -1,7 +1,7 @@
-"""Drawing layouts: five kinds of obstacle courses, every one of which can be solved.
+"""Draws layouts: five kinds of obstacle courses, each of them solvable.
 
-A way through stays open where the agent has at least 12 px to spare on both sides, whatever the obstacles do: moving
-ones leave it open wherever they are on their patrol. Layouts are drawn until one meets the rules below.
+There is always an open path with at least 12 px to spare on both sides of the agent. Moving obstacles leave it open
+wherever they are on their patrol. Layouts are drawn until one meets the rules below.
 """
 
 import math
@@ -16,7 +16,7 @@ from diffpolicy_envs.reach_world import AGENT_RADIUS_PX, MAX_OBSTACLES, VARIANTS
 GRID = 8.0  # coordinates are multiples of 1/8 px, which float32 holds exactly
 SPARE_PX = 12.0
 GAP_PX = 2.0 * (AGENT_RADIUS_PX + SPARE_PX)  # between obstacles, for the agent to pass
-BORDER_GAP_PX = GAP_PX - AGENT_RADIUS_PX + 3.0  # between an obstacle and the border, which the agent's centre may reach
+BORDER_GAP_PX = GAP_PX - AGENT_RADIUS_PX + 3.0  # from obstacle to border, which the agent's centre may reach
 START_GAP_PX = AGENT_RADIUS_PX + 25.0  # between an obstacle and the centre of start or goal
 MARGIN_PX = 40.0  # between start or goal and the border
 DISTANCE_PX = (250.0, 420.0)  # from start to goal
@@ -26,7 +26,7 @@ SPEED_PX_S = (15.0, 30.0)
 
 @dataclass(frozen=True)
 class Way:
-    """From start to goal: a frame in which `along` and `across` are px."""
+    """The line from start to goal, and a frame in which `along` and `across` are in px."""
 
     start: np.ndarray  # [2]
     goal: np.ndarray  # [2]
@@ -39,14 +39,14 @@ class Way:
         return self.points([(along, across)])[0]
 
     def points(self, places: Sequence[tuple[float, float]]) -> np.ndarray:
-        """(along, across) [n, 2] -> world [n, 2]."""
+        """Convert (along, across) [n, 2] to world points [n, 2]."""
         forward = (self.goal - self.start) / self.length
         return self.start + np.array(places) @ np.array([forward, (-forward[1], forward[0])])
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """One obstacle of a layout, as in `Layout`."""
+    """One obstacle of a layout, with fields as in `Layout`."""
 
     vertices: np.ndarray  # [4, 2]
     radius: float = 0.0
@@ -60,18 +60,18 @@ class Obstacle:
 
     @property
     def reach(self) -> float:
-        """Radius of a circle about the centre that holds the obstacle."""
+        """The radius of a circle around the centre that contains the obstacle."""
         return float(np.linalg.norm(self.vertices - self.center, axis=1).max()) + self.radius
 
     def centers(self) -> np.ndarray:
-        """Places [9, 2] all along the patrol; the one of `vertices` lies at `phase`."""
+        """Centres [9, 2] all along the patrol; that of `vertices` is at `phase`."""
         now = self.phase if self.phase <= 1.0 else 2.0 - self.phase
         shares = np.linspace(0.0, 1.0, 9)[:, None] - now
         return self.center + shares * np.array(self.travel)
 
 
 def draw_layout(generator: np.random.Generator, variant: str) -> Layout:
-    """A layout of one of `VARIANTS`, or of any of them: "mixed"."""
+    """Draw a layout of one of `VARIANTS`, or of any of them ("mixed")."""
     kind = VARIANTS[generator.integers(len(VARIANTS))] if variant == "mixed" else variant
     while True:
         way = _draw_way(generator)
@@ -90,7 +90,7 @@ def _draw_way(generator: np.random.Generator) -> Way:
 
 
 def _symmetric(generator: np.random.Generator, way: Way) -> list[Obstacle]:
-    """One obstacle halfway, its own mirror image in the line from start to goal."""
+    """One obstacle halfway, symmetric about the line from start to goal."""
     middle, width = 0.5 * way.length, generator.uniform(28.0, 55.0)
     shape = generator.integers(3)
     if shape == 0:
@@ -121,14 +121,14 @@ def _narrow_gap(generator: np.random.Generator, way: Way) -> list[Obstacle]:
 
 
 def _random(generator: np.random.Generator, way: Way) -> list[Obstacle]:
-    """One obstacle near the line from start to goal and up to five more anywhere, apart from each other."""
+    """One obstacle near the line from start to goal, and up to five more anywhere, apart from each other."""
     wanted = int(generator.integers(1, MAX_OBSTACLES + 1))
     place = way.point(way.length * generator.uniform(0.35, 0.65), generator.uniform(-35.0, 35.0))
     return _apart([_shape(generator, place)], wanted, way, lambda: _shape(generator, _anywhere(generator)))
 
 
 def _moving(generator: np.random.Generator, way: Way) -> list[Obstacle]:
-    """One to three discs and polygons on patrol, the first across the line from start to goal."""
+    """One to three discs and polygons on patrol. The first one crosses the line from start to goal."""
     wanted = int(generator.integers(1, 4))
     place = way.point(way.length * generator.uniform(0.4, 0.6), generator.uniform(-30.0, 30.0))
     first = _patrol(generator, way, _shape(generator, place))
@@ -154,7 +154,7 @@ _DRAWS: dict[str, Callable[[np.random.Generator, Way], list[Obstacle]]] = {
 
 
 def _apart(obstacles: list[Obstacle], wanted: int, way: Way, draw: Callable[[], Obstacle]) -> list[Obstacle]:
-    """Draw up to `wanted` obstacles with room for the agent between them; none if the first breaks the rules."""
+    """Draw up to `wanted` obstacles with room for the agent between them; none if the first one breaks the rules."""
     if not _is_allowed(obstacles[0], way):
         return []
     for _ in range(40):
@@ -167,7 +167,7 @@ def _apart(obstacles: list[Obstacle], wanted: int, way: Way, draw: Callable[[], 
 
 
 def _is_allowed(obstacle: Obstacle, way: Way) -> bool:
-    """Clear of start, goal and, wherever it patrols, the border."""
+    """Whether the obstacle stays clear of start, goal and border wherever it is on its patrol."""
     centers, reach = obstacle.centers(), obstacle.reach
     border = min(centers.min(), WORLD_SIZE_PX - centers.max()) - reach
     ends = min(np.linalg.norm(centers - end, axis=1).min() for end in (way.start, way.goal)) - reach
@@ -175,7 +175,7 @@ def _is_allowed(obstacle: Obstacle, way: Way) -> bool:
 
 
 def _room(one: Obstacle, other: Obstacle) -> float:
-    """Least distance (px) between two obstacles' circles, wherever they patrol."""
+    """The least distance (px) between the circles of two obstacles wherever they are on their patrols."""
     between = np.linalg.norm(one.centers()[:, None] - other.centers()[None], axis=2)
     return float(between.min()) - one.reach - other.reach
 
@@ -201,7 +201,7 @@ def _shape(generator: np.random.Generator, center: np.ndarray) -> Obstacle:
 
 
 def _patrol(generator: np.random.Generator, way: Way, obstacle: Obstacle) -> Obstacle:
-    """The obstacle somewhere on a patrol, mostly across the line from start to goal."""
+    """Put the obstacle on a patrol, mostly across the line from start to goal."""
     length, turn = generator.uniform(60.0, 130.0), generator.uniform(-0.6, 0.6)
     travel = way.point(length * math.sin(turn), length * math.cos(turn)) - way.start
     speed, phase = generator.uniform(*SPEED_PX_S), generator.uniform(0.0, 2.0)
@@ -213,7 +213,7 @@ def _anywhere(generator: np.random.Generator) -> np.ndarray:
 
 
 def _layout(way: Way, obstacles: list[Obstacle]) -> Layout:
-    """The layout, nearest obstacle to the line from start to goal first."""
+    """Build the layout. The obstacle nearest to the line from start to goal comes first."""
     ordered = sorted(obstacles, key=lambda obstacle: _off_way(obstacle, way))
     return layout_from(
         {

@@ -1,4 +1,7 @@
-"""ObstacleReach's world: its numbers. Size, agent and plant are Push-T's. Lengths in px, y points down in pictures."""
+"""ObstacleReach's world: its numbers. Size, agent and plant are those of Push-T.
+
+Lengths are in px. y points down in pictures.
+"""
 
 from diffpolicy_envs import pusht_world
 
@@ -15,14 +18,14 @@ MAX_OBSTACLES = 6
 MAX_VERTICES = 4
 SLOT_SIZE = 2 * MAX_VERTICES + 1  # x, y of each vertex, then the radius
 
-GOAL_RADIUS_PX = 20.0  # the agent's centre is there ...
-GOAL_SPEED_PX_S = 40.0  # ... and slower than this: success
-REWARD_BEFORE_SUCCESS = 0.99  # at most
-REST_SPEED_PX_S = 1.0  # below this the agent stands
+GOAL_RADIUS_PX = 20.0  # success: the agent's centre is this close to the goal ...
+GOAL_SPEED_PX_S = 40.0  # ... and the agent is slower than this
+REWARD_BEFORE_SUCCESS = 0.99  # upper limit
+REST_SPEED_PX_S = 1.0  # a slower agent counts as standing
 
-MAX_OBSTACLE_SPEED_PX_S = 200.0  # that may be asked for
+MAX_OBSTACLE_SPEED_PX_S = 200.0  # upper limit for layouts placed by hand
 
-# How far the agent can go in each of these directions, from +x towards +y, is part of the observation.
+# The observation has how far the agent can move in each of these directions, from +x towards +y.
 FREE_DIRECTIONS = 24
 FREE_RANGE_PX = 150.0
 

@@ -1,4 +1,4 @@
-"""A window for people to watch an env in; the only place that imports pygame."""
+"""A window to watch an env in. This is the only module that imports pygame."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Viewer:
-    """Where an env's frames go: to its caller (rgb_array), or to a window that opens with the first of them (human)."""
+    """Passes an env's frames on: to the caller (rgb_array), or to a window that opens with the first frame (human)."""
 
     def __init__(self, render_mode: str | None, title: str, size_px: int, rate_hz: int) -> None:
         self._render_mode = render_mode
@@ -29,7 +29,7 @@ class Viewer:
         return None
 
     def close(self) -> None:
-        """Close the window, if there is one."""
+        """Close the window if there is one."""
         if self._window is not None:
             self._window.close()
             self._window = None
@@ -51,7 +51,7 @@ class Window:
         self._rate_hz = rate_hz
 
     def show(self, frame: np.ndarray) -> None:
-        """Draw the frame [size, size, 3] uint8 RGB and wait until its time is up."""
+        """Show the frame [size, size, 3] uint8 RGB and wait until the next one is due."""
         self._pygame.surfarray.blit_array(self._screen, frame.swapaxes(0, 1))
         self._pygame.event.pump()
         self._pygame.display.flip()

@@ -113,7 +113,7 @@ def test_logs_that_tell_nothing_are_refused() -> None:
         (lambda: position_servo(100.0, 300.0, 0.01, 10), "spectral radius"),
         (lambda: position_servo(-1.0, 20.0, 0.01, 10), "spectral radius"),
         (lambda: position_servo(100.0, 100.0, 0.01, 10), "invertible"),
-        (lambda: position_servo(1e-3, 20.0, 0.01, 10), "no rest within 10000 sub-steps"),
+        (lambda: position_servo(1e-3, 20.0, 0.01, 10), "does not settle in 10000 sub-steps"),
         (lambda: LinearPlant(((0.9, 0.01), (0.0, 0.5)), (0.2, 0.0), 0.01, 10), r"ends at .*, expected \(1, 0\)"),
     ],
 )

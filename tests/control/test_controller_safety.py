@@ -135,7 +135,7 @@ def test_obstacles_that_do_not_fit_raise(small_policy, obstacles: Obstacles, mes
 def test_obstacles_without_safety_raise(small_policy) -> None:
     plain = PolicyController(small_policy)
     plain.reset([0, 1])
-    with pytest.raises(ValueError, match="no safety that would heed them"):
+    with pytest.raises(ValueError, match="obstacles are given, but the controller has no safety"):
         plain.select_action(observation(), Surroundings(obstacles=both(DISC)))
 
 

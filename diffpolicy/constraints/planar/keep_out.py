@@ -1,6 +1,6 @@
-"""Keeping clear of obstacles, over whole segments, static or moving; and approaching them no faster than allowed.
+"""Clearance from static and moving obstacles along whole segments, and a limit on how fast they are approached.
 
-An obstacle that moves at up to `speed` is, t seconds on, somewhere inside its shape grown by speed * t.
+After t seconds, an obstacle that moves at up to `speed` is somewhere inside its shape grown by speed * t.
 
 Shape legend: B batch, R rows (segments), M obstacle slots, A = 2.
 """
@@ -15,15 +15,15 @@ from diffpolicy.constraints.planar.separation import separate
 
 
 class KeepOut:
-    """The disc of radius `robot_radius` stays at least `clearance` away from every obstacle, all along its way.
+    """A disc of radius `robot_radius` stays at least `clearance` away from every obstacle, along its whole path.
 
     Args:
         robot_radius, clearance: in units of position.
-        acts_on: "motion" of the robot, or its "commands".
-        inset: a further distance that the projection, not the certificate, keeps.
+        acts_on: which path must stay clear: the "motion" of the robot, or its "commands".
+        inset: an extra distance that the projection keeps. The certificate does not require it.
 
     Raises:
-        ValueError: a number below 0 or not finite.
+        ValueError: a number is below 0 or not finite.
     """
 
     def __init__(
@@ -56,12 +56,13 @@ class KeepOut:
 
 
 class BarrierDecrease:
-    """The distance h to each obstacle falls by at most the share `rate` a row: h_next >= (1 - rate) h (a discrete
-    control barrier, Agrawal and Sreenath 2017), with h counted from `robot_radius + clearance`. To an obstacle that
-    moves, h is at each moment the distance to everywhere that it may be by then.
+    """The distance h to each obstacle falls by at most the fraction `rate` per row: h_next >= (1 - rate) h.
+
+    This is a discrete control barrier (Agrawal and Sreenath 2017). h is measured from `robot_radius + clearance`. For a
+    moving obstacle, h is at each moment the distance to everywhere that it may be by then.
 
     Raises:
-        ValueError: a rate outside (0, 1], or a distance below 0 or not finite.
+        ValueError: the rate is outside (0, 1], or a distance is below 0 or not finite.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class BarrierDecrease:
 
 
 def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tensor, Tensor]:
-    """Per obstacle and segment, n [B, M, R, 2] and c [B, M, R]: where n . y >= c the robot is clear of it.
+    """One half-space per obstacle and segment, where n . y >= c means clear: n [B, M, R, 2], c [B, M, R].
 
-    One half-space serves both ends of a segment, so that all of the segment is clear. Unused slots give 0 . y >= 0.
+    It holds both ends of a segment, so the whole segment is clear. Unused slots give 0 . y >= 0.
     """
     used = scene.obstacles.is_used[..., None]
     found = separate(reference[:, None], scene.obstacles.polygons.to(reference)[..., None])
@@ -119,7 +120,7 @@ def half_spaces(reference: Tensor, scene: Scene, distance: float) -> tuple[Tenso
 
 
 def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: Tensor | float) -> Tensor:
-    """Distance [B, M, R] of segments [B, R, 2, 2] to each obstacle; a lower bound where that is above `exact_below`.
+    """Distance [B, M, R] of segments [B, R, 2, 2] to each obstacle. Above `exact_below` it may be a lower bound.
 
     The obstacles are rounded by `radius` [B, M, R].
     """
@@ -130,7 +131,7 @@ def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: Tensor |
     if scene.at_rest is not None:
         counts = counts & ~(scene.at_rest[:, None] & (obstacles.speed[..., None] > 0))
     distance = torch.where(counts, _bound(ends, obstacles.vertices.to(ends)) - radius, torch.inf)
-    near = counts & ~(distance > exact_below)  # NaN too, and boxes that overlap, which tell nothing
+    near = counts & ~(distance > exact_below)  # also NaN, and overlapping boxes, which decide nothing
     robot, slot, row = near.nonzero(as_tuple=True)
     if len(robot):
         exact = separate(ends[robot, row], scene.obstacles.polygons.to(ends)[robot, slot]).distance
@@ -139,8 +140,8 @@ def _clearance(ends: Tensor, scene: Scene, radius: Tensor, exact_below: Tensor |
 
 
 def _bound(ends: Tensor, vertices: Tensor) -> Tensor:
-    """A cheap lower bound [B, M, R] of the distance: that of the boxes round segment and polygon [B, M, V, 2]."""
+    """A cheap lower bound [B, M, R] of the distance: between the boxes around segment and polygon [B, M, V, 2]."""
     ends, vertices = ends.movedim(-1, 0), vertices.movedim(-1, 0)  # [2, B, R, 2] and [2, B, M, V]
     low, high = ends.amin(-1)[:, :, None], ends.amax(-1)[:, :, None]
     gap = torch.maximum(vertices.amin(-1)[..., None] - high, low - vertices.amax(-1)[..., None])
-    return torch.hypot(*gap.clamp_(min=0.0))  # squares could overflow, to an infinite distance
+    return torch.hypot(*gap.clamp_(min=0.0))  # squares could overflow to an infinite distance

@@ -1,11 +1,11 @@
 """Distance between segments and convex polygons in the plane.
 
-Along any unit vector n, min over the segment of n . p minus max over the polygon of n . v is a lower bound of their
-distance, and the largest over all n is the distance itself. So a missing candidate can only make the answer smaller:
-what is called clear is clear.
+For any unit vector n, the minimum of n . p over the segment minus the maximum of n . v over the polygon is a lower
+bound of their distance. The largest such bound over all n is the distance itself. A missing candidate can therefore
+only make the answer smaller: what is called clear is clear.
 
-Shape legend: ... pairs of a segment and a polygon; V vertices; C directions. Inside, x and y and what a pair has
-many of come first, [2, C, ...]: then all pairs are worked on in one piece of memory.
+Shape legend: ... pairs of a segment and a polygon; V vertices; C directions. Internally, x and y and then V or C come
+first, [2, C, ...], so that each operation runs over contiguous memory for all pairs.
 """
 
 from dataclasses import dataclass
@@ -19,32 +19,33 @@ TINY = 1e-12  # a vector no longer than this has no direction
 
 @dataclass(frozen=True)
 class Polygons:
-    """Convex polygons as `separate` wants them.
+    """Convex polygons in the layout that `separate` needs.
 
     Attributes:
-        vertices, normals: [2, V, ...]; the outward unit normals of the edges.
+        vertices: [2, V, ...], the corners in order.
+        normals: [2, V, ...], the outward unit normals of the edges.
     """
 
     vertices: Tensor
     normals: Tensor
 
     def to(self, like: Tensor) -> "Polygons":
-        """On the device and of the type of `like`."""
+        """The polygons on the device and with the dtype of `like`."""
         return Polygons(self.vertices.to(like), self.normals.to(like))
 
     def __getitem__(self, index: Any) -> "Polygons":
-        """Of the pairs `index`."""
+        """The polygons of the pairs `index`."""
         return Polygons(self.vertices[:, :, *index], self.normals[:, :, *index])
 
 
 @dataclass(frozen=True)
 class Separation:
-    """The direction that tells segments and polygons apart best.
+    """The direction that separates segments and polygons best.
 
     Attributes:
-        distance: signed [...], below 0 the depth of the overlap.
-        normal: unit vectors [..., 2] from polygon to segment.
-        reach: of the polygon along the normal, [...].
+        distance: [...], signed; below 0 it is minus the depth of the overlap.
+        normal: [..., 2], unit vectors from polygon to segment.
+        reach: [...], how far the polygon extends along the normal.
     """
 
     distance: Tensor
@@ -53,7 +54,7 @@ class Separation:
 
 
 def polygons(vertices: Tensor) -> Polygons:
-    """Of vertices [..., V, 2] in order, either way round; repeated vertices count once."""
+    """Prepare polygons from vertices [..., V, 2] in order, clockwise or not. Repeated vertices count once."""
     vertices = vertices.movedim((-1, -2), (0, 1)).contiguous()
     along = vertices.roll(-1, dims=1) - vertices
     normal = _unit(torch.stack([along[1], -along[0]]))
@@ -63,7 +64,7 @@ def polygons(vertices: Tensor) -> Polygons:
 
 
 def separate(ends: Tensor, others: Polygons) -> Separation:
-    """Of segments [..., 2, 2]; equal ends are a point."""
+    """Separate segments [..., 2, 2] from polygons. Equal ends make a point."""
     ends = ends.movedim((-1, -2), (0, 1)).contiguous()
     normals = _candidates(ends, others)  # [2, C, ...]
     nearest = (normals[:, :, None] * ends[:, None]).sum(0).amin(1)
@@ -74,13 +75,13 @@ def separate(ends: Tensor, others: Polygons) -> Separation:
 
 
 def separation(ends: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance [...] and normal [..., 2] of segments [..., 2, 2] and polygons [..., V, 2], of as many dimensions."""
+    """Distance [...] and normal [..., 2] of segments [..., 2, 2] and polygons [..., V, 2] of the same rank."""
     found = separate(ends, polygons(vertices))
     return found.distance, found.normal
 
 
 def _candidates(ends: Tensor, others: Polygons) -> Tensor:
-    """Edge normals, vertex to segment, and the segment's normals, [2, C, ...]."""
+    """[2, C, ...], the candidate directions: edge normals, vertex to segment, and the segment's normals."""
     start, along = ends[:, :1], ends[:, 1:] - ends[:, :1]
     off = others.vertices - start
     fraction = (off * along).sum(0) / along.square().sum(0).clamp(min=1e-30)
@@ -92,7 +93,7 @@ def _candidates(ends: Tensor, others: Polygons) -> Tensor:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """Vectors [2, ...] over their lengths; along x where these are 0 or overflow: any direction serves."""
+    """Normalise vectors [2, ...]. If the length is 0 or overflows, any direction will do: these point along x."""
     length2 = vector.square().sum(0)
     sideways = torch.eye(2, 1, dtype=vector.dtype, device=vector.device).view(2, *(1,) * length2.ndim)
     has_length = (length2 > TINY**2) & length2.isfinite()

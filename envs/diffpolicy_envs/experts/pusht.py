@@ -1,7 +1,7 @@
 """A scripted expert that solves Push-T: plan, make one push, plan again.
 
-Apart from chosen noise it is a function of the state alone, so that like states are answered alike. Pushes are planned
-with the model of `pusht_model` and made in the true env.
+Apart from optional noise, it is a function of the state alone, so that similar states get similar answers. Pushes are
+planned with the model of `pusht_model` and executed in the real env.
 """
 
 import math
@@ -38,7 +38,7 @@ SPECS = {
     "keypoint": ((KEYPOINT_COUNT, 2), "float32"),
     "n_contacts": ((1,), "float32"),
 }
-# Actions and start states are executed as they are stored: multiples of 1/16 px (angles: 1/2048 rad) compress well.
+# Actions and start states are executed as stored. Multiples of 1/16 px (angles: 1/2048 rad) compress well.
 GRID = 16.0
 ANGLE_GRID = 2048.0
 NEAR_GOAL_COVERAGE = 0.8
@@ -57,24 +57,24 @@ _RANGES = (
     ("finish_coverage", SUCCESS_COVERAGE, 0.98),
     ("max_steps", 1, 10_000),
 )
-_STUCK_SHARE = 0.1  # a push that moves the block by less of its length met a wall
+_STUCK_SHARE = 0.1  # a push that moves the block by a smaller share of its length met a wall
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the expert behaves. Speeds are px per env step of 0.1 s."""
+    """The behaviour of the expert. Speeds are in px per env step of 0.1 s."""
 
     free_speed_px: float = 20.0
     push_speed_px: float = 10.0
-    speed_near_goal: float = 0.5  # share of the push speed that is left at the goal; falls from 60 px misfit on
-    speed_spread: float = 0.0  # sigma of the log of an episode's own speed factor
-    push_noise: float = 0.0  # 1: pushes miss by 4 degrees, 2 px, 8 % of their length, which shows how to recover
+    speed_near_goal: float = 0.5  # share of the push speed left at the goal; slowing starts at 60 px misfit
+    speed_spread: float = 0.0  # sigma of the log of each episode's speed factor
+    push_noise: float = 0.0  # 1: pushes miss by 4 degrees, 2 px, 8 % of their length, to show recovery
     recovery_share: float = 0.5  # share of episodes that start where an expert of push_noise 1 was interrupted
-    near_goal_share: float = 0.4  # share of those that start close to success, if the noisy expert came so close
-    wall_share: float = 0.12  # share of all episodes that start with the block close to a wall
-    plan_coverage: float = 0.985  # what the last push aims at
-    follow_through_px: float = 1.5  # how much further it goes: who falls short of the aim succeeds all the same
-    finish_coverage: float = 0.965  # an episode goes on until a push has reached this much
+    near_goal_share: float = 0.4  # share of those that start close to success, if the noisy expert got there
+    wall_share: float = 0.12  # share of all episodes that start with the block near a wall
+    plan_coverage: float = 0.985  # coverage that the last push aims for
+    follow_through_px: float = 1.5  # how much further it goes, so that a policy that falls short still succeeds
+    finish_coverage: float = 0.965  # an episode continues until a push reaches this coverage
     max_steps: int = 290
 
     def __post_init__(self) -> None:
@@ -88,14 +88,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Episode:
-    """One recorded attempt: arrays of equal length by `SPECS`, a state before its action."""
+    """One recorded attempt: arrays of equal length with the keys of `SPECS`. Each state precedes its action."""
 
     arrays: dict[str, np.ndarray]
     attributes: dict[str, float]  # coverage: the largest one
 
 
 def demonstrate(seed: int, settings: Settings) -> Episode | None:
-    """The episode of one seed, which depends on nothing else; None where the expert fails."""
+    """The episode of a seed, which depends on nothing else. None if the expert fails."""
     env = gymnasium.make("diffpolicy_envs:diffpolicy/PushT-v0", obs_type="state", max_episode_steps=10**6).unwrapped
     episode = record_episode(env, start_state(env, settings, seed), settings, seed)
     return episode if episode.attributes["coverage"] > SUCCESS_COVERAGE else None
@@ -116,7 +116,7 @@ def record_episode(env: gymnasium.Env, start: np.ndarray, settings: Settings, se
 
 
 def start_state(env: gymnasium.Env, settings: Settings, seed: int) -> np.ndarray:
-    """The state [5] in which episode `seed` starts: a legacy one, one met by a noisy expert, or one by a wall."""
+    """The start state [5] of episode `seed`: a legacy one, one that a noisy expert reached, or one near a wall."""
     generator = np.random.default_rng([seed, 0])
     if generator.random() < settings.wall_share:
         return _by_a_wall(generator)
@@ -136,7 +136,7 @@ def start_state(env: gymnasium.Env, settings: Settings, seed: int) -> np.ndarray
 
 
 def _by_a_wall(generator: np.random.Generator) -> np.ndarray:
-    """A state [5] in which the block is close to a wall, clear of it and of the agent."""
+    """A state [5] with the block close to a wall, clear of it and of the agent."""
     low, high = WALL_LOW_PX + WALL_RADIUS_PX, WALL_HIGH_PX - WALL_RADIUS_PX
     while True:
         x, y = generator.uniform(low + AGENT_RADIUS_PX, high - AGENT_RADIUS_PX, 2)
@@ -154,12 +154,12 @@ def _on_grid(values: np.ndarray, grid: float = GRID) -> np.ndarray:
 
 
 def _storable(states: np.ndarray) -> np.ndarray:
-    """States [..., 5] on the grid, angles in [0, 2 pi)."""
+    """States [..., 5] rounded to the grid, with angles in [0, 2 pi)."""
     return np.concatenate([_on_grid(states[..., :4]), _on_grid(states[..., 4:] % (2 * math.pi), ANGLE_GRID)], axis=-1)
 
 
 class _Run:
-    """An attempt under way: the env, what was seen so far, and the agent's velocity, which the state does not hold."""
+    """An attempt in progress: the env, what was seen so far, and the agent's velocity, which is not in the state."""
 
     def __init__(
         self, env: gymnasium.Env, start: np.ndarray, settings: Settings, generator: np.random.Generator
@@ -169,7 +169,7 @@ class _Run:
         self.states, self.actions = [info["state"]], []
         self.coverages, self.contacts = [info["coverage"]], []  # of each state; of each action
         self.velocity = info["agent_velocity"]
-        self.barred: set[int] = set()  # contacts that moved nothing, as with a wall behind the block
+        self.barred: set[int] = set()  # contacts where pushes moved nothing, as with a wall behind the block
         self.pace = math.exp(settings.speed_spread * generator.standard_normal())
 
     @property
@@ -192,7 +192,7 @@ class _Run:
             self.bar_if_stuck(decision.stroke, pose)
 
     def push(self, stroke: Stroke, is_last: bool, speed_px: float) -> None:
-        """Make one push, from where the agent and the block are now."""
+        """Make one push from where the agent and the block are now."""
         table, pose = push_table(), pose_of_state(self.state)
         point, normal = table.points[stroke.contact], table.normals[stroke.contact]
         if is_last:
@@ -208,7 +208,7 @@ class _Run:
         self.follow(targets)
 
     def bar_if_stuck(self, stroke: Stroke, pose_before: np.ndarray) -> None:
-        """After a push that moved nothing, leave its contact alone until the block has moved."""
+        """After a push that moved nothing, bar its contact until the block has moved."""
         change = np.abs(pose_of_state(self.state) - pose_before)
         if change[0] + change[1] + GYRATION_PX * change[2] > _STUCK_SHARE * stroke.length_px:
             self.barred.clear()
@@ -216,13 +216,13 @@ class _Run:
             self.barred.add(stroke.contact)
 
     def disturbed(self, stroke: Stroke) -> tuple[float, float, float]:
-        """The stroke's offset, angle and length with this run's noise."""
+        """The offset, angle and length of the stroke with the noise of this run."""
         noise = self.settings.push_noise * self.generator.standard_normal(3)
         length = stroke.length_px + noise[2] * min(0.08 * stroke.length_px + 0.6, 8.0)
         return stroke.offset_px + 2.0 * noise[0], stroke.angle_rad + math.radians(4.0) * noise[1], max(length, 0.3)
 
     def follow(self, targets: np.ndarray) -> None:
-        """Send targets [n, 2] to the env, recording what comes of it."""
+        """Send targets [n, 2] to the env and record the results."""
         for target in targets:
             action = _on_grid(np.clip(target, 0.0, WORLD_SIZE_PX))
             _, _, _, _, info = self.env.step(action)

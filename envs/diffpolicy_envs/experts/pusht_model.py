@@ -1,15 +1,15 @@
-"""Push-T's physics as one compiled function: what pymunk does when the agent touches the block, and nothing else.
+"""Push-T's physics as one compiled function: only what pymunk does when the agent touches the block.
 
-A port of one Chipmunk step for this world: a kinematic circle (the agent) against two rectangles of one free body
-(the block) without friction, in a space whose damping of 0 stops the block at every step. Walls are left out, so that a
-plan is wrong near them; the expert plans again after every push. Order within a step, as in Chipmunk: integrate
-positions, find contacts, clear velocities, apply the impulses of the step before, iterate the impulse solver.
+This is a port of one Chipmunk step for this world: a kinematic circle (the agent) against two rectangles of one free
+body (the block), without friction, in a space whose damping of 0 stops the block at every step. Walls are left out, so
+plans near them are wrong; the expert plans again after every push. The order within a step is that of Chipmunk:
+integrate positions, find contacts, clear velocities, apply the impulses of the last step, iterate the impulse solver.
 
-A `world` is a float64 array, lengths in px, times in s, angles in rad:
+A `world` is a float64 array, with lengths in px, times in s and angles in rad:
 
     0-3    agent x, y and its velocity          4-6    block: centre of gravity x, y, angle
     7-9    block velocity x, y, angle           10-12  velocity that corrects penetration, used once
-    13-14  impulse of the bar and the stem      15-16  1 where that rectangle was touched in the step before
+    13-14  impulse of the bar and the stem      15-16  1 if that rectangle was touched in the last step
 """
 
 import math
@@ -35,13 +35,13 @@ _CENTER_X, _CENTER_Y = BLOCK_CENTER_OF_GRAVITY
 _ITERATIONS = 10
 _ALLOWED_OVERLAP_PX = 0.1
 _CORRECTION_RATE = (1.0 - 0.9 ** (60.0 * SUBSTEP_S)) / SUBSTEP_S
-# No corner is further from the centre of gravity than 76.2 px: beyond this the agent cannot touch.
+# No corner is further from the centre of gravity than 76.2 px, so beyond this the agent cannot touch the block.
 _REACH_SQUARED_PX2 = (77.0 + AGENT_RADIUS_PX) ** 2
 
 
 @compiled
 def new_world(agent_x: float, agent_y: float, pose: np.ndarray) -> np.ndarray:
-    """The agent at rest; `pose` [3] is the block's centre of gravity (px) and angle (rad)."""
+    """A world with the agent at rest. `pose` [3] is the block's centre of gravity (px) and angle (rad)."""
     world = np.zeros(_WORLD_LENGTH)
     world[0], world[1] = agent_x, agent_y
     world[4:7] = pose
@@ -50,7 +50,7 @@ def new_world(agent_x: float, agent_y: float, pose: np.ndarray) -> np.ndarray:
 
 @compiled
 def advance(world: np.ndarray, target_x: float, target_y: float) -> None:
-    """One action of 0.1 s, in place: the agent is drawn to the target (px) by the task's PD law."""
+    """Run one action, 0.1 s, in place. The task's PD law pulls the agent to the target (px)."""
     for _ in range(SUBSTEPS_PER_ACTION):
         world[2] += (POSITION_GAIN * (target_x - world[0]) - VELOCITY_GAIN * world[2]) * SUBSTEP_S
         world[3] += (POSITION_GAIN * (target_y - world[1]) - VELOCITY_GAIN * world[3]) * SUBSTEP_S
@@ -59,7 +59,7 @@ def advance(world: np.ndarray, target_x: float, target_y: float) -> None:
 
 @compiled
 def physics_step(world: np.ndarray) -> None:
-    """One step of 0.01 s, in place, at the agent's present velocity."""
+    """Run one step of 0.01 s in place, at the agent's current velocity."""
     world[0] += world[2] * SUBSTEP_S
     world[1] += world[3] * SUBSTEP_S
     for axis in range(3):
@@ -69,7 +69,7 @@ def physics_step(world: np.ndarray) -> None:
     if (world[0] - world[4]) ** 2 + (world[1] - world[5]) ** 2 > _REACH_SQUARED_PX2:
         world[13:17] = 0.0
         return
-    # Per contact: normal x, y (agent to block), arm x, y (centre of gravity to contact), mass seen, correction speed.
+    # Per contact: normal x, y (agent to block), arm x, y (centre of gravity to contact), effective mass, correction.
     contacts = np.empty((2, 6))
     slots = np.empty(2, dtype=np.int64)
     count = 0
@@ -85,7 +85,7 @@ def physics_step(world: np.ndarray) -> None:
 
 @compiled
 def outward(x: float, y: float, box: tuple[float, float, float, float]) -> tuple[float, float, float]:
-    """Signed distance (px) of a point to a box in the box's frame, and the unit vector from the box to the point."""
+    """Signed distance (px) from a box to a point in the box's frame, and the unit vector from the box to the point."""
     near_x, near_y = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
     distance = math.hypot(x - near_x, y - near_y)
     if distance > 0.0:
@@ -103,7 +103,7 @@ def outward(x: float, y: float, box: tuple[float, float, float, float]) -> tuple
 
 @compiled
 def _find_contact(world, slot, contact):
-    """Fill `contact` and return True where the agent touches rectangle `slot` (0 the bar, 1 the stem)."""
+    """Fill `contact` and return True if the agent touches rectangle `slot` (0 the bar, 1 the stem)."""
     cosine, sine = math.cos(world[6]), math.sin(world[6])
     offset_x, offset_y = world[0] - world[4], world[1] - world[5]
     x = cosine * offset_x + sine * offset_y + _CENTER_X
@@ -125,7 +125,7 @@ def _find_contact(world, slot, contact):
 
 @compiled
 def _solve(world, contacts, slots, count):
-    """Chipmunk's impulse solver: warm start, then Gauss-Seidel with accumulated impulses that only push."""
+    """Chipmunk's impulse solver: warm start, then Gauss-Seidel with accumulated impulses that can only push."""
     for index in range(count):
         if world[15 + slots[index]] > 0.0:
             _push(world, 7, contacts[index], world[13 + slots[index]])
@@ -146,7 +146,7 @@ def _solve(world, contacts, slots, count):
 
 @compiled
 def _speed(world, first, contact):
-    """Speed along the normal (px/s) of the block's contact point, from the velocity at world[first : first + 3]."""
+    """Speed along the normal (px/s) of the block's contact point, for the velocity at world[first : first + 3]."""
     velocity_x = world[first] - world[first + 2] * contact[3]
     velocity_y = world[first + 1] + world[first + 2] * contact[2]
     return velocity_x * contact[0] + velocity_y * contact[1]

@@ -1,4 +1,4 @@
-"""From a path to actions: one target position (px) per env step, speeding up and slowing down smoothly."""
+"""Converts paths to actions: one target position (px) per env step, with smooth acceleration and braking."""
 
 import math
 
@@ -11,7 +11,7 @@ _ACCELERATION_PX = 4.0  # per env step squared
 
 @compiled
 def trapezoid(distance_px: float, speed_px: float) -> np.ndarray:
-    """Distances along a path [steps], from rest to rest, at most `speed_px` a step; the last is `distance_px`."""
+    """Distances along a path [steps], from rest to rest, at most `speed_px` per step. The last one is `distance_px`."""
     top = min(speed_px, math.sqrt(distance_px * _ACCELERATION_PX))
     if top <= 0.0:
         return np.zeros(0)
@@ -36,7 +36,7 @@ def trapezoid(distance_px: float, speed_px: float) -> np.ndarray:
 def push_targets(
     start_x: float, start_y: float, heading: float, distance_px: float, speed_px: float, dwell_steps: int
 ) -> np.ndarray:
-    """Targets [steps, 2] of a straight push at `heading` rad, held at its end for `dwell_steps`."""
+    """Targets [steps, 2] of a straight push at `heading` rad. The last one is held for `dwell_steps`."""
     travelled = trapezoid(distance_px, speed_px)
     targets = np.empty((len(travelled) + dwell_steps, 2))
     for step in range(len(targets)):
@@ -47,7 +47,7 @@ def push_targets(
 
 
 def path_targets(points: np.ndarray, speed_px: float, dwell_steps: int) -> np.ndarray:
-    """Targets [steps, 2] along the polyline `points` [n, 2], corners rounded, held at its end for `dwell_steps`."""
+    """Targets [steps, 2] along the polyline `points` [n, 2], corners rounded. The last is held for `dwell_steps`."""
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     marks = np.concatenate([[0.0], np.cumsum(steps)])
     travelled = trapezoid(marks[-1], speed_px)

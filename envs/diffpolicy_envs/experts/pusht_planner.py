@@ -1,4 +1,4 @@
-"""One decision of the expert: from the state to the next push and the way to it."""
+"""One decision of the expert: the next push for a state, and the path to its start."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from diffpolicy_envs.experts.pusht_table import (
     to_world,
 )
 
-NEAR_GOAL_PX = 60.0  # closer than this the expert slows down and looks for one push that finishes
+NEAR_GOAL_PX = 60.0  # closer than this, the expert slows down and looks for one push that finishes
 _FINE_PX = 10.0
 _TOLERANCE_PX, _FINE_TOLERANCE_PX = 3.0, 1.3
 _FINISHERS = 6
@@ -28,7 +28,7 @@ _FINISHER_MISFIT_PX = 5.0
 
 @dataclass(frozen=True)
 class Decision:
-    """The next push, and the corner points [n, 2] (world, px) of the way to its start."""
+    """The next push, and the corner points [n, 2] (world, px) of the path to its start."""
 
     stroke: Stroke
     way: np.ndarray
@@ -44,7 +44,7 @@ def decide(
     wanted_coverage: float,
     barred: set[int],
 ) -> Decision | None:
-    """The push to make with the agent [2] and the block's pose [3] as they are; None where no plan is found.
+    """The next push for the agent [2] and the block's pose [3]; None if no plan is found.
 
     Contacts in `barred` are not used.
     """
@@ -71,7 +71,7 @@ def decide(
 def _finishing_stroke(
     table: PushTable, pose: np.ndarray, route_px: np.ndarray, costs: Costs, wanted_coverage: float
 ) -> Stroke | None:
-    """The cheapest single push that reaches the wanted coverage in the model; None where there is none."""
+    """The cheapest single push that reaches the wanted coverage in the model; None if there is none."""
     if misfit(pose[0], pose[1], pose[2]) > NEAR_GOAL_PX:
         return None
     best, best_cost = None, math.inf
@@ -94,7 +94,7 @@ def _finishing_stroke(
 def _near_finishers(
     table: PushTable, pose: np.ndarray, route_px: np.ndarray, costs: Costs
 ) -> list[tuple[int, int, int]]:
-    """Rows of the table that come close to the goal, the best of each contact, cheapest first."""
+    """Rows of the table that come close to the goal: the best one per contact, cheapest first."""
     cosine, sine = math.cos(pose[2]), math.sin(pose[2])
     change_x, change_y, change_angle = np.moveaxis(table.changes, -1, 0)
     off_x = pose[0] + cosine * change_x - sine * change_y - GOAL[0]

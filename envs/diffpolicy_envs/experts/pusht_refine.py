@@ -1,4 +1,4 @@
-"""The last push, made exact: cross-entropy search over its offset, direction and length in the physics model.
+"""Refines the last push by cross-entropy search over its offset, direction and length in the physics model.
 
 A stroke is (offset along the surface in px, angle to the inward normal in rad, length in px from the surface).
 """
@@ -17,15 +17,15 @@ from diffpolicy_envs.experts.pusht_table import APPROACH_PX, CENTER, misfit, rot
 
 DWELL_STEPS = 2
 _POPULATION, _ELITES, _ROUNDS = 48, 8, 7
-# The same draws every time: the expert's choice depends on the state alone.
+# The same draws every time, so that the expert's choice depends on the state alone.
 _DRAWS = np.random.default_rng(0).standard_normal((_ROUNDS, _POPULATION, 3))
 _STEP_COST = 0.03
-_CLOSE_PX = 2.2  # below this misfit, cost is counted by misfit; above, the push has failed
+_CLOSE_PX = 2.2  # below this misfit, the cost depends on the misfit; above it, the push has failed
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """One straight push in the block's frame, with what the model expects of it."""
+    """One straight push in the block's frame, and the result that the model predicts."""
 
     contact: int
     offset_px: float
@@ -46,8 +46,11 @@ def refine_stroke(
 ) -> Stroke:
     """The stroke near `stroke` that best covers the goal.
 
-    point, normal [2]: the contact, block frame; pose [3]. world: the model's state where the agent stands ready now,
-    None if it is still to come to the start (then it is taken to rest there).
+    Args:
+        point, normal: [2], the contact in the block's frame.
+        world: the model's state if the agent is at the start now; None if it has yet to get there, which assumes that
+            it then rests there.
+        pose: [3], the block's pose.
     """
     mean = np.array([stroke.offset_px, stroke.angle_rad, stroke.length_px])
     spread = np.array([4.0 if world is None else 2.0, math.radians(8.0), 2.0 + 0.12 * stroke.length_px])
@@ -60,7 +63,7 @@ def refine_stroke(
 def start_and_heading(
     point: np.ndarray, normal: np.ndarray, offset_px: float, angle_rad: float, pose: np.ndarray
 ) -> tuple[float, float, float]:
-    """Where in the world a stroke starts (px) and its heading (rad)."""
+    """The start of a stroke in the world (px), and its heading (rad)."""
     local_x = point[0] + START_CLEARANCE_PX * normal[0] - offset_px * normal[1]
     local_y = point[1] + START_CLEARANCE_PX * normal[1] + offset_px * normal[0]
     x, y = to_world(local_x, local_y, pose)
@@ -93,7 +96,7 @@ def _cross_entropy(mean, spread, point, normal, ready, pose, speed_px, wanted_co
 
 @compiled
 def _cost(sample, point, normal, ready, pose, speed_px, wanted_coverage):
-    """Cost of one stroke and the coverage after it."""
+    """The cost of one stroke, and the coverage after it."""
     start_x, start_y, heading = start_and_heading(point, normal, sample[0], sample[1], pose)
     targets = push_targets(start_x, start_y, heading, sample[2] + APPROACH_PX, speed_px, DWELL_STEPS)
     world = ready.copy() if len(ready) else new_world(start_x, start_y, pose)

@@ -1,8 +1,8 @@
-"""Where the agent may touch the block, and how it gets there without touching it before.
+"""Contacts where the agent may touch the block, and routes that get it there without touching the block before.
 
-All points are in the block's frame (px; see pusht_world). A contact is a point of the outline with its outward
-normal; the agent starts a push `START_CLEARANCE_PX` off the surface. Between contacts it goes round the block through
-nodes about its six convex corners (a visibility graph), keeping `ROUTE_CLEARANCE_PX` of room.
+All points are in the block's frame (px; see pusht_world). A contact is a point of the outline with its outward normal.
+The agent starts a push `START_CLEARANCE_PX` off the surface. Between contacts it goes around the block through nodes
+near its six convex corners (a visibility graph), keeping a clearance of `ROUTE_CLEARANCE_PX`.
 """
 
 import math
@@ -18,13 +18,13 @@ ROUTE_CLEARANCE_PX = 21.0
 _CONTACT_SPACING_PX = 8.0
 _CONTACT_CORNER_MARGIN_PX = 3.0
 _NODE_CLEARANCE_PX = 24.0
-DIRECT = -1  # in place of a node: straight from the start
+DIRECT = -1  # instead of a node: straight from the agent
 UNREACHABLE = -2
 
 
 @compiled
 def clearance(x: float, y: float) -> tuple[float, float, float]:
-    """Signed distance (px) of a point to the block, and the unit vector away from it."""
+    """Signed distance (px) from the block to a point, and the unit vector away from the block."""
     bar = outward(x, y, BAR_BOX)
     stem = outward(x, y, STEM_BOX)
     return bar if bar[0] < stem[0] else stem
@@ -42,7 +42,7 @@ def is_clear(start: np.ndarray, end: np.ndarray, room_px: float) -> bool:
             return False
         if share >= 1.0:
             return True
-        travelled += max(free, 0.5)  # nothing can be closer than `free`
+        travelled += max(free, 0.5)  # the block cannot be closer than `free`
 
 
 def outline_contacts() -> tuple[np.ndarray, np.ndarray]:
@@ -63,21 +63,21 @@ def outline_contacts() -> tuple[np.ndarray, np.ndarray]:
 
 
 def corner_nodes() -> np.ndarray:
-    """Three way points [3 * 6, 2] about each convex corner of the block."""
+    """Three waypoints [3 * 6, 2] around each convex corner of the block."""
     nodes = []
     for before, corner, after in zip(
         np.roll(LOCAL_OUTLINE, 1, axis=0), LOCAL_OUTLINE, np.roll(LOCAL_OUTLINE, -1, axis=0), strict=True
     ):
         incoming, outgoing = (corner - before), (after - corner)
         if incoming[0] * outgoing[1] - incoming[1] * outgoing[0] < 0.0:
-            continue  # a concave corner: no shortest way bends there
+            continue  # a concave corner, where no shortest path bends
         for direction in (np.sign(-outgoing), np.sign(incoming), np.sign(incoming - outgoing)):
             nodes.append(corner + _NODE_CLEARANCE_PX * direction / math.hypot(*direction))
     return np.array(nodes)
 
 
 def visible_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Straight distances [n, m] in px, infinite where the block is in the way."""
+    """Straight distances [n, m] in px; inf if the block is in the way."""
     distances = np.full((len(points), len(others)), np.inf)
     for row, point in enumerate(points):
         for column, other in enumerate(others):
@@ -88,7 +88,7 @@ def visible_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @compiled
 def lifted(x: float, y: float) -> tuple[float, float]:
-    """The point itself, or, close to the block, the nearest one with room to go round it."""
+    """The point itself or, if it is close to the block, the nearest one with room to go around the block."""
     for _ in range(4):
         free, away_x, away_y = clearance(x, y)
         if free >= ROUTE_CLEARANCE_PX + 0.5:
@@ -107,10 +107,11 @@ def routes_from(
     node_to_start: np.ndarray,
     usable: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shortest ways from the agent [2] to every start of a push.
+    """The shortest paths from the agent [2] to every start of a push.
 
-    Returns lengths [n_starts] (px), the last node before each start [n_starts] and the node before each node [n_nodes];
-    both are DIRECT or UNREACHABLE where there is none. Nodes that are not `usable` [n_nodes] are left out.
+    Returns lengths [n_starts] (px), the last node before each start [n_starts] and the node before each node [n_nodes].
+    The latter two are DIRECT or UNREACHABLE if there is no such node. Nodes that are not `usable` [n_nodes] are left
+    out.
     """
     lengths, last_nodes = np.full(len(starts), np.inf), np.full(len(starts), UNREACHABLE)
     costs, previous = _ways_to_nodes(agent, nodes, node_to_node, usable)
@@ -128,7 +129,7 @@ def routes_from(
 
 @compiled
 def _ways_to_nodes(agent, nodes, node_to_node, usable):
-    """Lengths [n_nodes] (px) of the shortest ways from the agent [2], and the node before each, as above."""
+    """Lengths [n_nodes] (px) of the shortest paths from the agent [2], and the node before each; see `routes_from`."""
     costs, previous = np.full(len(nodes), np.inf), np.full(len(nodes), UNREACHABLE)
     lifted_x, lifted_y = lifted(agent[0], agent[1])
     lift = math.hypot(lifted_x - agent[0], lifted_y - agent[1])
@@ -137,7 +138,7 @@ def _ways_to_nodes(agent, nodes, node_to_node, usable):
         if usable[node] and is_clear(origin, nodes[node], ROUTE_CLEARANCE_PX):
             costs[node] = lift + math.hypot(origin[0] - nodes[node, 0], origin[1] - nodes[node, 1])
             previous[node] = DIRECT
-    for _ in range(len(nodes)):  # Bellman and Ford; settles long before the last round
+    for _ in range(len(nodes)):  # Bellman-Ford; settles long before the last round
         changed = False
         for node in range(len(nodes)):
             for following in range(len(nodes)):
@@ -153,7 +154,7 @@ def _ways_to_nodes(agent, nodes, node_to_node, usable):
 def route_points(
     agent: np.ndarray, start: np.ndarray, last_node: int, previous: np.ndarray, nodes: np.ndarray
 ) -> np.ndarray:
-    """The corner points [n, 2] of a way found by `routes_from`, agent and start included."""
+    """The corner points [n, 2] of a path found by `routes_from`, including agent and start."""
     if last_node == DIRECT:
         return np.array([agent, start])
     way = [start]

@@ -1,8 +1,9 @@
-"""Beam search over sequences of pushes from the table, down to the goal pose.
+"""Beam search for a sequence of pushes from the table that brings the block to the goal pose.
 
-A candidate's cost is the time so far in env steps: way to the contact at free speed, a fixed part per push, push
-length at push speed. Candidates are ranked by cost + estimate, the estimate being proportional to the misfit with the
-goal. The beam is kept diverse: no two of its poses share a cell of 4 px, 4 px, 0.06 rad with nearby end contacts.
+The cost of a candidate is the time so far in env steps: the path to the contact at free speed, a fixed part per push,
+and the push length at push speed. Candidates are ranked by cost + estimate. The estimate is proportional to the misfit
+with the goal. The beam is kept diverse: no two of its poses share a cell of 4 px, 4 px, 0.06 rad with nearby end
+contacts.
 """
 
 import math
@@ -23,21 +24,21 @@ from diffpolicy_envs.experts.pusht_table import (
 )
 from diffpolicy_envs.pusht_world import LOCAL_OUTLINE, WORLD_SIZE_PX
 
-_STEPS_PER_PUSH = 4.0  # slowing down, dwelling, speeding up
-_UNFINISHED_STEPS = 10.0  # what another push would cost at least
+_STEPS_PER_PUSH = 4.0  # for slowing down, dwelling and speeding up
+_UNFINISHED_STEPS = 10.0  # the least cost of another push
 _BLOCK_MARGIN_PX = 14.0
 _LEAD_AWAY_PX = 3.0
 AGENT_MARGIN_PX = 4.0
 _POOL = 20_000  # candidates held before the worst are dropped
 _POOL_KEPT = 4_000
 _MAX_DEPTH = 6
-# Later attempts trust the estimate more and keep more: they find something rather than the best.
+# Later attempts trust the estimate more and keep more candidates, to find any solution rather than the best.
 _ATTEMPTS = ((1.0, 60), (2.5, 200), (6.0, 200))
 
 
 @dataclass(frozen=True)
 class Push:
-    """Row numbers of the push table."""
+    """Indices into the push table."""
 
     contact: int
     turn: int
@@ -46,18 +47,18 @@ class Push:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the search pays, in env steps."""
+    """The speeds that determine costs in env steps."""
 
-    free_speed_px: float  # per env step
+    free_speed_px: float  # px per env step
     push_speed_px: float
 
 
 def find_first_push(
     table: PushTable, pose: np.ndarray, route_px: np.ndarray, costs: Costs, tolerance_px: float
 ) -> Push | None:
-    """The first of the pushes that bring `pose` [3] to within `tolerance_px` of the goal; None where none are found.
+    """The first of the pushes that bring `pose` [3] to within `tolerance_px` of the goal; None if none are found.
 
-    route_px [n] is the agent's way to each contact now, infinite where that one cannot be used first.
+    route_px [n] is the length of the agent's path to each contact now, or inf if that contact cannot come first.
     """
     pushes = _Pushes(table.starts, table.normals, table.changes, table.end_contacts, table.between)
     for trust, width in _ATTEMPTS:
@@ -70,7 +71,7 @@ def find_first_push(
 
 
 class _Pushes(NamedTuple):
-    """What compiled code sees of the push table."""
+    """The parts of the push table that compiled code needs."""
 
     starts: np.ndarray
     normals: np.ndarray
@@ -80,20 +81,20 @@ class _Pushes(NamedTuple):
 
 
 class _Pool(NamedTuple):
-    """Candidates of one depth and the best finished one.
+    """The candidates of one depth, and the best finished one.
 
-    Rows: pose [3], end contact, cost, contact, turn, length, and which of all beam rows is the parent.
+    Rows: pose [3], end contact, cost, contact, turn, length, and the index of the parent among all beam rows.
     """
 
     rows: np.ndarray  # [_POOL, 9]
     ranks: np.ndarray  # [_POOL]
     best_row: np.ndarray  # [9]
-    tally: np.ndarray  # [3] number of candidates, rank from which on none is of use, rank of `best_row`
+    tally: np.ndarray  # [3] number of candidates, rank above which none is useful, rank of `best_row`
 
 
 @compiled
 def out_of_bounds(pose: np.ndarray) -> float:
-    """How far (px) the block reaches into the margin along the border, 0 where it does not."""
+    """How far (px) the block reaches into the margin along the border; 0 if it does not."""
     worst = 0.0
     for corner in range(len(LOCAL_OUTLINE)):
         x, y = to_world(LOCAL_OUTLINE[corner, 0], LOCAL_OUTLINE[corner, 1], pose)
@@ -104,7 +105,7 @@ def out_of_bounds(pose: np.ndarray) -> float:
 
 @compiled
 def agent_fits(x: float, y: float) -> bool:
-    """Whether a point of the world is one that the agent may go to."""
+    """Whether the agent may go to a point of the world."""
     return min(x, y) >= AGENT_MARGIN_PX and max(x, y) <= WORLD_SIZE_PX - AGENT_MARGIN_PX
 
 
@@ -133,7 +134,7 @@ def _beam_search(pose, route_px, pushes, options, width):
 def _expand(row, parent, ways, pushes, options, pool):
     """Add every useful push from one beam row to the pool."""
     reach = out_of_bounds(row[:3])
-    # By a wall ways are blocked that the search takes for free after a push, however small: the first must lead away.
+    # The search assumes that all paths are free after a push. Near a wall they are not, so the first push leads away.
     allowed = max(reach - _LEAD_AWAY_PX, 0.0) if row[3] < 0.0 else reach
     for contact in range(len(pushes.starts)):
         base = row[4] + ways[contact] / options[0] + _STEPS_PER_PUSH
@@ -145,7 +146,7 @@ def _expand(row, parent, ways, pushes, options, pool):
 
 @compiled
 def _expand_lengths(row, parent, base, allowed, contact, turn, start_x, start_y, pushes, options, pool):
-    """Add the useful lengths of one push: within bounds, and better than what is of no use any more."""
+    """Add the useful lengths of one push: those within bounds whose rank is still useful."""
     cosine, sine = math.cos(row[2]), math.sin(row[2])
     after, tally = np.empty(3), pool.tally
     for length in range(len(PUSH_LENGTHS_PX)):
@@ -180,7 +181,7 @@ def _expand_lengths(row, parent, base, allowed, contact, turn, start_x, start_y,
 
 @compiled
 def _shrink(pool):
-    """Keep the best of a full pool; the worst of them becomes the limit for what follows."""
+    """Keep the best of a full pool. The worst of them becomes the limit for later candidates."""
     order = np.argsort(pool.ranks)
     rows, ranks = pool.rows.copy(), pool.ranks.copy()
     for index in range(_POOL_KEPT):
@@ -191,7 +192,7 @@ def _shrink(pool):
 
 @compiled
 def _select(pool, rows, last, width):
-    """Append the best `width` candidates, no two alike, to `rows` from row `last` on; returns the new end."""
+    """Append the best `width` candidates, no two alike, to `rows` from row `last` on. Returns the new end."""
     end = last
     for candidate in np.argsort(pool.ranks[: int(pool.tally[0])]):
         row = pool.rows[candidate]
@@ -215,7 +216,7 @@ def _select(pool, rows, last, width):
 
 @compiled
 def _first_push(rows, last_row):
-    """The first push (contact, turn, length) on the way from the root, row 0, to `last_row`."""
+    """The first push (contact, turn, length) on the path from the root, row 0, to `last_row`."""
     row = last_row
     while row[8] > 0.0:
         row = rows[int(row[8])]

@@ -1,8 +1,8 @@
-"""What a straight push does to the block, simulated once for every contact, direction and length.
+"""A table of what straight pushes do to the block, simulated once for every contact, direction and length.
 
-In the block's frame and without walls a push has the same effect everywhere, since the block stops by itself when it
-is not pushed: 9 directions x 21 lengths at each contact make a table that the search looks up. A pose is the block's
-centre of gravity (px) and angle (rad); in tables a change of pose is in the frame of the block before the push.
+Without walls, a push has the same effect everywhere in the block's frame, because the block stops as soon as it is not
+pushed. So 9 directions x 21 lengths at each contact make a table for the search. A pose is the block's centre of
+gravity (px) and angle (rad). A change of pose in the table is in the frame of the block before the push.
 """
 
 import functools
@@ -18,9 +18,9 @@ from diffpolicy_envs.pusht_world import AGENT_RADIUS_PX, BLOCK_CENTER_OF_GRAVITY
 
 DIRECTIONS_RAD = np.radians([0.0, 10.0, -10.0, 20.0, -20.0, 35.0, -35.0, 50.0, -50.0])
 PUSH_LENGTHS_PX = np.array([2, 4, 6, 8, 11, 14, 18, 22, 27, 32, 38, 45, 53, 62, 72, 84, 98, 114, 133, 160, 190.0])
-APPROACH_PX = routes.START_CLEARANCE_PX - AGENT_RADIUS_PX  # the way before the agent touches
+APPROACH_PX = routes.START_CLEARANCE_PX - AGENT_RADIUS_PX  # travel before the agent touches the block
 CENTER = np.array(BLOCK_CENTER_OF_GRAVITY)
-# The block's spread about its centre of gravity: turns an angle into px as the RMS over the block's points does.
+# The block's radius of gyration: converts an angle to px, as the RMS over the block's points.
 GYRATION_PX = 44.0
 _TABLE_SPEED_PX_S = 50.0
 
@@ -31,18 +31,18 @@ class PushTable:
 
     points: np.ndarray  # [n, 2] on the outline, block frame
     normals: np.ndarray  # [n, 2] outward
-    starts: np.ndarray  # [n, 2] the agent before the push
-    changes: np.ndarray  # [n, d, l, 3] of the pose
+    starts: np.ndarray  # [n, 2] the agent's position before the push
+    changes: np.ndarray  # [n, d, l, 3] changes of pose
     end_contacts: np.ndarray  # [n, d, l] the contact nearest to where the push ends
-    between: np.ndarray  # [n, n] the way from start to start
-    nodes: np.ndarray  # [m, 2] way points about the block
+    between: np.ndarray  # [n, n] length of the path from start to start
+    nodes: np.ndarray  # [m, 2] waypoints around the block
     node_to_node: np.ndarray  # [m, m]
     node_to_start: np.ndarray  # [m, n]
 
 
 @functools.cache
 def push_table() -> PushTable:
-    """The table, made once per process (about 0.1 s)."""
+    """The table, built once per process (about 0.1 s)."""
     points, normals = routes.outline_contacts()
     starts = points + routes.START_CLEARANCE_PX * normals
     nodes = routes.corner_nodes()
@@ -59,7 +59,7 @@ def push_table() -> PushTable:
 
 @compiled
 def _push_everywhere(starts, normals, directions, lengths):
-    """Changes of pose [n, d, l, 3] and the agent's ends [n, d, l, 2], both in the block's frame."""
+    """Changes of pose [n, d, l, 3] and final positions of the agent [n, d, l, 2], both in the block's frame."""
     shape = (len(starts), len(directions), len(lengths))
     changes, ends = np.zeros((shape[0], shape[1], shape[2], 3)), np.zeros((shape[0], shape[1], shape[2], 2))
     for contact in range(shape[0]):
@@ -87,20 +87,20 @@ def rotated(x: float, y: float, angle: float) -> tuple[float, float]:
 
 @compiled
 def to_block(x: float, y: float, pose: np.ndarray) -> tuple[float, float]:
-    """A point of the world in the frame of the block at `pose` [3]."""
+    """Convert a world point to the frame of the block at `pose` [3]."""
     local_x, local_y = rotated(x - pose[0], y - pose[1], -pose[2])
     return local_x + CENTER[0], local_y + CENTER[1]
 
 
 @compiled
 def to_world(x: float, y: float, pose: np.ndarray) -> tuple[float, float]:
-    """A point of the block's frame in the world."""
+    """Convert a point in the block's frame to the world."""
     world_x, world_y = rotated(x - CENTER[0], y - CENTER[1], pose[2])
     return world_x + pose[0], world_y + pose[1]
 
 
 def pose_of_state(state: np.ndarray) -> np.ndarray:
-    """The pose [3] by the centre of gravity of an env state [5] (agent x, y, block origin x, y, angle)."""
+    """The pose [3] of the centre of gravity for an env state [5] (agent x, y, block origin x, y, angle)."""
     offset = rotated(CENTER[0], CENTER[1], state[4])
     return np.array([state[2] + offset[0], state[3] + offset[1], state[4]])
 
@@ -111,6 +111,6 @@ _GOAL_X, _GOAL_Y, _GOAL_ANGLE = GOAL
 
 @compiled
 def misfit(x: float, y: float, angle: float) -> float:
-    """RMS distance (px) of the block's points to their place at the goal, the centre of gravity at (x, y)."""
+    """RMS distance (px) of the block's points from where they are at the goal, with the centre of gravity at (x, y)."""
     turn = 2.0 * GYRATION_PX * GYRATION_PX * (1.0 - math.cos(angle - _GOAL_ANGLE))
     return math.sqrt((x - _GOAL_X) ** 2 + (y - _GOAL_Y) ** 2 + turn)

@@ -1,4 +1,4 @@
-"""A scripted expert for ObstacleReach: plan the way, follow it smoothly, plan again where obstacles move."""
+"""A scripted expert for ObstacleReach: it plans a path, follows it smoothly, and plans again if obstacles move."""
 
 import math
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ SPECS = {
     "free_distance": ((FREE_DIRECTIONS,), "float32"),
     "tangents": ((4 * MAX_OBSTACLES,), "float32"),
 }
-# Multiples of these (px) compress well. Actions and layouts are executed as they are stored.
+# Values are rounded to multiples of these (px), which compress well. Actions and layouts are executed as stored.
 GRID_PX = {
     "action": 0.125,
     "agent": 0.125,
@@ -44,10 +44,10 @@ GRID_PX = {
     "free_distance": 1.0,
     "tangents": 1.0,
 }
-STEPS_PER_PLAN = 4  # where obstacles move; otherwise one plan is enough
-# Recorded after success: observations from which a window of actions would lead beyond the end are not trained on.
+STEPS_PER_PLAN = 4  # if obstacles move; otherwise one plan is enough
+# Recorded after success, because windows of actions that reach beyond the end are not trained on.
 STEPS_AT_GOAL = 12
-AROUND_GOAL_SHARE = 0.15  # of the episodes that start off the way
+AROUND_GOAL_SHARE = 0.15  # share of the episodes that start off the path
 _RANGES = (
     ("speed_px", 2.0, 20.0),
     ("clearance_px", 4.0, 30.0),
@@ -60,13 +60,13 @@ _RANGES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How the expert behaves. Speeds are px per env step of 0.1 s."""
+    """The behaviour of the expert. Speeds are in px per env step of 0.1 s."""
 
     speed_px: float = 12.0
-    clearance_px: float = 18.0  # kept where there is room for it
-    moving_clearance_px: float = 24.0  # likewise, where obstacles move
-    side_spread_px: float = 6.0  # a way round the other side, longer by this, is taken with probability 1 / (1 + e)
-    recovery_share: float = 0.4  # share of episodes that start off the way, in motion
+    clearance_px: float = 18.0  # kept if there is room
+    moving_clearance_px: float = 24.0  # the same, if obstacles move
+    side_spread_px: float = 6.0  # a path on the other side that is this much longer has probability 1 / (1 + e)
+    recovery_share: float = 0.4  # share of episodes that start off the path, in motion
     least_clearance_px: float = 4.0  # an episode that comes closer is a failure
 
     def __post_init__(self) -> None:
@@ -78,16 +78,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Episode:
-    """One recorded attempt: arrays of equal length by `SPECS`, a state before its action."""
+    """One recorded attempt: arrays of equal length with the keys of `SPECS`. Each state precedes its action."""
 
     arrays: dict[str, np.ndarray]
-    attributes: dict[str, Any]  # what the arrays do not hold of the layout, see `layout_of`
+    attributes: dict[str, Any]  # parts of the layout that are not in the arrays, see `layout_of`
 
 
 def demonstrate(seed: int, settings: Settings) -> Episode | None:
-    """The episode of one seed, which depends on nothing else; None where the expert fails.
+    """The episode of a seed, which depends on nothing else. None if the expert fails.
 
-    Variants take turns; so do the sides of the symmetric ones, but for those that start off the way.
+    Variants alternate. The sides of the symmetric ones alternate too, except in episodes that start off the path.
     """
     generator = np.random.default_rng([seed, 0])
     variant = VARIANTS[seed % len(VARIANTS)]
@@ -102,7 +102,10 @@ def demonstrate(seed: int, settings: Settings) -> Episode | None:
 def record_episode(
     layout: Layout, variant: str, settings: Settings, generator: np.random.Generator, side: int, is_recovery: bool
 ) -> Episode | None:
-    """The expert's attempt in one layout; None where it fails. `side` as in the env's info, 0: the expert's choice."""
+    """The expert's attempt at one layout; None if it fails.
+
+    `side` is as in the env's info; 0 leaves the choice to the expert.
+    """
     env = ObstacleReachEnv()
     observation, info = env.reset(options={"layout": given(layout)})
     follower = Follower(layout.agent, settings.speed_px)
@@ -129,7 +132,7 @@ def record_episode(
 
 
 def layout_of(first: dict[str, np.ndarray], attributes: dict[str, Any]) -> dict[str, Any]:
-    """The `layout` option that an episode was recorded in, from its first row and its attributes."""
+    """The `layout` option with which an episode was recorded, from its first row and its attributes."""
     count = int(first["obstacle_mask"].sum())
     slots = first["obstacles"].astype(np.float64).reshape(MAX_OBSTACLES, SLOT_SIZE)[:count]
     motion = {key: attributes[key] for key in ("travel", "speed", "phase", "velocity") if key in attributes}
@@ -138,7 +141,7 @@ def layout_of(first: dict[str, np.ndarray], attributes: dict[str, Any]) -> dict[
 
 
 def given(layout: Layout) -> dict[str, Any]:
-    """A layout as the env's `layout` option."""
+    """Convert a layout to the env's `layout` option."""
     shared = {"agent": layout.agent, "velocity": layout.velocity, "goal": layout.goal}
     parts = ("vertices", "radius", "travel", "speed", "phase")
     return {**shared, **{name: getattr(layout, name)[: layout.count] for name in parts}}
@@ -154,14 +157,14 @@ def _attributes(layout: Layout, variant: str, is_recovery: bool, clearance: floa
 
 
 def _view(layout: Layout, agent: np.ndarray, time_s: float) -> View:
-    """What can be seen now: where everything is, and how fast it moves."""
+    """What can be seen now: where everything is and how fast it moves."""
     motion = layout.travel[: layout.count], layout.speed[: layout.count], layout.phase[: layout.count]
     vertices = layout.vertices[: layout.count] + offsets(time_s, *motion)[:, None]
     return View(agent, layout.goal, vertices, layout.radius[: layout.count], velocities(time_s, *motion))
 
 
 def _off_the_way(layout: Layout, settings: Settings, generator: np.random.Generator) -> Layout | None:
-    """The layout with the agent beside a way that the expert takes, in motion; None where there is no free place."""
+    """The layout with the agent moving beside a path that the expert takes; None if no free position is found."""
     view = _view(layout, layout.agent, 0.0)
     route = choose_route(view, settings.clearance_px, settings.side_spread_px, generator)
     if route is None:

@@ -1,7 +1,7 @@
-"""The shortest way for a disc among obstacles: a visibility graph, compiled.
+"""The shortest path of a disc among obstacles: a visibility graph, compiled.
 
-Nodes stand round the corners of the obstacles, at the distance that the disc shall keep; an edge is a straight way that
-keeps it. Obstacles are those of `reach_geometry`.
+Nodes lie around the corners of the obstacles, at the distance that the disc must keep. An edge is a straight segment
+that keeps this distance. Obstacles are those of `reach_geometry`.
 """
 
 import math
@@ -12,7 +12,7 @@ from diffpolicy_envs.compiled import compiled
 from diffpolicy_envs.reach_geometry import signed_distance, swept_distance
 from diffpolicy_envs.reach_world import AGENT_RADIUS_PX, WORLD_SIZE_PX
 
-_DIRECTIONS = 12  # nodes about a corner
+_DIRECTIONS = 12  # nodes around a corner
 _TOLERANCE_PX = 1e-6
 
 
@@ -20,9 +20,9 @@ _TOLERANCE_PX = 1e-6
 def shortest_way(
     start: np.ndarray, goal: np.ndarray, vertices: np.ndarray, radius: np.ndarray, clearance: float, barrier: np.ndarray
 ) -> np.ndarray:
-    """Points [k, 2] from start to goal that keep the clearance (px) and do not cross `barrier` [2, 2]; k = 0: none.
+    """Points [k, 2] from start to goal that keep the clearance (px) and do not cross `barrier` [2, 2]; k is 0 if none.
 
-    Where start or goal is closer to an obstacle than that, the way may be as close there, but not closer.
+    If start or goal is closer to an obstacle than the clearance, the path may be as close there, but not closer.
     """
     reach = radius + AGENT_RADIUS_PX + clearance
     nodes = _nodes(start, goal, vertices, reach)
@@ -30,7 +30,7 @@ def shortest_way(
     length, before = np.full(count, np.inf), np.full(count, -1)
     is_done = np.zeros(count, dtype=np.bool_)
     length[0] = 0.0
-    while True:  # Dijkstra (1959); an edge is tested only when it would shorten a way
+    while True:  # Dijkstra (1959); edges are tested only if they would shorten a path
         here = -1
         for node in range(count):
             if not is_done[node] and length[node] < np.inf and (here < 0 or length[node] < length[here]):
@@ -58,7 +58,7 @@ def shortest_way(
 
 @compiled
 def way_length(way: np.ndarray) -> float:
-    """Length (px) of points [k, 2]; inf for none."""
+    """The length (px) of points [k, 2]; inf if there are none."""
     total = 0.0 if len(way) else np.inf
     for step in range(1, len(way)):
         total += math.hypot(way[step, 0] - way[step - 1, 0], way[step, 1] - way[step - 1, 1])
@@ -67,7 +67,7 @@ def way_length(way: np.ndarray) -> float:
 
 @compiled
 def _nodes(start, goal, vertices, reach):
-    """Start, goal, and the free places [n, 2] about all corners."""
+    """Start, goal, and the free positions [n, 2] around all corners."""
     places = np.empty((2 + len(reach) * vertices.shape[1] * _DIRECTIONS, 2))
     places[0], places[1] = start, goal
     count = 2
@@ -91,7 +91,7 @@ def _nodes(start, goal, vertices, reach):
 
 @compiled
 def _is_free(nodes, one, other, vertices, reach, barrier):
-    """Whether the straight way between two nodes keeps its distance."""
+    """Whether the straight segment between two nodes keeps the distance."""
     start, end = nodes[one], nodes[other]
     if _crosses(start, end, barrier[0], barrier[1]):
         return False
