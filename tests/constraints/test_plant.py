@@ -93,6 +93,15 @@ def test_a_log_tells_the_plant(servo: Servo) -> None:
     np.testing.assert_allclose(found.drive, plant.drive, rtol=0, atol=1e-9)
 
 
+def test_three_rows_are_enough_and_two_are_not() -> None:
+    positions, velocities, commands = (part[:4, :1] for part in log_of(PUSHT))
+    found = identify(positions, velocities, commands, PUSHT.substep_s, PUSHT.substeps)
+    np.testing.assert_allclose(found.transition, PUSHT.transition, rtol=0, atol=1e-6)  # three unknowns, three rows
+    np.testing.assert_allclose(found.drive, PUSHT.drive, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="2 rows do not tell"):
+        identify(positions[:3], velocities[:3], commands[:3], PUSHT.substep_s, PUSHT.substeps)
+
+
 def test_logs_that_tell_nothing_are_refused() -> None:
     positions, velocities, commands = log_of(PUSHT)
     with pytest.raises(ValueError, match="NaN"):
