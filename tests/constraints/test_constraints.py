@@ -245,3 +245,16 @@ def test_obstacles_keep_to_their_speed_or_do_not(now: Obstacles, is_within: bool
     expected = disc(0.0, 0.0, 1.0, speed=2.0).moved_on(torch.tensor([0.1], dtype=torch.float64))
     assert bool(now.is_within(expected, tolerance=1e-9)) == is_within
     assert bool(now.is_within(no_obstacles(1), tolerance=1e-9)) == (now.slots == 0)
+
+
+def test_obstacles_of_one_robot_are_replaced_whoever_has_more_corners() -> None:
+    few, many = disc(1.0, 2.0, 0.5, speed=0.3), box(3.0, 3.0, 4.0, 5.0)
+    y = torch.tensor([[[[0.0, 0.0], [6.0, 1.0]]]], dtype=torch.float64)
+    for before, after in ((few, many), (many, few)):
+        found = before.robots(torch.tensor([0, 0])).replaced(
+            torch.tensor([False, True]), after.robots(torch.zeros(2).long())
+        )
+        alone = torch.cat([KeepOut(0.1).margin(y, Scene(one, torch.ones(1).double())) for one in (before, after)])
+        together_found = KeepOut(0.1).margin(y.repeat(2, 1, 1, 1), Scene(found, torch.ones(1).double()))
+        torch.testing.assert_close(together_found, alone, rtol=0.0, atol=0.0)
+        assert found.vertices.shape[2] == many.vertices.shape[2]
