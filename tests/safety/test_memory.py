@@ -158,6 +158,16 @@ def test_no_measurement_is_no_deviation() -> None:
     assert bool(situation(robot).is_known)
 
 
+def test_a_robot_without_a_measured_state_counts_as_standing_where_it_was_last_told_to_be() -> None:
+    robot = memory()
+    observe(robot, STILL)
+    for x in (4.0, 5.0):
+        sent = send(robot, x)
+        observe(robot, None)
+        assert robot.start.state.position.tolist() == sent.tolist()
+        assert robot.start.state.velocity.tolist() == [[0.0, 0.0]]
+
+
 @over(
     "now, is_kept",
     [
