@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import pytest
+from one_case import over
 from test_layering import FLOOR_OF, FLOORS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ def test_contributing_draws_the_same_floors():
         assert set(re.findall(r"[a-z]+", re.split(r"\d", line)[0])) == rooms - {"_version"}
 
 
-@pytest.mark.parametrize("name", FILES)
+@over("name", FILES)
 def test_every_file_that_they_name_exists(name: str):
     assert any((REPOSITORY / root / name).exists() for root in (".", "diffpolicy", "envs")), name
 

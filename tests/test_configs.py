@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from one_case import over
 
 from diffpolicy.commands.evaluate_policy import EvaluateConfig
 from diffpolicy.networks.condition import ConditionShape
@@ -39,7 +39,7 @@ def parameters(config: TrainConfig) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
+@over("group, choice", CHOICES)
 def test_every_choice_builds(group: str, choice: str) -> None:
     own_data = ["data.path=x", "data.observations={state: [state]}"] if choice == "custom" else []
     straight = ["diffusion=flow"] if choice == "flow_heun" else []
@@ -51,7 +51,7 @@ def test_every_choice_builds(group: str, choice: str) -> None:
         build_network(policy, (policy.window.horizon, 2), CONDITION)
 
 
-@pytest.mark.parametrize("mode", MODES_OF_SAFETY)
+@over("mode", MODES_OF_SAFETY)
 def test_every_choice_of_safety_builds(mode: str) -> None:
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
     register_choices()

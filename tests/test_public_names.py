@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-import pytest
+from one_case import over
 
 NAMES = {
     "diffpolicy.safety": "Safety SafetyConfig build_safety Surroundings PlanReport KeepOut Box NormLimit Polytope "
@@ -15,7 +15,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("room", NAMES)
+@over("room", NAMES)
 def test_a_room_gives_the_names_that_it_lists(room: str) -> None:
     module = importlib.import_module(room)
     assert set(NAMES[room].split()) <= set(module.__all__)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import run_command
+from one_case import over
+from walk import PATIENCE_S
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -53,7 +55,7 @@ def test_its_python_programs_run_one_after_the_other(shipped_checkpoint: Path, t
     ):
         assert written in program
         program = program.replace(written, here)
-    done = run(["-c", program], timeout=240)
+    done = run(["-c", program], timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^coverage [01]\.\d\d, success (True|False)$", done.stdout, flags=re.MULTILINE)
 
@@ -72,7 +74,7 @@ def test_the_targets_of_make_that_it_names_exist():
     assert [name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize(("module", "names"), IMPORTS)
+@over("module, names", IMPORTS)
 def test_what_the_pages_import_exists(module: str, names: str):
     for name in names.split(", "):
         assert pkgutil.resolve_name(f"{module}:{name.strip()}") is not None
@@ -87,7 +89,7 @@ def test_it_has_no_placeholder_left():
     assert re.findall(r"<!--.*", README) == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@over("page", PAGES)
 def test_links_within_the_repository_lead_somewhere(page: str):
     path = REPOSITORY / page
     text = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -4,9 +4,9 @@ import doctest
 import re
 from pathlib import Path
 
-import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from one_case import over
 
 from diffpolicy.training.settings import TrainConfig
 
@@ -22,7 +22,7 @@ def test_the_arithmetic_comes_out() -> None:
     assert found.failed == 0
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+@over("command", sorted(set(COMMANDS)))
 def test_its_settings_exist(command: str) -> None:
     overrides = [word.strip("'") for word in re.findall(r"'[^']*'|[^\s']\S*", command)]
     overrides = [word for word in overrides if "=" in word and not word.startswith(("hydra.", "hydra/"))]

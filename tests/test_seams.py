@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import walk
+from one_case import over
 from seams import CosineCodec, RegressionPolicy, TokenEncoder, TokenReader, WithTarget
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
@@ -80,8 +81,8 @@ def test_a_policy_that_sees_by_tokens_acts_in_a_controller_as_it_plans() -> None
     assert np.abs(plan - expected).max() > 1e-4, "the second frame counts"
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
+@over(
+    "bad, message",
     [
         (torch.zeros(1, 2, 8, 8, 3), "camera is torch.float32, expected an image of uint8"),
         (torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), r"camera has shape .*expected \[1, 2, 8, 8, 3\]"),

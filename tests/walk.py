@@ -62,9 +62,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {**checkpoint.read_tensors(folder, "model"), **checkpoint.read_tensors(folder, "training_state")}
 
 
-def start(config: TrainConfig, folder: Path, file_bytes: int | None = None) -> BaseProcess:
-    """Train in another process, whose files cannot exceed `file_bytes`; what it raises goes to FOLDER/../error."""
-    process = CONTEXT.Process(target=_train, args=(config, folder, file_bytes))
+def start(config: TrainConfig, folder: Path, file_bytes: int | None = None, wait_at: int | None = None) -> BaseProcess:
+    """Train in another process, whose files cannot exceed `file_bytes`; what it raises goes to FOLDER/../error.
+
+    At step `wait_at` it waits until FOLDER/../go exists: so it is not done before a signal reaches it.
+    """
+    process = CONTEXT.Process(target=_train, args=(config, folder, file_bytes, wait_at))
     process.start()
     return process
 
@@ -83,14 +86,23 @@ def logged_steps(folder: Path) -> int:
     return path.read_bytes().count(b'"loss"') if path.exists() else 0
 
 
-def _train(config: TrainConfig, folder: Path, file_bytes: int | None) -> None:
+def _train(config: TrainConfig, folder: Path, file_bytes: int | None, wait_at: int | None = None) -> None:
     torch.set_num_threads(1)
     if file_bytes is not None:
         import resource  # not on Windows
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     try:
-        stopped = Trainer(config, folder).run()
+        trainer = Trainer(config, folder)
+        train_step = trainer.train_step
+
+        def waiting_step() -> tuple[torch.Tensor, torch.Tensor]:
+            if trainer.step == wait_at:
+                wait_for((folder.parent / "go").exists, lambda: True)
+            return train_step()
+
+        trainer.train_step = waiting_step
+        stopped = trainer.run()
     except Exception as error:
         (folder.parent / "error").write_text(f"{type(error).__name__}: {error}")
         sys.exit(1)

@@ -31,6 +31,7 @@ CHUNK_ROWS = 2048
 ENDS_PER_CHUNK = 4096
 _ROOT_NAMES = {"zarr.json", "data", "meta"}  # all that a buffer of ours holds; one half removed holds some of them
 _UUID = "[0-9a-f]" * 32  # in the names of zarr's and our own unfinished files
+_UNFINISHED = re.compile(rf".*\.{_UUID}\.partial")
 _CHUNK = re.compile(r"/c(/\d+)+$")
 
 
@@ -211,8 +212,10 @@ def discard_leftovers(path: Path) -> None:
     """Remove what killed writers left beside and inside our whole directory `path`; for its one writer only."""
     following = glob.escape(next_of(path).name.lstrip("."))
     for leftover in (previous_of(path), next_of(path), *path.parent.glob(f".{following}.{_UUID}.partial")):
-        if leftover.is_dir() and {each.name for each in leftover.iterdir()} <= _ROOT_NAMES:
-            shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            names = {each.name for each in leftover.iterdir() if not _UNFINISHED.fullmatch(each.name)}
+            if names <= _ROOT_NAMES:
+                shutil.rmtree(leftover, ignore_errors=True)
     for leftover in path.rglob(f"*.{_UUID}.partial"):
         leftover.unlink()
 

@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+from one_case import over
 from run_command import REPOSITORY, run
 
 TASKS = sorted(path.stem for path in (REPOSITORY / "configs" / "task").glob("*.yaml"))
@@ -23,7 +24,7 @@ def test_help_is_the_commands_own_text_with_groups_settings_and_flags(script: Pa
         assert part in result.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@over("script", SCRIPTS)
 def test_a_script_says_in_one_line_what_its_command_says_first(script: Path) -> None:
     command = REPOSITORY / "diffpolicy" / "commands" / script.name
     line, usage = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in (script, command))

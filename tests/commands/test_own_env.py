@@ -41,7 +41,7 @@ def test_it_trains_and_is_evaluated_in_its_env(trained: Path) -> None:
 
 def test_the_checkpoint_knows_the_env_without_the_folder(trained: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={trained / 'checkpoints' / 'last'}", "episodes=2", "videos=1", "sampler.steps=1"]
-    result = run("evaluate_policy.py", *arguments, "inference_batch=8", f"hydra.run.dir={tmp_path}")
+    result = run("evaluate_policy.py", *arguments, "inference_batch=16", f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["task"], results["success_rate"]) == ("pendulum", 0.0)
@@ -117,7 +117,7 @@ def plain_policy() -> DiffusionPolicy:
 
 
 def test_an_env_needs_no_more_than_gymnasium_asks_for(plain_env: EnvConfig, plain_policy: DiffusionPolicy) -> None:
-    episodes = evaluate(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(8), inference_batch=4)
+    episodes = evaluate(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(8), inference_batch=16)
     assert [episode.score for episode in episodes] == [-1.0] * 8
     assert all(episode.success for episode in episodes if episode.length < 5)  # terminated, not cut off
     assert min(episode.length for episode in episodes) < 5

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from walk import record
+from walk import PATIENCE_S, record
 
 from diffpolicy import DiffusionPolicy
 
@@ -23,7 +23,7 @@ def test_a_sweep_trains_a_policy_per_setting(repository: Path, tmp_path: Path, l
     command = [sys.executable, str(repository / "scripts" / "train_policy.py"), "-m", "seed=0,1", *launcher]
     command += ["task=custom", f"data.path={data}", "data.observations={state: [state]}", "device=cpu"]
     command += ["model.widths=[8,16]", "trainer.steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     policies = [
         DiffusionPolicy.from_pretrained(tmp_path / "sweep" / str(job) / "checkpoints" / "last") for job in (0, 1)

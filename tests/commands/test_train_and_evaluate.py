@@ -85,7 +85,7 @@ def test_a_run_folder_holds_what_it_promises(pusht_run: Path) -> None:
 def test_evaluation_writes_results_and_videos_that_play(pusht_run: Path, tmp_path: Path) -> None:
     checkpoint = pusht_run / "checkpoints" / "last"
     arguments = [f"checkpoint={checkpoint}", "task=pusht", "episodes=2", "videos=1", "sampler.steps=1"]
-    result = run("evaluate_policy.py", *arguments, "inference_batch=8", f"hydra.run.dir={tmp_path}")
+    result = run("evaluate_policy.py", *arguments, "inference_batch=16", f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     expected = {"version", "commit", "task", "checkpoint", "sampler", "steps", "device", "start_rule", "n_episodes"}
@@ -101,7 +101,7 @@ def test_evaluation_writes_results_and_videos_that_play(pusht_run: Path, tmp_pat
 
 def test_the_benchmark_writes_table_csv_json_and_plot(pusht_run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={pusht_run / 'checkpoints' / 'last'}", "samplers={ddpm: [2], ddim: [2, 1]}"]
-    arguments += ["episodes=1", "inference_batch=8", "latency_calls=1", f"hydra.run.dir={tmp_path}"]
+    arguments += ["episodes=1", "inference_batch=16", "latency_calls=1", f"hydra.run.dir={tmp_path}"]
     result = run("benchmark_samplers.py", *arguments)
     assert result.returncode == 0, result.stderr
     with (tmp_path / "benchmark_samplers.csv").open() as file:
@@ -123,7 +123,7 @@ def test_every_sampler_works_from_the_command_line(repository: Path, shipped_che
         f"checkpoint={shipped_checkpoint}",
         f"samplers={samplers}",
         "episodes=1",
-        "inference_batch=8",
+        "inference_batch=16",
         "latency_calls=1",
     ]
     result = run("benchmark_samplers.py", *arguments, f"hydra.run.dir={tmp_path}")

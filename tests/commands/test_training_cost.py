@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from walk import record
+from walk import PATIENCE_S, record
 
 
 def test_the_cost_of_a_step_is_counted(repository: Path, tmp_path: Path) -> None:
@@ -14,7 +14,11 @@ def test_the_cost_of_a_step_is_counted(repository: Path, tmp_path: Path) -> None
     command = [sys.executable, str(repository / "scripts" / "training_cost.py"), "task=custom", f"data.path={data}"]
     command += ["data.observations={state: [state]}", "model.widths=[8,16]", "trainer.batch_size=64", "device=cpu"]
     done = subprocess.run(
-        [*command, f"hydra.run.dir={tmp_path / 'run'}"], cwd=repository, capture_output=True, text=True, timeout=300
+        [*command, f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from certified_cases import SERVOS, plant_of
 from dense_sampling import Servo
+from one_case import over
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.plant import LinearPlant, State
@@ -33,9 +34,9 @@ def ball(rng: np.random.Generator, radius: float) -> np.ndarray:
     return radius * share * direction / np.linalg.norm(direction, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("servo", SERVOS)
-@pytest.mark.parametrize("delay_ticks", [0.0, 0.4, 1.0, 2.0, 3.0])
-@pytest.mark.parametrize("errors", [(0.0, 0.0, 0.0, 0.0), (0.1, 0.5, 0.03, 0.04)])
+@over("servo", SERVOS)
+@over("delay_ticks", [0.0, 0.4, 1.0, 2.0, 3.0])
+@over("errors", [(0.0, 0.0, 0.0, 0.0), (0.1, 0.5, 0.03, 0.04)])
 def test_nothing_that_is_assumed_leads_outside(servo: Servo, delay_ticks: float, errors) -> None:
     delay = int(delay_ticks * servo.substeps)
     position_error, velocity_error, tracking, tracking_velocity = errors
@@ -57,7 +58,7 @@ def test_nothing_that_is_assumed_leads_outside(servo: Servo, delay_ticks: float,
     assert (off_velocity <= velocity_tube + 1e-9).all()
 
 
-@pytest.mark.parametrize("servo", SERVOS)
+@over("servo", SERVOS)
 def test_a_single_late_command_fills_the_tube(servo: Servo) -> None:
     """One change of the command, as late as can be: the worst case that the tube is drawn for."""
     delay = servo.substeps
@@ -72,7 +73,7 @@ def test_a_single_late_command_fills_the_tube(servo: Servo) -> None:
     np.testing.assert_allclose(velocity_tube, fastest, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("servo", SERVOS)
+@over("servo", SERVOS)
 def test_random_lateness_comes_within_a_factor_of_three_of_the_tube(servo: Servo) -> None:
     history, commands, position, velocity = robots(seed=5)
     tube, _ = tubes(Assumptions(delay_substeps=servo.substeps), servo, history, commands, position, velocity)
@@ -87,8 +88,8 @@ def test_without_errors_there_is_no_tube() -> None:
         np.testing.assert_array_equal(tube, 0.0)
 
 
-@pytest.mark.parametrize("name", list(vars(Assumptions())))
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+@over("name", list(vars(Assumptions())))
+@over("value", [-1, float("nan"), float("inf")])
 def test_bounds_that_are_none_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         Assumptions(**{name: value})

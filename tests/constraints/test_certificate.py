@@ -20,6 +20,7 @@ from certified_cases import (
 from dense_sampling import Demands, Servo, Solids, violation
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from one_case import over
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.certificate import Certifier
@@ -87,7 +88,7 @@ def test_the_random_cases_are_neither_all_certified_nor_all_refused() -> None:
     assert 0.2 < np.mean(shares) < 0.9
 
 
-@pytest.mark.parametrize("servo", SERVOS)
+@over("servo", SERVOS)
 def test_plans_that_violate_by_themselves_are_not_certified(servo: Servo) -> None:
     """The converse on plans, without a way to stop: a third or so drive into something, and none of them pass."""
     demands = Demands(speed=4.0, distance=0.3)
@@ -170,10 +171,8 @@ def test_a_robot_that_stands_inside_a_moving_obstacle_is_not_excused_at_the_pres
 NAN = float("nan")
 
 
-@pytest.mark.parametrize(
-    "constraints", [[], [Box(-9.0, 9.0, Quantity("commands"))], [KeepOut(0.1)], [KeepOut(0.1, acts_on="commands")]]
-)
-@pytest.mark.parametrize("bad", ["command", "position", "velocity", "history"])
+@over("constraints", [[], [Box(-9.0, 9.0, Quantity("commands"))], [KeepOut(0.1)], [KeepOut(0.1, acts_on="commands")]])
+@over("bad", ["command", "position", "velocity", "history"])
 def test_nan_never_passes(constraints, bad: str) -> None:
     start, commands = at_rest(0.0, 0.0), line((0.0, 0.0), (0.5, 0.0), 3)
     assert int(certify(constraints, commands, start, no_obstacles(1)).length) == 3
@@ -187,9 +186,9 @@ def test_nan_never_passes(constraints, bad: str) -> None:
     assert bool(found.can_stop) == (bad == "command")
 
 
-@pytest.mark.parametrize("constraints", [[], [KeepOut(0.1)], [BarrierDecrease(0.5, 0.1)]])
-@pytest.mark.parametrize(
-    ("part", "value"),
+@over("constraints", [[], [KeepOut(0.1)], [BarrierDecrease(0.5, 0.1)]])
+@over(
+    "part, value",
     [("vertices", NAN), ("vertices", float("inf")), ("radius", NAN), ("radius", -0.1), ("speed", NAN), ("speed", -1.0)],
 )
 def test_obstacles_that_cannot_be_are_never_clear(constraints, part: str, value: float) -> None:
@@ -203,9 +202,7 @@ def test_obstacles_that_cannot_be_are_never_clear(constraints, part: str, value:
     assert int(certify(constraints, commands, at_rest(0.0, 0.0), unused).length) == 3
 
 
-@pytest.mark.parametrize(
-    "assumed", [EXACT, Assumptions(0.05, 0.2, rest_speed=0.05, delay_substeps=4)], ids=["exact", "errors"]
-)
+@over("assumed", [EXACT, Assumptions(0.05, 0.2, rest_speed=0.05, delay_substeps=4)])
 def test_a_robot_is_certified_alike_alone_and_among_others(assumed: Assumptions) -> None:
     demands = Demands(workspace=(0.5, 9.5), command_acceleration=40.0, distance=0.3)
     robots = random_robots(np.random.default_rng(0), assumed, SERVO)

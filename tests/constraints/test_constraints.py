@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy.constraints.constraint import Constraint, Quantity, Scene
 from diffpolicy.constraints.limits import Box, NormLimit, Polytope
@@ -57,8 +58,8 @@ def farthest(y: torch.Tensor, constraint: Constraint) -> torch.Tensor:
     return off.amax(-1) if constraint.quantity.segments else off
 
 
-@pytest.mark.parametrize("inset", [0.0, 0.05])
-@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+@over("inset", [0.0, 0.05])
+@over("name", EVERY_CONSTRAINT)
 def test_prox_is_a_projection(name: str, inset: float) -> None:
     constraint = of_all(inset)[name]
     prox = constraint.prox(random_rows(constraint, 0), scene())
@@ -72,7 +73,7 @@ def test_prox_is_a_projection(name: str, inset: float) -> None:
     assert bool((((a - once) * (other - once)).sum(dims) <= 1e-9).all())
 
 
-@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+@over("name", EVERY_CONSTRAINT)
 def test_projected_rows_are_allowed_by_the_margin(name: str) -> None:
     """By obstacles one by one: each has a copy of the rows. A barrier below rate 1 is linear in the projection only."""
     constraint, around = of_all(0.0)[name], scene()
@@ -89,7 +90,7 @@ def test_projected_rows_are_allowed_by_the_margin(name: str) -> None:
             assert bool((KeepOut(constraint.distance).margin(y, Scene(alone, around.time_s)) >= -1e-9).all())
 
 
-@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+@over("name", EVERY_CONSTRAINT)
 def test_the_margin_of_rows_bounds_that_of_all_rows_near_them(name: str) -> None:
     """What the certificate needs of it: margin(other) >= margin(rows) - their difference, where that is below 0."""
     constraint, around = of_all(0.0)[name], scene()
@@ -103,7 +104,7 @@ def test_the_margin_of_rows_bounds_that_of_all_rows_near_them(name: str) -> None
             assert bool((found >= sure - 1e-12).all())
 
 
-@pytest.mark.parametrize("name", EVERY_CONSTRAINT)
+@over("name", EVERY_CONSTRAINT)
 def test_nan_has_no_margin(name: str) -> None:
     constraint, around = of_all(0.0)[name], scene()
     y = random_rows(constraint, 0)
@@ -158,7 +159,7 @@ def test_rows_of_commands_are_plain_differences_with_what_was_sent_before() -> N
     np.testing.assert_allclose(trajectory.times_s(COMMANDS).numpy(), [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-12)
 
 
-@pytest.mark.parametrize("substeps", [1, 2, 5])
+@over("substeps", [1, 2, 5])
 def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_did_before(substeps: int) -> None:
     """The robot comes from somewhere under its last commands; its past sub-steps are worked out backwards."""
     plant = position_servo(100.0, 20.0, 0.02, substeps)
@@ -182,8 +183,8 @@ def test_rows_of_the_motion_are_differences_over_sub_steps_with_what_the_robot_d
         Trajectory(commands, start, None, 0.1).quantity(Quantity("motion"))
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
+@over(
+    "make, message",
     [
         (lambda: Box(1.0, -1.0, COMMANDS), "must not be above"),
         (lambda: Box([0.0, 2.0], [1.0, 1.0], COMMANDS), "must not be above"),
@@ -224,8 +225,8 @@ def test_what_contradicts_itself_is_refused(make, message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize(
-    ("now", "is_within"),
+@over(
+    "now, is_within",
     [
         (disc(0.0, 0.0, 1.0), True),
         (disc(0.15, 0.0, 1.0), True),
@@ -244,3 +245,16 @@ def test_obstacles_keep_to_their_speed_or_do_not(now: Obstacles, is_within: bool
     expected = disc(0.0, 0.0, 1.0, speed=2.0).moved_on(torch.tensor([0.1], dtype=torch.float64))
     assert bool(now.is_within(expected, tolerance=1e-9)) == is_within
     assert bool(now.is_within(no_obstacles(1), tolerance=1e-9)) == (now.slots == 0)
+
+
+def test_obstacles_of_one_robot_are_replaced_whoever_has_more_corners() -> None:
+    few, many = disc(1.0, 2.0, 0.5, speed=0.3), box(3.0, 3.0, 4.0, 5.0)
+    y = torch.tensor([[[[0.0, 0.0], [6.0, 1.0]]]], dtype=torch.float64)
+    for before, after in ((few, many), (many, few)):
+        found = before.robots(torch.tensor([0, 0])).replaced(
+            torch.tensor([False, True]), after.robots(torch.zeros(2).long())
+        )
+        alone = torch.cat([KeepOut(0.1).margin(y, Scene(one, torch.ones(1).double())) for one in (before, after)])
+        together_found = KeepOut(0.1).margin(y.repeat(2, 1, 1, 1), Scene(found, torch.ones(1).double()))
+        torch.testing.assert_close(together_found, alone, rtol=0.0, atol=0.0)
+        assert found.vertices.shape[2] == many.vertices.shape[2]

@@ -2,8 +2,8 @@
 
 import itertools
 
-import pytest
 import torch
+from one_case import over
 
 from diffpolicy.constraints.certificate import Certificate
 from diffpolicy.constraints.fallback import CANDIDATE, HOLD, PLAN, PREFIX, STORED, Situation, decide
@@ -51,7 +51,7 @@ def expected(length, can_stop, is_known, is_as_expected, is_timely, has_stored):
 EVERY = list(itertools.product(range(N + 1), *[[False, True]] * 5))
 
 
-@pytest.mark.parametrize("rung", [PLAN, CANDIDATE])
+@over("rung", [PLAN, CANDIDATE])
 def test_every_situation_leads_to_its_rung(rung: int) -> None:
     for length, can_stop, *known in EVERY:
         decision = sent(length, can_stop, situation(*known), rung)
@@ -81,7 +81,7 @@ def test_a_way_to_stop_is_followed_to_its_end_and_no_further() -> None:
     assert seen == [(STORED, STORED_AT + i) for i in range(S)] + [(HOLD, LAST)]
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@over("axis", [0, 1])
 def test_a_way_to_stop_that_begins_with_nan_is_none(axis: int) -> None:
     now = situation()
     now.stored[0, 0, axis] = torch.nan

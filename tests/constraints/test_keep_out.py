@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from one_case import over
 from shapely import LineString, Polygon
 
 from diffpolicy.constraints.constraint import Scene
@@ -94,7 +95,7 @@ def test_a_barrier_counts_the_distance_at_each_end_of_a_step_by_where_an_obstacl
             assert float(barrier.margin(projected[:, 0], seen(moving, times))[0, -1]) >= -1e-9
 
 
-@pytest.mark.parametrize("error", [0.0, 0.3])
+@over("error", [0.0, 0.3])
 def test_a_margin_above_the_error_may_be_a_lower_bound_and_any_other_is_exact(error: float) -> None:
     rng = np.random.default_rng(0)
     ends = torch.tensor(rng.uniform(0.0, 6.0, (1, 500, 1, 2)) + rng.normal(0.0, 0.5, (1, 500, 2, 2)))

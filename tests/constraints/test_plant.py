@@ -6,6 +6,7 @@ import pytest
 import torch
 from certified_cases import SERVOS, plant_of
 from dense_sampling import Servo
+from one_case import over
 
 from diffpolicy.constraints.plant import LinearPlant, State, identify, position_servo
 
@@ -33,7 +34,7 @@ def random_state(batch: int, seed: int = 0) -> State:
     return State(position, velocity)
 
 
-@pytest.mark.parametrize("servo", SERVOS)
+@over("servo", SERVOS)
 def test_motion_is_the_loop_over_sub_steps(servo: Servo) -> None:
     plant = plant_of(servo)
     state = random_state(4)
@@ -64,7 +65,7 @@ def test_it_is_the_agent_of_pusht() -> None:
     assert worst < 1e-4  # px, and 1e-3 px/s: pymunk stores positions in double, our env's actions are float32
 
 
-@pytest.mark.parametrize("servo", SERVOS)
+@over("servo", SERVOS)
 def test_before_undoes_a_sub_step(servo: Servo) -> None:
     plant = plant_of(servo)
     one = LinearPlant(plant.transition, plant.drive, plant.substep_s, 1)
@@ -84,12 +85,21 @@ def log_of(plant: LinearPlant, ticks: int = 30) -> tuple[torch.Tensor, torch.Ten
     return positions, velocities, torch.cat([commands[0].repeat_interleave(plant.substeps, 0), commands[0, -1:]])
 
 
-@pytest.mark.parametrize("servo", SERVOS)
+@over("servo", SERVOS)
 def test_a_log_tells_the_plant(servo: Servo) -> None:
     plant = plant_of(servo)
     found = identify(*log_of(plant), plant.substep_s, plant.substeps)
     np.testing.assert_allclose(found.transition, plant.transition, rtol=0, atol=1e-9)  # least squares of exact data
     np.testing.assert_allclose(found.drive, plant.drive, rtol=0, atol=1e-9)
+
+
+def test_three_rows_are_enough_and_two_are_not() -> None:
+    positions, velocities, commands = (part[:4, :1] for part in log_of(PUSHT))
+    found = identify(positions, velocities, commands, PUSHT.substep_s, PUSHT.substeps)
+    np.testing.assert_allclose(found.transition, PUSHT.transition, rtol=0, atol=1e-6)  # three unknowns, three rows
+    np.testing.assert_allclose(found.drive, PUSHT.drive, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="2 rows do not tell"):
+        identify(positions[:3], velocities[:3], commands[:3], PUSHT.substep_s, PUSHT.substeps)
 
 
 def test_logs_that_tell_nothing_are_refused() -> None:
@@ -102,8 +112,8 @@ def test_logs_that_tell_nothing_are_refused() -> None:
         identify(positions.flip(0), -velocities.flip(0), commands.flip(0), 0.01, 10)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
+@over(
+    "make, message",
     [
         (lambda: position_servo(100.0, 20.0, 0.01, 0), "substeps 0"),
         (lambda: position_servo(100.0, 20.0, 0.0, 10), "substep_s 0.0"),
@@ -122,7 +132,7 @@ def test_plants_that_offer_no_brake_are_refused(make, message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("servo", [*SERVOS, Servo(100.0, 2.0, 0.005, 20), Servo(4.0, 1.0, 0.01, 10)])
+@over("servo", [*SERVOS, Servo(100.0, 2.0, 0.005, 20), Servo(4.0, 1.0, 0.01, 10)])
 def test_the_largest_responses_are_bounds_for_good(servo: Servo) -> None:
     (off, moving), (speed_off, speed) = plant_of(servo).largest_free_response
     rng = np.random.default_rng(0)
@@ -139,7 +149,7 @@ def test_the_largest_responses_are_bounds_for_good(servo: Servo) -> None:
     assert max(1.0, np.abs(pull[0, :, 0] - 1.0).max()) == pytest.approx(off, rel=1e-6)
 
 
-@pytest.mark.parametrize("servo", [*SERVOS, Servo(100.0, 20.0, 0.001, 100)])
+@over("servo", [*SERVOS, Servo(100.0, 20.0, 0.001, 100)])
 def test_after_settle_ticks_the_speed_stays_below_a_thousandth_of_its_largest(servo: Servo) -> None:
     plant = plant_of(servo)
     rows = plant.settle_ticks * plant.substeps

@@ -8,6 +8,7 @@ import pytest
 import torch
 from certified_cases import plant_of
 from dense_sampling import Servo
+from one_case import over
 from qpsolvers import solve_qp
 from scipy import sparse
 
@@ -139,7 +140,7 @@ SETS: dict[str, list[Constraint]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Clarabel.rs terminated with status PrimalInfeasible")
-@pytest.mark.parametrize("metric", METRICS)
+@over("metric", METRICS)
 @pytest.mark.parametrize("name", list(SETS))
 def test_many_iterations_are_clarabels_solution(name: str, metric) -> None:
     plan, start, obstacles = problem()
@@ -152,8 +153,8 @@ def test_many_iterations_are_clarabels_solution(name: str, metric) -> None:
     assert float((found - plan)[solvable].abs().max()) > 100 * CLOSE  # the constraints do something
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(("order", "limit"), [(1, 6.0), (2, 40.0), (3, 600.0)])
+@over("metric", METRICS)
+@over("order, limit", [(1, 6.0), (2, 40.0), (3, 600.0)])
 def test_limits_of_norms_are_clarabels_solution_over_cones(order: int, limit: float, metric) -> None:
     plan, start, _ = problem()
     found = projected([NormLimit(limit, Quantity("commands", order))], metric, plan, start, no_obstacles(BATCH))
@@ -239,8 +240,8 @@ def test_float32_is_float64_up_to_rounding() -> None:
     torch.testing.assert_close(single.double(), double, rtol=0.0, atol=1e-3)  # 30 iterations of 1e-6 of 10 each
 
 
-@pytest.mark.parametrize("obstacles", [no_obstacles(2), disc(0.0, 0.0, 1.0).padded(3).robots(torch.tensor([0, 0]))])
-@pytest.mark.parametrize("constraints", [[], [KeepOut(0.1)], [KeepOut(0.1), Box(0.0, 1.0, COMMANDS)]])
+@over("obstacles", [no_obstacles(2), disc(0.0, 0.0, 1.0).padded(3).robots(torch.tensor([0, 0]))])
+@over("constraints", [[], [KeepOut(0.1)], [KeepOut(0.1), Box(0.0, 1.0, COMMANDS)]])
 def test_it_works_without_constraints_and_without_slots(constraints, obstacles: Obstacles) -> None:
     here = torch.full((2, 2), 5.0, dtype=torch.float64)
     start = Start(State(here, 0 * here), here[:, None].repeat(1, 3, 1))

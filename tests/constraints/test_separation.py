@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_case import over
 from shapely import LineString, MultiPoint, Point
 
 from diffpolicy.constraints.planar.separation import separation
@@ -47,7 +48,7 @@ def test_the_distance_is_shapelys_and_never_more(ends, points) -> None:
     assert found <= expected + ROUNDING
 
 
-@pytest.mark.parametrize("seed", range(20))
+@over("seed", range(20))
 def test_the_depth_of_an_overlap_is_the_least_way_out(seed: int) -> None:
     rng = np.random.default_rng(seed)
     vertices = corners_of(rng.uniform(-3.0, 3.0, (6, 2)).tolist())
@@ -61,8 +62,8 @@ SQUARE = [(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]
 WALL = [(0.0, 0.0), (4.0, 0.0)]
 
 
-@pytest.mark.parametrize(
-    ("ends", "vertices", "expected"),
+@over(
+    "ends, vertices, expected",
     [
         ([(3.0, 1.0), (5.0, 1.0)], SQUARE, 1.0),
         ([(3.0, 3.0), (4.0, 4.0)], SQUARE, 2**0.5),  # corner to end
@@ -82,7 +83,7 @@ WALL = [(0.0, 0.0), (4.0, 0.0)]
         ([(-1.0, 0.0), (1.0, 0.0)], [(0.0, 0.0)], 0.0),  # through a point
     ],
 )
-@pytest.mark.parametrize("way", ["as it is", "other way round", "repeated corners", "turned list", "padded"])
+@over("way", ["as it is", "other way round", "repeated corners", "turned list", "padded"])
 def test_simple_cases_in_every_order_of_the_corners(ends, vertices, expected: float, way: str) -> None:
     orders = {
         "as it is": vertices,
@@ -102,8 +103,8 @@ def test_a_point_in_the_very_place_of_a_point_touches_it_and_has_a_way_out() -> 
     assert float(normal.norm()) == 1.0
 
 
-@pytest.mark.parametrize("size", [1e-9, 1e-6, 1e-3])
-@pytest.mark.parametrize("at", [0.0, 512.0, 1e5])
+@over("size", [1e-9, 1e-6, 1e-3])
+@over("at", [0.0, 512.0, 1e5])
 def test_slivers_far_from_the_origin_are_never_called_clearer_than_they_are(size: float, at: float) -> None:
     sliver = [(at, at), (at + 1.0, at), (at + 1.0, at + size), (at, at + size)]
     for order in (sliver, sliver[::-1]):
@@ -111,8 +112,8 @@ def test_slivers_far_from_the_origin_are_never_called_clearer_than_they_are(size
         assert distance([(at, at + size + 1.0), (at + 1.0, at + size + 1.0)], order) == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["end", "corner"])
+@over("bad", [float("nan"), float("inf")])
+@over("where", ["end", "corner"])
 def test_what_is_not_a_number_is_never_clear(bad: float, where: str) -> None:
     ends, vertices = (
         torch.tensor([[9.0, 9.0], [8.0, 8.0]], dtype=torch.float64),

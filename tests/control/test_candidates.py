@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from one_case import over
 from world import BEGIN, RADIUS, World, both, safety
 
 from diffpolicy import DiffusionPolicy, PolicyController
@@ -48,14 +49,14 @@ def never_certified(candidates: int):
     return safety([KeepOut(20.0)], mode="none", candidates=candidates)
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 4])
+@over("candidates", [1, 2, 4])
 def test_all_further_samples_of_all_robots_are_one_call(small_policy, monkeypatch, candidates: int) -> None:
     recorded = Recorded(small_policy, monkeypatch)
     run(PolicyController(small_policy, "ddim", 1, safety=never_certified(candidates)), 8)
     assert recorded.rows == [2] + [2 * (candidates - 1)] * (candidates > 1)
 
 
-@pytest.mark.parametrize(("inference_batch", "calls"), [(2, 4), (4, 3), (5, 3), (8, 2)])
+@over("inference_batch, calls", [(2, 4), (4, 3), (5, 3), (8, 2)])
 def test_calls_have_the_inference_batch_however_many_samples_there_are(
     small_policy, monkeypatch, inference_batch: int, calls: int
 ) -> None:
@@ -67,7 +68,7 @@ def test_calls_have_the_inference_batch_however_many_samples_there_are(
 
 
 @pytest.mark.parametrize("mode", ["none", "clip"])  # the projection at a step depends, by rounding, on the other rows
-@pytest.mark.parametrize("seed", range(3))
+@over("seed", range(3))
 def test_one_call_gives_bit_by_bit_what_calls_one_by_one_give(small_policy, mode: str, seed: int) -> None:
     demanded = safety([KeepOut(RADIUS)], mode=mode, candidates=4)
     found = [

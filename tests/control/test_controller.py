@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy import DiffusionPolicy, PolicyController
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
@@ -94,7 +95,7 @@ def test_an_episode_is_bit_equal_alone_or_among_others(request, policy: str, inf
 
 
 def test_a_masked_reset_restarts_one_robot_and_leaves_the_other(small_policy) -> None:
-    controller = PolicyController(small_policy, inference_batch=8)
+    controller = PolicyController(small_policy, inference_batch=16)
     controller.reset(seeds=[0, 1])
     undisturbed = run(controller, 20, batch=2)
     controller.reset(seeds=[0, 1])
@@ -115,8 +116,8 @@ def test_safety_is_applied_to_the_actions(small_policy) -> None:
     assert actions.max() <= np.float32(4.1)
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
+@over(
+    "bad, message",
     [
         ({"position": np.zeros((1, 3))}, "keys are"),
         ({"position": np.zeros((1, 4)), "goal": np.zeros((1, 2))}, r"position has shape \[1, 4\], expected \[1, 3\]"),
@@ -149,8 +150,8 @@ def test_a_reset_of_another_batch_size_is_refused(small_policy) -> None:
         controller.reset(seeds=[0], mask=np.array([True]))
     with pytest.raises(ValueError, match="mask is int64, expected bool"):
         controller.reset(seeds=[0, 1], mask=np.array([0, 1]))
-    with pytest.raises(ValueError, match="9 robots, expected at most inference_batch 8"):
-        PolicyController(small_policy, inference_batch=8).reset(seeds=list(range(9)))
+    with pytest.raises(ValueError, match="17 robots, expected at most inference_batch 16"):
+        PolicyController(small_policy, inference_batch=16).reset(seeds=list(range(17)))
     with pytest.raises(ValueError, match="steps 101 must be between 1 and 100"):
         PolicyController(small_policy, "ddim", 101)
     with pytest.raises(ValueError, match="'ddimm' is unknown, expected one of"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_sampling import Demands
+from one_case import over
 from seams import CosineCodec
 from world import BEGIN, CONSTRAINTS, DEMANDS, DISC, RADIUS, SAMPLERS, SERVO, WALL, both, observation, safety, start
 
@@ -21,7 +22,7 @@ from diffpolicy.safety.settings import MODES
 from diffpolicy.safety.surroundings import Surroundings
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@over("sampler", SAMPLERS)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_with_every_sampler_sends_only_what_is_clear(small_policy, mode: str, sampler: str) -> None:
     obstacles = both(together([DISC, WALL]))
@@ -43,7 +44,7 @@ def test_limits_of_accelerations_are_kept_too(small_policy, mode: str) -> None:
     assert world.overstepped(DEMANDS, obstacles).max() <= 1e-4  # float32, over the period twice
 
 
-@pytest.mark.parametrize("mode", MODES[2:])
+@over("mode", MODES[2:])
 def test_projection_lets_robots_move_where_nothing_is_certified_without_it(small_policy, mode: str) -> None:
     obstacles = both(together([DISC, WALL]))
     moved, limits = {}, [*CONSTRAINTS[:2], CONSTRAINTS[3]]
@@ -119,8 +120,8 @@ def test_a_masked_reset_forgets_one_robot_only(small_policy) -> None:
     assert world.certified.all()
 
 
-@pytest.mark.parametrize(
-    ("obstacles", "message"),
+@over(
+    "obstacles, message",
     [
         (both(together([DISC] * 7)), "7 given, expected at most 6"),
         (DISC, "for 1 robots, expected 2"),
@@ -139,8 +140,8 @@ def test_obstacles_without_safety_raise(small_policy) -> None:
         plain.select_action(observation(), Surroundings(obstacles=both(DISC)))
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
+@over(
+    "other, message",
     [
         ({"mode": "always"}, "mode 'always' must be one of"),
         ({"candidates": 0}, "candidates 0"),
@@ -181,7 +182,7 @@ class Fence:
         return self.x - y[..., 0]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@over("mode", MODES)
 def test_a_users_own_constraint_is_kept_in_every_mode(small_policy, mode: str) -> None:
     controller, world = start(small_policy, safety([Fence(4.0)], mode=mode), np.array([[3.0, 3.0]]))
     world.run(controller, 10, lambda tick: None)
@@ -200,7 +201,7 @@ def test_uncertified_plans_are_sent_only_where_that_is_asked_for(small_policy) -
     np.testing.assert_array_equal(np.stack(world.actions), np.stack(expected).astype(np.float64))
 
 
-@pytest.mark.parametrize("constraint", [KeepOut(RADIUS), BarrierDecrease(0.5, RADIUS, acts_on="motion")])
+@over("constraint", [KeepOut(RADIUS), BarrierDecrease(0.5, RADIUS, acts_on="motion")])
 def test_a_robot_without_obstacles_is_not_bothered(small_policy, constraint) -> None:
     for slots in (0, 6):
         controller, world = start(small_policy, safety([constraint], slots=slots))

@@ -4,9 +4,10 @@ import warnings
 
 import pytest
 import torch
+from one_case import over
 from torch import Tensor
 
-from diffpolicy import DiffusionPolicy, PolicyConfig
+from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
 from diffpolicy.control import row_check
 from diffpolicy.control.row_check import has_independent_rows, rows_are_independent, warn_of_dependent_rows
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
@@ -26,7 +27,7 @@ def neighbour_of_odd(x: Tensor) -> Tensor:
     return torch.where((torch.arange(len(x)) % 2 == 1)[:, None], neighbour(x), x)
 
 
-@pytest.mark.parametrize("function", [place, neighbour, neighbour_of_odd])
+@over("function", [place, neighbour, neighbour_of_odd])
 def test_a_row_that_depends_on_its_place_or_its_neighbours_is_found(function) -> None:
     assert not rows_are_independent(function, ROW, 8)
 
@@ -46,7 +47,7 @@ def policy_with(widths: tuple[int, ...] = (8, 16)) -> DiffusionPolicy:
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="measured with the kernels of MKL and oneDNN")
-@pytest.mark.parametrize("widths", [(8, 16, 32), (32, 64, 128)])
+@over("widths", [(8, 16, 32), (32, 64, 128)])
 def test_in_a_batch_of_a_multiple_of_16_a_policy_has_independent_rows(widths: tuple[int, ...]) -> None:
     """Promised on all kernels, with 1 and 2 threads."""
     policy = policy_with(widths)
@@ -54,7 +55,7 @@ def test_in_a_batch_of_a_multiple_of_16_a_policy_has_independent_rows(widths: tu
         assert has_independent_rows(policy, batch), f"batch {batch}"
 
 
-@pytest.mark.parametrize("widths", [(8, 16, 32), (32, 64, 128)])
+@over("widths", [(8, 16, 32), (32, 64, 128)])
 def test_where_the_check_finds_independent_rows_no_place_or_neighbour_changes_a_row(widths: tuple[int, ...]) -> None:
     """Tried place by place; which batches those are is the processor's affair."""
     policy = policy_with(widths)
@@ -101,3 +102,25 @@ def test_where_no_multiple_of_16_helps_fewer_threads_are_advised(monkeypatch) ->
     for batch in (16, 24):
         with pytest.warns(RuntimeWarning, match="choose fewer threads"):
             warn_of_dependent_rows(policy_with(), batch)
+
+
+def test_a_controller_says_where_the_rows_of_its_inference_batch_are_dependent_and_is_silent_elsewhere(
+    monkeypatch,
+) -> None:
+    asked = []
+
+    def only_in_batches_of_16(policy: DiffusionPolicy, batch: int) -> bool:
+        asked.append((policy, batch))
+        return batch == 16
+
+    monkeypatch.setattr(row_check, "has_independent_rows", only_in_batches_of_16)
+    policy = policy_with()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PolicyController(policy)  # no promise, no check
+        assert asked == []
+        PolicyController(policy, inference_batch=16)
+    assert asked == [(policy, 16)]
+    with pytest.warns(RuntimeWarning, match=r"inference_batch 12 .* choose 16") as caught:
+        PolicyController(policy, inference_batch=12)
+    assert [warning.filename for warning in caught] == [__file__], "it points to whoever makes the controller"

@@ -1,7 +1,7 @@
 """A wrapper forwards everything that it does not override."""
 
 import numpy as np
-import pytest
+from one_case import over
 
 from diffpolicy.control.protocol import Controller
 from diffpolicy.control.wrapper import ControllerWrapper
@@ -31,7 +31,7 @@ class Doubled(ControllerWrapper):
         return 2 * super().select_action(observation, surroundings)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@over("depth", [1, 2])
 def test_everything_reaches_the_controller_and_comes_back(depth: int) -> None:
     inner = controller = Inner()
     for _ in range(depth):

@@ -96,6 +96,17 @@ def test_a_drop_stopped_at_each_step_of_the_swap_is_finished_on_open(recorded, m
     assert [each.name for each in recorded.parent.iterdir()] == [recorded.name]
 
 
+def test_what_a_drop_left_that_was_killed_in_the_middle_of_any_of_its_files_is_removed(recorded):
+    """zarr writes FILE.json as FILE.UUID.partial first."""
+    unfinished = f"zarr.{'0a' * 16}.partial"
+    for at in ("", "data", "meta/episode_ends"):
+        left = recorded.with_name(f".recorded.zarr.next.{'1b' * 16}.partial")
+        shutil.copytree(recorded, left)
+        (left / at / unfinished).touch()
+        ReplayBuffer.open(recorded, mode="a")
+        assert [each.name for each in recorded.parent.iterdir()] == [recorded.name], at
+
+
 def test_opening_leaves_foreign_files_alone(recorded, tmp_path):
     """What is not a buffer of ours, and what has only a name like that of one of our leftovers."""
     theirs = tmp_path / "theirs.zarr"

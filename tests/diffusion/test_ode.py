@@ -132,6 +132,13 @@ def test_the_great_circle_keeps_the_length_and_ends_at_its_ends() -> None:
         great_circle(first, second, 2.0)
 
 
+def test_the_great_circle_from_a_noise_to_itself_stays_there() -> None:
+    """Where the angle is 0, and its sine with it."""
+    noise = torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # The angle is taken for 1.4e-3 at least: the length is off by an eighth of its square.
+    torch.testing.assert_close(great_circle(noise, noise, 0.3), noise, rtol=1e-6, atol=0)
+
+
 def test_the_density_of_a_gaussian() -> None:
     x = torch.tensor([[[0.0, 2.0]]], dtype=torch.float64)
     expected = -2 * math.log(2.0) - math.log(2 * math.pi) - 0.5

@@ -1,6 +1,7 @@
 """Facts about every sampler's table, at every step count, on every schedule that it is defined for."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from one_case import over
 
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim, ddpm
-from diffpolicy.diffusion.samplers.langevin import langevin
+from diffpolicy.diffusion.samplers.langevin import langevin, predictor_corrector
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import SPACINGS, trailing
@@ -207,6 +208,12 @@ def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: floa
 
     reverse(denoise, table, unit_draws(table), identity)
     assert reached[-1] == pytest.approx(variance / (1 - rate * now.sigma[0] ** 2 / (2 * variance)), rel=1e-6)
+
+
+def test_langevin_steps_are_as_many_at_the_last_level_as_at_the_others() -> None:
+    now = trailing(cosine(100), 5)
+    for table, expected in ((langevin(now, 3), [3] * 5), (predictor_corrector(now, 2), [1, 3, 3, 3, 3])):
+        assert [*Counter(row.sigma for row in table.rows).values()] == expected
 
 
 def test_wrong_number_of_noise_draws_is_refused() -> None:

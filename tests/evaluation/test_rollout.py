@@ -55,7 +55,7 @@ def run(
         env.close()
 
 
-@pytest.mark.parametrize("inference_batch", [8, 64])  # from 64 on, the network's own kernels
+@pytest.mark.parametrize("inference_batch", [16, 64])  # from 64 on, the network's own kernels
 def test_the_same_seed_gives_the_bit_same_episode_alone_or_in_a_batch(
     policy: DiffusionPolicy, inference_batch: int
 ) -> None:
@@ -108,7 +108,7 @@ def test_an_episode_ends_on_success(policy: DiffusionPolicy) -> None:
 def test_videos_show_the_same_episodes_with_the_score_drawn_in(policy: DiffusionPolicy, tmp_path: Path) -> None:
     options = {"state": np.array([50.0, 50.0, 256.0, 256.0, np.pi / 4])}
     config = EnvConfig(PUSHT.id, PUSHT.kwargs, options)
-    (episode,) = record_videos(policy, config, SAMPLER, [7], 8, tmp_path)
+    (episode,) = record_videos(policy, config, SAMPLER, [7], 16, tmp_path)
     assert episode.success
     frames = imageio.imread(tmp_path / "episode_000_seed_7.mp4")
     assert frames.shape == (2, 512, 512, 3), "one frame before each action and one after the last"
@@ -144,8 +144,8 @@ def test_videos_show_the_zones_that_safety_forbids(policy: DiffusionPolicy, tmp_
     options = {"state": np.array([50.0, 50.0, 256.0, 256.0, np.pi / 4])}
     config = EnvConfig(PUSHT.id, PUSHT.kwargs, options)
     safety = build_safety(SafetyConfig(mode="last", keep_out=[[120.0, 400.0, 40.0]]))
-    record_videos(policy, config, SAMPLER, [7], 8, tmp_path / "with", safety)
-    record_videos(policy, config, SAMPLER, [7], 8, tmp_path / "without")
+    record_videos(policy, config, SAMPLER, [7], 16, tmp_path / "with", safety)
+    record_videos(policy, config, SAMPLER, [7], 16, tmp_path / "without")
     zone, plain = (imageio.imread(tmp_path / name / "episode_000_seed_7.mp4")[0] for name in ("with", "without"))
     inside, outside = np.s_[380:420, 100:140], np.s_[300:340, 100:140]
     assert zone[inside][..., 1].mean() < plain[inside][..., 1].mean() - 20.0, "less green: redder than before"
@@ -154,8 +154,8 @@ def test_videos_show_the_zones_that_safety_forbids(policy: DiffusionPolicy, tmp_
 
 def test_videos_give_the_results_of_the_evaluation(policy: DiffusionPolicy, tmp_path: Path) -> None:
     seeds = [11, 12, 13]
-    results = evaluate(policy, PUSHT, SAMPLER, seeds, inference_batch=8)
-    assert record_videos(policy, PUSHT, SAMPLER, seeds[:1], 8, tmp_path) == results[:1]
+    results = evaluate(policy, PUSHT, SAMPLER, seeds, inference_batch=16)
+    assert record_videos(policy, PUSHT, SAMPLER, seeds[:1], 16, tmp_path) == results[:1]
 
 
 def test_a_summary_has_means_and_intervals() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from one_case import over
 from torch import Tensor
 from torch.testing import assert_close
 from traced import EVERY_SAMPLER, compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
@@ -115,7 +116,7 @@ def new_statistics(policy: DiffusionPolicy) -> None:
     policy.fit({"position": torch.eye(3), "goal": torch.eye(2)}, torch.tensor([[1.0, 1.0], [3.0, 4.0]]))
 
 
-@pytest.mark.parametrize("change", [load_others, average, in_place, new_memory, new_part, new_statistics])
+@over("change", [load_others, average, in_place, new_memory, new_part, new_statistics])
 def test_no_replay_is_of_earlier_weights(traced, change: Callable[[DiffusionPolicy], None]) -> None:
     plain = make_policy()
     replaying = compiled(plain)
@@ -127,13 +128,12 @@ def test_no_replay_is_of_earlier_weights(traced, change: Callable[[DiffusionPoli
     assert_close(after, plan(plain), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
+@over(
     "other",
     [
         {"constrain": lambda plan, row: plan.clamp(4.0, 4.5)},
         {"guide": lambda denoise, without: lambda x, row: 0.9 * denoise(x, row)},
     ],
-    ids=["constraint", "guide"],
 )
 def test_what_could_change_unseen_is_not_recorded(traced, other) -> None:
     plain = make_policy()

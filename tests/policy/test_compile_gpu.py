@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from one_case import over
 from torch.testing import assert_close
 from world import both, safety, start
 
@@ -43,7 +44,7 @@ def captured(policy: DiffusionPolicy) -> int:
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("sampler", sorted(TABLES))
+@over("sampler", sorted(TABLES))
 def test_a_captured_loop_makes_the_plans_of_the_plain_path(sampler: str, batch: int) -> None:
     policies = make_policies(sampler)
     for seed in range(3):
@@ -59,7 +60,7 @@ def test_a_captured_loop_makes_the_plans_of_the_plain_path(sampler: str, batch: 
 
 
 @pytest.mark.parametrize("mode", ["every_step", "last_half"])
-@pytest.mark.parametrize("sampler", sorted(TABLES))
+@over("sampler", sorted(TABLES))
 def test_with_safety_too_while_obstacles_come_and_go(sampler: str, mode: str) -> None:
     policies = make_policies(sampler)
     controllers, worlds = zip(*(start(one, safety(mode=mode), sampler=sampler) for one in policies), strict=True)

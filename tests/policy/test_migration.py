@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import walk
+from one_case import over
 
 from diffpolicy import DiffusionPolicy
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
@@ -86,8 +87,8 @@ def test_other_settings_than_an_old_run_had_are_refused_by_name(tmp_path: Path, 
         Trainer(walk.settings(Path("walk.zarr"), resume=True), Path("run"))
 
 
-@pytest.mark.parametrize(
-    ("changed", "kind", "expected"),
+@over(
+    "changed, kind, expected",
     [
         ({"schedule": "karras"}, "schedule", {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.4}),
         ({"parameterization": "edm"}, "parameterization", {"sigma_data": 0.4}),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
@@ -32,7 +33,7 @@ def test_a_chunk_is_the_executed_part_of_the_plan(small_policy: DiffusionPolicy)
     torch.testing.assert_close(chunk.actions, chunk.plan[:, 1:9], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ON_COSINE)
+@over("name", ON_COSINE)
 def test_plans_stay_within_the_limits_of_the_data(small_policy: DiffusionPolicy, name: str) -> None:
     table = small_policy.sampler({"name": name, "steps": 7})
     plan = small_policy.predict_action_chunk(observation(), generators(), table).plan
@@ -50,7 +51,7 @@ def test_the_same_generators_give_the_same_plan_and_others_another(small_policy:
     assert (other - first).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ON_COSINE)
+@over("name", ON_COSINE)
 def test_a_constraint_acts_in_physical_units_at_every_step_and_on_the_result(
     small_policy: DiffusionPolicy, name: str
 ) -> None:
@@ -69,22 +70,23 @@ def test_a_constraint_acts_in_physical_units_at_every_step_and_on_the_result(
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
-@pytest.mark.parametrize("name", ON_COSINE)
+@over("name", ON_COSINE)
 def test_a_chunk_is_that_of_the_plain_network(
     small_policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch, name: str, batch: int
 ) -> None:
     table = small_policy.sampler({"name": name, "steps": 7})
     found = small_policy.predict_action_chunk(observation(batch), generators(batch), table).plan
-    monkeypatch.setattr(unet1d, "may_unroll", lambda _: False)
-    expected = small_policy.predict_action_chunk(observation(batch), generators(batch), table).plan
+    with monkeypatch.context() as patched:
+        patched.setattr(unet1d, "may_unroll", lambda _: False)
+        expected = small_policy.predict_action_chunk(observation(batch), generators(batch), table).plan
     assert not torch.equal(found, expected), "both are the plain network's"
     assert expected.std() > 1.0
     # Actions of up to 10: float32 rounding of each row, which the next ones carry on and high noise levels enlarge.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
+@over(
+    "change, message",
     [
         ({"goal": None}, r"keys are \['position'\], expected \['goal', 'position'\]"),
         ({"extra": torch.zeros(2, 2, 1)}, "keys are"),
@@ -106,7 +108,7 @@ def test_a_nan_from_a_constraint_never_leaves_the_policy(small_policy: Diffusion
         small_policy.predict_action_chunk(observation(), generators(), constrain=lambda plan, row: plan * NAN)
 
 
-@pytest.mark.parametrize("constrain", [None, lambda plan, row: torch.where(plan < 4, plan, 4.0)])
+@over("constrain", [None, lambda plan, row: torch.where(plan < 4, plan, 4.0)])
 def test_broken_weights_never_give_a_plan_whatever_the_constraint_makes_of_it(constrain) -> None:
     config = PolicyConfig({"goal": 2}, 2, window=WindowConfig(n_obs_steps=1))
     policy = DiffusionPolicy(config)
@@ -144,7 +146,7 @@ def test_observations_may_be_arrays_of_float64(small_policy: DiffusionPolicy) ->
     torch.testing.assert_close(*plans, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["observation.state", "keys", "pop", "träger"])
+@over("name", ["observation.state", "keys", "pop", "träger"])
 def test_an_observation_may_have_any_name(name: str) -> None:
     policy = DiffusionPolicy(PolicyConfig({name: 2}, 2))
     policy.fit({name: torch.eye(2)}, torch.eye(2))
@@ -159,8 +161,8 @@ def test_missing_statistics_raise() -> None:
         policy.loss({"goal": torch.zeros(1, 2, 2)}, torch.zeros(1, 16, 2), torch.Generator())
 
 
-@pytest.mark.parametrize(
-    ("window", "message"),
+@over(
+    "window, message",
     [
         (WindowConfig(horizon=15), r"window: horizon 15 must be divisible by 4 \(2 down-samplings\)"),
         (WindowConfig(horizon=8), r"horizon 8 must be at least n_obs_steps - 1 \+ n_action_steps = 9"),
@@ -205,7 +207,7 @@ class Watching:
         return self.change(plan)
 
 
-@pytest.mark.parametrize("name", [*ON_COSINE, "diffusers"])
+@over("name", [*ON_COSINE, "diffusers"])
 def test_a_projection_is_told_each_step_and_last_the_plan_that_is_returned(
     small_policy: DiffusionPolicy, name: str
 ) -> None:
@@ -216,7 +218,7 @@ def test_a_projection_is_told_each_step_and_last_the_plan_that_is_returned(
     assert watching.steps == list(range(len(sampler) + 1))
 
 
-@pytest.mark.parametrize("name", ["ddim", "unipc", "heun"])
+@over("name", ["ddim", "unipc", "heun"])
 def test_the_very_same_tensor_leaves_a_plan_as_it_is_bit_by_bit(small_policy: DiffusionPolicy, name: str) -> None:
     sampler = small_policy.sampler(name, 5)
     plain, kept, copied = (
@@ -227,8 +229,8 @@ def test_the_very_same_tensor_leaves_a_plan_as_it_is_bit_by_bit(small_policy: Di
     torch.testing.assert_close(copied, plain, rtol=0, atol=1e-4)  # float32, to physical units and back at every step
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
+@over(
+    "change, message",
     [
         (lambda plan: None, "constraint: returned None, expected the plan"),
         (lambda plan: plan[:, 1:], r"constraint: returned shape \[2, 15, 2\], expected \[2, 16, 2\]"),
@@ -240,7 +242,7 @@ def test_a_projection_that_gives_no_plan_is_refused(small_policy: DiffusionPolic
         small_policy.predict_action_chunk(observation(), generators(), constrain=Watching(change))
 
 
-@pytest.mark.parametrize("name", ["ddim", "diffusers"])
+@over("name", ["ddim", "diffusers"])
 def test_a_projection_cannot_hide_that_an_estimate_was_not_finite(small_policy: DiffusionPolicy, name: str) -> None:
     if name == "diffusers":
         pytest.importorskip("diffusers")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
 from diffpolicy.diffusion.guidance import by_cost, inpaint
@@ -78,7 +79,7 @@ def test_the_elbo_is_below_the_log_likelihood_of_a_policy_on_its_own_plans() -> 
     assert (bound < exact).all()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@over("schedule", SCHEDULES)
 def test_every_schedule_gives_a_density_and_a_way_back(schedule: str) -> None:
     analysis = PolicyAnalysis(policy_with(schedule=schedule, num_levels=1000))
     assert analysis.log_likelihood(observation(), plan(), steps=4).physical.isfinite().all()
@@ -96,7 +97,7 @@ def test_interpolation_goes_from_one_plan_to_the_other() -> None:
     assert float((middle - first).norm()) < float((second - first).norm())
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2, 5, 2), torch.full((2, HORIZON, 2), torch.nan)])
+@over("bad", [torch.zeros(2, 5, 2), torch.full((2, HORIZON, 2), torch.nan)])
 def test_a_plan_of_the_wrong_shape_or_with_nan_is_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"plan: shape .* expected \[2, 8, 2\].*all finite"):
         PolicyAnalysis(policy_with()).log_likelihood(observation(), bad)
@@ -136,7 +137,7 @@ def test_settings_that_ask_for_nothing_give_no_guide() -> None:
     assert policy_with().guide(GuidanceConfig()) is None
 
 
-@pytest.mark.parametrize(
+@over(
     "wrong",
     [{"rescale": 2.0, "weight": 1.0}, {"rescale": 0.5}, {"threshold": 0.1}, {"epsilon_scale": 0.0}, {"weight": -2.0}],
 )
@@ -169,7 +170,7 @@ def test_a_controller_passes_its_guide_on() -> None:
     assert controller.select_action({"goal": [[0.5, 0.5]]}).tolist() == [[7.5, 7.5]]  # 0.5 of [-1, 1] is 7.5 of [0, 10]
 
 
-@pytest.mark.parametrize(
+@over(
     "scheduler", ["DDPMScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerDiscreteScheduler"]
 )
 def test_a_scheduler_of_diffusers_samples_under_constraint(scheduler: str) -> None:
@@ -209,8 +210,8 @@ def test_a_row_has_the_noise_that_the_scheduler_says() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3)  # their alpha_bar is float32: 1 - alpha_bar has few digits
 
 
-@pytest.mark.parametrize(
-    ("settings", "diffusion", "reason"),
+@over(
+    "settings, diffusion, reason",
     [
         ({"scheduler": "MagicScheduler"}, {}, "'MagicScheduler' is unknown, expected one of .*DDIMScheduler"),
         ({"scheduler": "KarrasVeScheduler"}, {}, "takes no betas"),

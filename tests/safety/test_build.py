@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy.constraints.certificate import Certifier
 from diffpolicy.constraints.constraint import Scene
@@ -20,8 +21,8 @@ def moving(px_a_tick: float, ticks: int) -> torch.Tensor:
     return 100.0 + torch.stack([along, torch.zeros(ticks)], dim=-1)[None]
 
 
-@pytest.mark.parametrize(
-    ("errors", "px_a_tick"),
+@over(
+    "errors, px_a_tick",
     [({}, 30.0), ({"velocity_error": 30.0}, 30.0), ({"delay_substeps": 3}, 20.0), ({"delay_substeps": 10}, 20.0)],
 )
 def test_a_plan_that_is_too_fast_is_slowed_until_it_is_certified_with_the_errors_that_are_declared(

@@ -1,8 +1,8 @@
 """A robot that gets nowhere follows its plan to its end, or goes back the way it came; one that gets on never does."""
 
 import numpy as np
-import pytest
 import torch
+from one_case import over
 from world import BEGIN, CONSTRAINTS, DEMANDS, RADIUS, SERVO, both, safety, start
 
 from diffpolicy.constraints.constraint import Quantity
@@ -67,7 +67,7 @@ def test_a_robot_that_gets_nowhere_by_plans_that_it_wanted_follows_every_plan_to
     torch.testing.assert_close(torch.cat(rows, dim=1), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("step", "rest"), [(20.0, REST), (0.0, NO_REST)], ids=["gets on", "plans are chunks"])
+@over("step, rest", [(20.0, REST), (0.0, NO_REST)])
 def test_new_plans_are_sent_where_the_robot_gets_on_or_its_plans_have_no_rest(step: float, rest: torch.Tensor) -> None:
     dead_end = DeadEnd(2, HALF_RANGE)
     for plan in range(5 * PATIENCE):

@@ -1,7 +1,7 @@
 """Which of several certified samples is taken."""
 
-import pytest
 import torch
+from one_case import over
 from world import PERIOD_S, PLANT, both, safety
 
 from diffpolicy.constraints.certificate import Certificate
@@ -29,8 +29,8 @@ def test_certified_rows_count_most_then_whether_they_lead_on_then_how_little_the
     assert (worth.diff() > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("obstacles", "is_open", "is_moved"),
+@over(
+    "obstacles, is_open, is_moved",
     [
         (no_obstacles(2), True, False),
         (disc(9.0, 2.0, 0.5), False, False),
@@ -38,7 +38,6 @@ def test_certified_rows_count_most_then_whether_they_lead_on_then_how_little_the
         (disc(9.0, 4.0, 0.5, speed=1.0), True, False),
         (disc(4.0, 2.0, 0.5), None, True),
     ],
-    ids=["free", "barred beyond its end", "barred now", "perhaps barred later", "barred on the way"],
 )
 def test_a_plan_knows_whether_it_leads_on_and_how_far_it_was_moved(
     obstacles: Obstacles, is_open: bool | None, is_moved: bool

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from one_case import over
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, no_obstacles
@@ -63,8 +64,8 @@ def test_commands_are_remembered_in_order() -> None:
     assert history(robot) == [2.5, 3.5, 4.5]
 
 
-@pytest.mark.parametrize(
-    ("late_s", "expected"),
+@over(
+    "late_s, expected",
     [(0.0, [2.0, 3.0, 4.0]), (0.09, [2.0, 3.0, 4.0]), (0.1, [3.0, 4.0, 4.0]), (0.29, [4.0] * 3), (9.0, [4.0] * 3)],
 )
 def test_for_every_whole_tick_missed_the_last_command_was_in_force(late_s: float, expected: list[float]) -> None:
@@ -76,9 +77,7 @@ def test_for_every_whole_tick_missed_the_last_command_was_in_force(late_s: float
     assert history(robot) == expected
 
 
-@pytest.mark.parametrize(
-    ("time_s", "is_timely"), [(0.1, True), (0.119, True), (0.081, True), (0.121, False), (0.079, False), (0.0, False)]
-)
+@over("time_s, is_timely", [(0.1, True), (0.119, True), (0.081, True), (0.121, False), (0.079, False), (0.0, False)])
 def test_a_call_off_its_tick_by_more_than_the_latency_is_neither_timely_nor_may_it_follow_a_stored_stop(
     time_s: float, is_timely: bool
 ) -> None:
@@ -107,8 +106,8 @@ def pushed(state: State, off: float, off_velocity: float) -> State:
     return State(state.position + torch.tensor([[off, 0.0]]), state.velocity + torch.tensor([[0.0, off_velocity]]))
 
 
-@pytest.mark.parametrize(("off", "off_velocity"), [(0.0, 0.0), (9e-4, 0.0), (2e-3, 0.0), (0.0, 9e-4), (0.0, 2e-3)])
-@pytest.mark.parametrize("bound", [0.0, 0.01])
+@over("off, off_velocity", [(0.0, 0.0), (9e-4, 0.0), (2e-3, 0.0), (0.0, 9e-4), (0.0, 2e-3)])
+@over("bound", [0.0, 0.01])
 def test_a_deviation_is_what_exceeds_the_assumed_errors(off: float, off_velocity: float, bound: float) -> None:
     """The errors of both measurements, of this tick and of the one before, count; and the tolerance, 1e-3."""
     robot = memory(Assumptions(position_error=bound, velocity_error=bound))
@@ -159,8 +158,18 @@ def test_no_measurement_is_no_deviation() -> None:
     assert bool(situation(robot).is_known)
 
 
-@pytest.mark.parametrize(
-    ("now", "is_kept"),
+def test_a_robot_without_a_measured_state_counts_as_standing_where_it_was_last_told_to_be() -> None:
+    robot = memory()
+    observe(robot, STILL)
+    for x in (4.0, 5.0):
+        sent = send(robot, x)
+        observe(robot, None)
+        assert robot.start.state.position.tolist() == sent.tolist()
+        assert robot.start.state.velocity.tolist() == [[0.0, 0.0]]
+
+
+@over(
+    "now, is_kept",
     [
         (disc(5.0, 5.0, 1.0, speed=1.0), True),
         (disc(5.1, 5.0, 1.0, speed=1.0), True),

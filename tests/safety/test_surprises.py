@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dense_sampling import Demands, violation
+from one_case import over
 from world import (
     BEGIN,
     CONSTRAINTS,
@@ -31,7 +32,7 @@ from diffpolicy.constraints.plant import State
 from diffpolicy.safety.surroundings import Surroundings
 
 
-@pytest.mark.parametrize("constraint", [KeepOut(RADIUS), KeepOut(RADIUS, acts_on="commands")])
+@over("constraint", [KeepOut(RADIUS), KeepOut(RADIUS, acts_on="commands")])
 def test_a_robot_that_starts_inside_an_obstacle_holds_and_raises_the_alarm(small_policy, constraint) -> None:
     begin = np.array([[3.0, 3.0], [6.6, 6.5]])  # the second one in the disc
     controller, world = start(small_policy, safety([constraint]), begin)
@@ -106,7 +107,7 @@ def test_a_robot_that_was_pushed_while_its_state_was_unknown_does_not_count_as_e
     assert world.reports[-1].alarm.all()
 
 
-@pytest.mark.parametrize("part", ["vertices", "radius", "speed"])
+@over("part", ["vertices", "radius", "speed"])
 def test_nan_obstacles_are_never_passed(small_policy, part: str) -> None:
     spoilt = replace(both(DISC), **{part: getattr(both(DISC), part) * np.nan})
     controller, world = start(small_policy, safety())
@@ -172,7 +173,7 @@ def test_time_that_runs_backwards_raises_and_a_late_call_stops(small_policy) -> 
     np.testing.assert_allclose(now[-1, 1], now[-2, 1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("time_s", [0.201, 0.5])
+@over("time_s", [0.201, 0.5])
 def test_a_call_at_another_time_than_its_tick_does_not_follow_a_stored_stop_blindly(small_policy, time_s) -> None:
     controller, world = start(small_policy, safety())
     for tick in range(3):

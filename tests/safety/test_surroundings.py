@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from one_case import over
 from world import BEGIN, DISC, both, observation, safety, start
 
 from diffpolicy.constraints.plant import State
@@ -32,7 +33,7 @@ def test_without_safety_surroundings_may_be_given_and_change_nothing(small_polic
     np.testing.assert_array_equal(actions[0], actions[2])
 
 
-@pytest.mark.parametrize("demanded", [None, safety()])
+@over("demanded", [None, safety()])
 def test_a_state_in_their_place_is_refused_by_name(small_policy, demanded) -> None:
     controller, _ = start(small_policy, demanded)
     with pytest.raises(ValueError, match="surroundings: is a State, expected Surroundings"):

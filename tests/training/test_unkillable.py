@@ -34,8 +34,8 @@ def last(folder: Path) -> Path:
     return folder / "checkpoints" / "last"
 
 
-def begin_or_resume(config: TrainConfig, folder: Path, file_bytes: int | None = None):
-    return start(dataclasses.replace(config, resume=os.path.lexists(last(folder))), folder, file_bytes)
+def begin_or_resume(config: TrainConfig, folder: Path, **limits: int):
+    return start(dataclasses.replace(config, resume=os.path.lexists(last(folder))), folder, **limits)
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
     config = settings(data_set, trainer={**RARELY, "log_every": 1, "checkpoint_every": 2, "steps": steps})
     draw = random.Random(kills)
     for at_step in sorted(draw.sample(range(1, steps - 20), kills)):
-        process = begin_or_resume(config, tmp_path / "cut")
+        process = begin_or_resume(config, tmp_path / "cut", wait_at=steps - 5)
         wait_for(lambda at_step=at_step: logged_steps(tmp_path / "cut") >= at_step, process.is_alive)
         time.sleep(draw.uniform(0.0, 0.02))
         process.kill()
@@ -79,10 +79,11 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_it(data_set: Path, tmp_path: Path, number: int) -> None:
     config = settings(data_set, trainer={**RARELY, "steps": 40, "log_every": 7, "checkpoint_every": 1000})
-    process = begin_or_resume(config, tmp_path / "cut")
+    process = begin_or_resume(config, tmp_path / "cut", wait_at=30)
     wait_for(lambda: logged_steps(tmp_path / "cut") >= 1, process.is_alive)
     os.kill(process.pid, number)
     os.kill(process.pid, number)  # torchrun repeats what the terminal has sent
+    (tmp_path / "go").touch()
     process.join()
     assert process.exitcode == 128 + number
     step = DiffusionPolicy.from_pretrained(last(tmp_path / "cut")).metadata["step"]
@@ -112,7 +113,7 @@ def test_the_script_says_how_to_go_on(repository: Path, data_set: Path, tmp_path
 def test_a_full_disk_leaves_the_checkpoint_before(data_set: Path, tmp_path: Path) -> None:
     """A limit on the size of files stops the write half-way, as a full disk does."""
     config, folder = settings(data_set, trainer={**RARELY, "steps": 32}), tmp_path / "cut"
-    process = start(config, folder)
+    process = start(config, folder, wait_at=20)
     wait_for(last(folder).exists, process.is_alive)
     process.kill()
     process.join()
