@@ -1,4 +1,4 @@
-"""What training asks of a data set, whatever its format; `ReplayBuffer` is one."""
+"""The interface that training needs from a data set, whatever its format. `ReplayBuffer` implements it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -7,9 +7,9 @@ import numpy as np
 
 
 class DataSource(Protocol):
-    """Episodes of equally long arrays, read lazily; a row of each is one step, whose state precedes its action.
+    """Episodes of arrays of equal length, read lazily. A row is one step, whose state precedes its action.
 
-    Worker processes get copies of it, so it must be picklable where observations are streamed.
+    Streaming observations needs a picklable source, because worker processes get copies of it.
     """
 
     location: str
@@ -34,15 +34,15 @@ class DataSource(Protocol):
         ...
 
     def __getitem__(self, key: str, /) -> np.ndarray:
-        """All rows of one array [n_steps, ...]; ValueError on NaN, inf or damage."""
+        """All rows of one array [n_steps, ...]; raises ValueError on NaN, inf or damaged data."""
         ...
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of one array, likewise."""
+        """Rows [start, stop) of one array; raises as `source[key]` does."""
         ...
 
     def take(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows of one array, given in rising order, each once, likewise."""
+        """The given rows of one array, in increasing order without repetition; raises as `source[key]` does."""
         ...
 
     def close(self) -> None: ...
