@@ -1,8 +1,9 @@
-"""A sampler is a table: one row of coefficients per evaluation of the network.
+"""Samplers as tables: one row of coefficients per evaluation of the network.
 
     x = a * x + b * clean + sum_j c[j] * clean[-j - 1] + s * noise
 
-Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the one j + 1 rows earlier.
+Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the estimate j + 1 rows earlier; noise,
+fresh standard normal noise.
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 @dataclass(frozen=True)
 class Row:
-    """The level that a step starts from, and the coefficients that lead to the next.
+    """The level that a step starts from, and the coefficients of the step.
 
     Attributes:
-        stop: the time of the level that the step leads to, for a network that learned to see it; else None.
+        alpha, sigma, time, input_scale: the level; see diffusion/schedule.py.
+        a, b, s, c: the coefficients; see the formula at the top of this file.
+        stop: the time of the level at the end of the step, for a network that was trained with it; else None.
     """
 
     alpha: float
@@ -33,14 +36,14 @@ class Row:
 
 
 def rows_at(levels: Levels) -> tuple[Row, ...]:
-    """The levels by themselves, to ask a denoiser there: rows that return the clean estimate."""
+    """Rows for calling a denoiser at these levels without sampling; each row returns the clean estimate."""
     zero = np.zeros(len(levels))
     return StepTable(levels, a=zero, b=zero + 1.0, s=zero).rows
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """Coefficients [rows], or [rows, past] for c, at the levels `now`.
+    """The coefficients of a sampler at the levels `now`: a, b and s [rows], and c [rows, past].
 
     Raises:
         ValueError: the last row does not return the clean estimate, (a, b, c, s) = (0, 1, 0, 0).
