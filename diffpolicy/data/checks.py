@@ -82,7 +82,7 @@ def check_chunks(location: str, array: zarr.Array, n_rows: int) -> None:
     missing = sync(find_missing())
     if missing:
         raise ValueError(
-            f"{location}: array {array.path!r} misses {len(missing)} of {len(names)} chunks "
+            f"{location}: array {array.path!r} is missing {len(missing)} of {len(names)} chunks "
             f"(first: {missing[0]}); copy or download the data set again"
         )
 
@@ -97,7 +97,7 @@ def check_finite(location: str, key: str, values: np.ndarray, rows: Sequence[int
     step = row - (int(ends[episode - 1]) if episode else 0)
     raise ValueError(
         f"{location}: array {key!r} holds NaN or inf in episode {episode} at step {step}: {values[found].tolist()}; "
-        f"mend the recording or leave the episode out (drop_episodes, or copy with episodes=...)"
+        f"fix the recording or leave the episode out (drop_episodes, or copy with episodes=...)"
     )
 
 

@@ -66,8 +66,8 @@ def find_data_set(name: str, downloads: Mapping[str, Download] = DOWNLOADS) -> s
     if name not in downloads:
         looked = ", ".join(str(place) for place in [*shipped.places(name), *places])
         raise FileNotFoundError(
-            f"data set {name!r} not found; looked at {looked}. Give an existing path, or the folder that holds it in "
-            f"{DATA_VARIABLE}"
+            f"data set {name!r} not found; looked at {looked}. Give an existing path, or set {DATA_VARIABLE} to the "
+            "folder that holds it"
         )
     return str(_fetch(name, downloads[name], cache_folder() / name))
 
@@ -107,8 +107,8 @@ def _fetch(name: str, download: Download, target: Path) -> Path:
         actual = checksum(found, download.keys)
         if actual != download.sha256:
             raise ValueError(
-                f"{download.url}: the arrays' SHA-256 is {actual}, expected {download.sha256}: not the data set that "
-                f"this task was made with. Put a copy that you trust into a folder and name that in {DATA_VARIABLE}"
+                f"{download.url}: the arrays' SHA-256 is {actual}, expected {download.sha256}: this is not the data "
+                f"set that the task was built for. Put a trusted copy into a folder and set {DATA_VARIABLE} to it"
             )
         if not target.exists():  # another process may have finished first
             os.replace(found, target)
@@ -131,6 +131,6 @@ def _transfer(url: str, target: Path, label: str) -> None:
             raise ConnectionError(f"the transfer broke off after {received} of {expected} bytes")
     except (OSError, HTTPException) as error:  # URLError, timeouts and lost connections are OSErrors
         raise ConnectionError(
-            f"{url}: cannot be downloaded ({error}). Try again, or fetch and unpack it elsewhere and name the folder "
-            f"that holds {label} in {DATA_VARIABLE}"
+            f"{url}: cannot be downloaded ({error}). Try again, or download and unpack it elsewhere and set "
+            f"{DATA_VARIABLE} to the folder that holds {label}"
         ) from error

@@ -66,7 +66,7 @@ def settings_of(table: Mapping[str, Entry[Any]], kind: str, choice: Choice) -> A
     elif isinstance(choice, Mapping):
         content = choice
     else:
-        raise ValueError(f"{kind}: {choice!r} is no choice; expected a name, or a mapping with a name")
+        raise ValueError(f"{kind}: {choice!r} is not a valid choice; expected a name, or a mapping with a name")
     if not isinstance(content.get("name"), str):
         raise ValueError(f"{kind}: {dict(content)} has no name, expected name: one of {', '.join(sorted(table))}")
     return read_settings(lookup(table, kind, content["name"]).settings, content, f"{kind} {content['name']}")

@@ -116,7 +116,7 @@ class Denoising(nn.Module):
         schedule.check()
         if parameterization.needs_signal and not (schedule.levels.alpha > 0).all():
             raise ValueError(
-                "objective: the schedule has a level with alpha 0, where noise and score tell nothing of the clean "
+                "objective: the schedule has a level with alpha 0, where noise and score say nothing about the clean "
                 "trajectory; use the parameterization clean, v, flow or edm"
             )
         if weighting is elbo and levels is not uniform:
