@@ -10,9 +10,13 @@ class Samples(Protocol):
     """A tensor [rows, dim], or rows on disk that are read block by block."""
 
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """[rows, dim]."""
+        ...
 
-    def split(self, size: int, /) -> Iterable[Tensor]: ...
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """All rows in order, in blocks of at most `size`."""
+        ...
 
 
 class Codec(Protocol):

@@ -79,8 +79,8 @@ def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
         print(
             f"{line['model']:<12} {line['threads']} threads  {line['name']:<10} "
             f"{line['wall_ms']:>8.2f} ms (p50 {line['p50_ms']:.2f}, p99 {line['p99_ms']:.2f}), "
-            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes of it "
-            f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}], of the CPU time "
+            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes "
+            f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}] of that time, CPU "
             f"{line['cpu_ratio']:.2f} [{line['cpu_ratio_lowest']:.2f}, {line['cpu_ratio_highest']:.2f}]"
         )
     print(folder / "benchmark_inference.json")
@@ -179,7 +179,7 @@ def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summ
     for row in rows:
         blocks[_label(row)].append(row["wall_ms"])
     ours = [_label(line) for line in summary if line["name"] == OURS]
-    plot_blocks(blocks, folder / "benchmark_inference.png", f"ms a call, batch {config.batch}", ours, log=True)
+    plot_blocks(blocks, folder / "benchmark_inference.png", f"ms per call, batch {config.batch}", ours, log=True)
 
 
 def _label(row: dict) -> str:

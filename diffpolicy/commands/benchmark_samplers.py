@@ -185,7 +185,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     score, success, pareto = figure.subplots(1, 3)
     for axes, name, title in ((score, "score", "mean score"), (success, "success", "success rate")):
         _curves(axes, rows, name, "evaluations")
-        axes.set(xlabel="network evaluations a chunk", ylabel=title)
+        axes.set(xlabel="network evaluations per chunk", ylabel=title)
     _curves(pareto, rows, "success", "latency_p50_ms")
     front = pareto_front(rows)
     pareto.plot([r["latency_p50_ms"] for r in front], [r["success"] for r in front], "k--", lw=1, label="Pareto front")

@@ -56,7 +56,7 @@ def main(config: BenchmarkStreamingConfig, folder: Path) -> None:
     amplification = decoded_per_used(path, config.batch_size)
     document = {"config": asdict(config), "decoded_per_used": amplification, "summary": lines, "rounds": rows}
     write_rows(folder, "benchmark_streaming", document, rows)
-    print(f"{amplification:.1f} images decoded for each that is used")
+    print(f"{amplification:.1f} images decoded per image used")
     for line in lines:
         low, high = line["batches_per_second_lowest"], line["batches_per_second_highest"]
         print(
@@ -112,6 +112,7 @@ def memory_mb() -> float:
 
 
 def summarise(rows: list[dict[str, float]], workers: int) -> dict[str, float]:
+    """The rounds with this number of workers: median and range of batches per second, and peak memory in MB."""
     own = [row for row in rows if row["workers"] == workers]
     rates = with_range("batches_per_second", [row["batches_per_second"] for row in own])
     return {"workers": workers, **rates, "memory_mb": max(row["memory_mb"] for row in own)}

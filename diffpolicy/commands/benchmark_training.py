@@ -100,4 +100,4 @@ def plot(rows: list[dict], path: Path) -> None:
     rates: dict[str, list[float]] = {}
     for row in rows:
         rates.setdefault(f"{row['model']}, {row['threads']} threads, {row['name']}", []).append(1.0 / row["seconds"])
-    plot_blocks(rates, path, "optimiser steps a second", [name for name in rates if name.endswith(f" {OURS}")])
+    plot_blocks(rates, path, "optimiser steps per second", [name for name in rates if name.endswith(f" {OURS}")])

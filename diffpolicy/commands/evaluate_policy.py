@@ -76,5 +76,5 @@ def main(config: EvaluateConfig, folder: Path) -> None:
         f"{results['n_episodes']} episodes, {results['sampler']['name']} with {results['steps']} steps: "
         f"mean score {results['mean_score']:.3f} [{low:.3f}, {high:.3f}], "
         f"success {results['success_rate']:.1%} [{low_rate:.1%}, {high_rate:.1%}], "
-        f"{results['latency_ms']['p50']:.1f} ms a chunk\n{path}"
+        f"{results['latency_ms']['p50']:.1f} ms per chunk\n{path}"
     )

@@ -106,9 +106,9 @@ def main(config: TrainConfig, folder: Path) -> None:
     cost |= measured(Trainer(config, folder), cost["gflop"])
     write_text(folder / "cost.json", json.dumps(cost, indent=2))
     print(
-        f"{cost['parameters']:,} parameters, batch {config.trainer.batch_size}: {cost['gflop']:.2f} GFLOP a step; "
+        f"{cost['parameters']:,} parameters, batch {config.trainer.batch_size}: {cost['gflop']:.2f} GFLOP per step; "
         f"at least {cost['weight_mb']:.0f} MB moved for weights and {cost['activation_mb']:.0f} MB for activations\n"
-        f"{cost['step_s']:.4f} s a step, {cost['step_gflops']:.1f} GFLOP/s; products {cost['product_gflops']:.1f} "
+        f"{cost['step_s']:.4f} s per step, {cost['step_gflops']:.1f} GFLOP/s; products {cost['product_gflops']:.1f} "
         f"GFLOP/s; fraction {cost['fraction']:.0%} [{cost['fraction_low']:.0%}, {cost['fraction_high']:.0%}]\n"
         f"{folder / 'cost.json'}"
     )

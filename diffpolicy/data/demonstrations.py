@@ -30,10 +30,12 @@ class Demonstrations:
 
     @property
     def n_episodes(self) -> int:
+        """Number of episodes."""
         return len(self.episode_ends)
 
     @property
     def n_steps(self) -> int:
+        """Number of steps in all episodes together."""
         return len(self.actions)
 
 

@@ -78,6 +78,7 @@ class ReplayBuffer:
 
     @property
     def n_episodes(self) -> int:
+        """Number of complete episodes."""
         return len(self._ends)
 
     @property
@@ -92,6 +93,7 @@ class ReplayBuffer:
 
     @property
     def keys(self) -> list[str]:
+        """Names of the arrays."""
         return list(self._arrays)
 
     @property
@@ -175,7 +177,10 @@ class ReplayBuffer:
         keys: Iterable[str] | None = None,
         episodes: Iterable[int] | None = None,
     ) -> None:
-        """Write the given keys and episodes (default: all) to a new directory, in zarr format 3, atomically."""
+        """Write the given keys and episodes (default: all) to a new directory, in zarr format 3, atomically.
+
+        Raises FileExistsError if `path` exists, KeyError or IndexError for an unknown key or episode.
+        """
         target = Path(path)
         if target.exists():
             raise FileExistsError(f"{target}: exists already; remove it or choose another path")
@@ -198,7 +203,10 @@ class ReplayBuffer:
             ends[:] = np.cumsum(self._ends[kept] - starts)
 
     def pack(self, zip_path: str | os.PathLike[str]) -> None:
-        """Write everything to one read-only .zip; an existing file is replaced only once the new one is complete."""
+        """Write everything to one read-only .zip; an existing file is replaced only once the new one is complete.
+
+        Raises ValueError if the name does not end in .zip.
+        """
         target = Path(zip_path)
         if target.suffix != ".zip":
             raise ValueError(f"{target}: expected a name that ends in .zip (usually .zarr.zip)")

@@ -15,10 +15,14 @@ class DataSource(Protocol):
     location: str
 
     @property
-    def n_episodes(self) -> int: ...
+    def n_episodes(self) -> int:
+        """Number of episodes."""
+        ...
 
     @property
-    def n_steps(self) -> int: ...
+    def n_steps(self) -> int:
+        """Number of steps in all episodes together."""
+        ...
 
     @property
     def episode_ends(self) -> np.ndarray:
@@ -26,7 +30,9 @@ class DataSource(Protocol):
         ...
 
     @property
-    def keys(self) -> list[str]: ...
+    def keys(self) -> list[str]:
+        """Names of the arrays."""
+        ...
 
     @property
     def specs(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
@@ -45,4 +51,6 @@ class DataSource(Protocol):
         """The given rows of one array, in increasing order without repetition; raises as `source[key]` does."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release open files."""
+        ...

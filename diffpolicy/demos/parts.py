@@ -58,6 +58,7 @@ def join_parts(output: Path, buffer: ReplayBuffer, request: Request, episodes: i
 
 
 def remove_parts(output: Path, ranks: Ranks) -> None:
+    """Delete the parts of all processes."""
     for rank in range(ranks.count):
         shutil.rmtree(_part(output, rank, ranks.count))
 

@@ -21,6 +21,7 @@ Request = dict[str, Any]
 
 
 def first_seed(request: Request) -> int:
+    """The first seed of the set that `request` asks for."""
     return SEEDS_PER_SET * (request["seed"] + 1)
 
 
@@ -79,6 +80,7 @@ def check_request(path: Path, buffer: ReplayBuffer, request: Request) -> None:
 
 
 def given_up(request: Request, failures: int) -> ValueError:
+    """The error to raise when the expert failed too many times in a row."""
     return ValueError(f"expert failed {failures} times in a row with {request['settings']}; change a setting")
 
 

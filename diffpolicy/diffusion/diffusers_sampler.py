@@ -65,7 +65,10 @@ class DiffusersSampler:
         return len(self.rows)
 
     def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Denoised:
-        """Like `reverse`, for noise [rows + 1, batch, horizon, action]; a scheduler uses only the first draw."""
+        """Like `reverse`, for noise [rows + 1, batch, horizon, action].
+
+        The first draw is the start. The last one only seeds the scheduler, which draws its own fresh noise.
+        """
         scheduler = self._started(noise.device)
         if hasattr(scheduler, "config") and "clip_sample" in scheduler.config:
             scheduler.register_to_config(clip_sample=False)  # we project instead

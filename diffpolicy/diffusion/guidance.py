@@ -1,6 +1,7 @@
 """Guidance: each guide wraps the denoiser, so guides compose, and the projection still runs last.
 
-All guides act on the clean estimate. Legend: noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
+All guides act on the clean estimate. The functions that make them raise ValueError if a number is out of range. Legend:
+noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
 """
 
 from collections.abc import Callable

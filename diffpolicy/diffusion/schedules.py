@@ -1,7 +1,8 @@
 """The noise schedules: discrete betas, the continuous VP process, the noise levels of VE, and the straight flow path.
 
 Legend: beta, the variance that one training step adds; alpha_bar, alpha^2 of a variance-preserving schedule, which is
-the cumulative product of 1 - beta; t, diffusion time in (0, 1].
+the cumulative product of 1 - beta; t, diffusion time in (0, 1]. All schedules raise ValueError if a number is out of
+range.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Spacings: the levels that a sampler visits, from the most noise to the least.
 
-trailing and leading pick trained levels; log_snr and karras also use levels between them.
+trailing and leading pick trained levels; log_snr and karras also use levels between them. All raise ValueError unless
+there are at least as many trained levels as steps; log_snr and karras also if the last level holds no signal.
 """
 
 from collections.abc import Callable, Mapping

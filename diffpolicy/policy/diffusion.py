@@ -1,4 +1,4 @@
-"""The diffusion policy: maps observations to a chunk of actions. It is stateless; `PolicyController` keeps the state.
+"""The diffusion policy, which maps observations to a chunk of actions; `PolicyController` keeps the state between ticks.
 
 Shape legend: B batch, H horizon, A action.
 """

@@ -20,7 +20,7 @@ def checked_observation(
     """Convert an observation to tensors {key: [*leading, *shape]}: vectors as float32, images as uint8.
 
     Args:
-        leading: sizes of the leading dimensions: (batch, n_obs_steps), (batch,) or ().
+        leading: sizes of the leading dimensions: (batch,) or (batch, n_obs_steps).
 
     Raises:
         ValueError: the keys differ from those of `specs`, a shape is wrong, a value is not finite, or an image is not

@@ -31,7 +31,9 @@ class Policy(Protocol):
     codec: Codec
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        ...
 
     def fit(self, observations: Mapping[str, Samples], actions: Samples) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, action]."""

@@ -38,7 +38,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """CUDA graphs that share one memory pool, which is safe because no two of them run at the same time."""
+    """Records CUDA graphs that share one memory pool; this is safe because no two of them run at the same time."""
 
     _capture = threading.Lock()  # CUDA allows one capture at a time per process
 
@@ -49,6 +49,7 @@ class CudaGraphs:
         self._done = torch.cuda.Event()
 
     def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture `function(inputs)` as a graph; see `Recorder.record`."""
         graph = torch.cuda.CUDAGraph()
         with self._capture, torch.cuda.device(self._device):
             before = torch.cuda.current_stream()

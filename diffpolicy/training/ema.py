@@ -33,5 +33,6 @@ class Ema:
 
     @torch.no_grad()
     def update(self, policy: Policy, step: int) -> None:
+        """Move the average towards the weights after optimiser step `step`."""
         average, weights = list(self.policy.parameters()), list(policy.parameters())
         torch._foreach_lerp_(average, weights, 1.0 - self.decay(step))  # pyright: ignore

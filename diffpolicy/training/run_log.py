@@ -46,6 +46,7 @@ class Metrics:
         self._wandb = _start_wandb(folder, logger, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row."""
         self.rows.append({"step": step, **values})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.rows[-1]) + "\n")
@@ -74,6 +75,7 @@ class Metrics:
         figure.savefig(path, dpi=120)
 
     def close(self) -> None:
+        """Finish the Weights & Biases run, if there is one."""
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -114,7 +114,7 @@ def _langevin(now: Levels, level: int, rate: float) -> tuple[float, float, float
 
 def _check(steps: int, least: int, rate: float) -> None:
     if steps < least:
-        raise ValueError(f"sampler: {steps} Langevin steps a level, expected at least {least}")
+        raise ValueError(f"sampler: {steps} Langevin steps per level, expected at least {least}")
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"sampler: rate {rate} must be above 0 and at most 1")
 

@@ -66,6 +66,7 @@ class StepTable:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
+        """The rows as Python floats, in the order in which they run."""
         now = self.now
         past = np.zeros((len(now), 0)) if self.c is None else self.c
         columns = (now.alpha, now.sigma, now.time, now.input_scale, self.a, self.b, self.s)
