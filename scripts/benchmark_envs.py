@@ -1,4 +1,4 @@
-"""Env steps per second and core, against gym-pusht: python scripts/benchmark_envs.py peer_python=PYTHON"""
+"""Benchmark env steps per CPU second against gym-pusht: python scripts/benchmark_envs.py peer_python=PYTHON"""
 
 from diffpolicy.commands.benchmark_envs import main
 

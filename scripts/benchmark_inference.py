@@ -1,4 +1,4 @@
-"""Time of a chunk, against others: python scripts/benchmark_inference.py peer_python=PYTHON"""
+"""Benchmark the time of a chunk against other libraries: python scripts/benchmark_inference.py peer_python=PYTHON"""
 
 from diffpolicy.commands.benchmark_inference import main
 

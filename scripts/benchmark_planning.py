@@ -1,4 +1,4 @@
-"""What safety adds to a tick that plans: python scripts/benchmark_planning.py checkpoint=RUN/checkpoints/last"""
+"""Benchmark the cost of safety per plan: python scripts/benchmark_planning.py checkpoint=RUN/checkpoints/last"""
 
 from diffpolicy.commands.benchmark_planning import main
 

@@ -1,4 +1,4 @@
-"""Safety, measured on executed motion: python scripts/benchmark_safety.py checkpoint=RUN/checkpoints/last"""
+"""Benchmark safety on executed motion: python scripts/benchmark_safety.py checkpoint=RUN/checkpoints/last"""
 
 from diffpolicy.commands.benchmark_safety import main
 

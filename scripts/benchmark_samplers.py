@@ -1,4 +1,4 @@
-"""Samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small"""
+"""Benchmark samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small"""
 
 from diffpolicy.commands.benchmark_samplers import main
 

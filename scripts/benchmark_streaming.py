@@ -1,4 +1,4 @@
-"""Batches of images a second read from disk, and the memory that takes: python scripts/benchmark_streaming.py"""
+"""Benchmark the rate and memory of reading image batches from disk: python scripts/benchmark_streaming.py"""
 
 from diffpolicy.commands.benchmark_streaming import main
 

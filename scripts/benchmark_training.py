@@ -1,4 +1,4 @@
-"""Optimiser steps a second, against a plain loop: python scripts/benchmark_training.py"""
+"""Benchmark optimiser steps per second against a plain loop: python scripts/benchmark_training.py"""
 
 from diffpolicy.commands.benchmark_training import main
 

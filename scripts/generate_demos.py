@@ -1,4 +1,4 @@
-"""Record demonstrations of a scripted expert: python scripts/generate_demos.py task=pusht episodes=1750"""
+"""Record demonstrations from a scripted expert: python scripts/generate_demos.py task=pusht episodes=1750"""
 
 from diffpolicy.commands.generate_demos import main
 

@@ -1,4 +1,4 @@
-"""The figures of docs/diffusion.md: python scripts/plot_diffusion.py"""
+"""Draw the figures of docs/diffusion.md: python scripts/plot_diffusion.py"""
 
 from diffpolicy.commands.plot_diffusion import main
 

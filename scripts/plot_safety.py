@@ -1,4 +1,4 @@
-"""The figures of docs/safety.md: python scripts/plot_safety.py checkpoint=RUN/checkpoints/last"""
+"""Draw the figures of docs/safety.md: python scripts/plot_safety.py checkpoint=RUN/checkpoints/last"""
 
 from diffpolicy.commands.plot_safety import main
 

@@ -1,4 +1,4 @@
-"""What a step of training costs, beside the machine's rate of products: python scripts/training_cost.py model=unet"""
+"""Measure a training step against the machine's matrix products: python scripts/training_cost.py model=unet"""
 
 from diffpolicy.commands.training_cost import main
 

@@ -13,7 +13,7 @@ from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system import replay as graph
 
 REPOSITORY = Path(__file__).parents[1]
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a detached shell; programs under test would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # e.g. in a detached shell; child processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -24,7 +24,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def small_policy() -> DiffusionPolicy:
-    """An untrained policy; observations lie in [0, 1], actions in [0, 10]. Each test has its own."""
+    """An untrained policy with observations in [0, 1] and actions in [0, 10]; a new one for each test."""
     torch.manual_seed(0)
     observations = {"position": 3, "goal": 2}
     policy = DiffusionPolicy(PolicyConfig(observations, 2, model=UNet1dConfig(widths=[16, 32], time_embedding_dim=16)))
@@ -35,13 +35,13 @@ def small_policy() -> DiffusionPolicy:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings on the CPU."""
+    """Make recordings work on the CPU."""
     monkeypatch.setattr(graph, "RECORDERS", {"cpu": Traced})
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained policy with the observations and actions of Push-T, quick to run."""
+    """A small, fast, untrained policy with the observations and actions of Push-T."""
     torch.manual_seed(0)
     policy = DiffusionPolicy(PolicyConfig({"keypoints": 20}, 2, model=UNet1dConfig(widths=[8, 16, 32])))
     pixels = torch.linspace(0.0, 512.0, 100)[:, None]
@@ -53,5 +53,5 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped_checkpoint() -> Path:
-    """The checkpoint that comes with the repository."""
+    """The checkpoint that ships with the repository."""
     return REPOSITORY / "data" / "checkpoints" / "pusht_small"

@@ -1,4 +1,4 @@
-"""A table of entries in one test case, for entries that cost milliseconds and say one thing together."""
+"""A decorator that runs a test over a table in one test case, for entries that each take milliseconds."""
 
 import functools
 import inspect
@@ -9,11 +9,11 @@ from typing import Any
 def over(
     names: str, entries: Iterable[Any] | Mapping[str, Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """`pytest.mark.parametrize` in one case: the test runs for every entry, a failure is noted with its entry.
+    """Like `pytest.mark.parametrize`, but in one test case; a failure carries a note that names its entry.
 
     Args:
-        names: of the arguments, separated by commas.
-        entries: the values of these arguments, tuples where there are several; of a mapping its values, named by key.
+        names: the argument names, separated by commas.
+        entries: the values of the arguments, as tuples if there are several. The keys of a mapping name its values.
     """
     arguments = [name.strip() for name in names.split(",")]
     named = list(entries.items()) if isinstance(entries, Mapping) else [(str(entry), entry) for entry in entries]
@@ -31,7 +31,7 @@ def over(
                     raise
 
         kept = [p for name, p in inspect.signature(test).parameters.items() if name not in arguments]
-        run.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined] # what pytest shall fill in
+        run.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined] # the arguments for pytest to fill in
         return run
 
     return decorate

@@ -1,4 +1,4 @@
-"""Another's gymnasium env as a task: demonstrations from a loop of a few lines, and a folder with one YAML file."""
+"""A third-party gymnasium env as a task: demonstrations from a short loop, and a folder with one YAML file."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ env: {{id: Pendulum-v1}}
 
 
 def make_task(folder: Path, episodes: int = 3, steps: int = 60) -> Path:
-    """Write FOLDER/task/pendulum.yaml and the demonstrations that it names; returns FOLDER, for `--config-dir`."""
+    """Write FOLDER/task/pendulum.yaml and its demonstrations; returns FOLDER, for use as `--config-dir`."""
     buffer = ReplayBuffer.create(folder / "pendulum.zarr", {"observation": ((3,), "f4"), "action": ((1,), "f4")})
     env = gymnasium.make("Pendulum-v1")
     for seed in range(episodes):

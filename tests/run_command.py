@@ -1,6 +1,6 @@
-"""The scripts as a user runs them, in processes of their own that have torch and hydra loaded already.
+"""Runs the scripts as a user would, in child processes that have torch and hydra loaded already.
 
-What a command refuses is found out in this process: `error_of` composes the settings as hydra does and calls it.
+`error_of` tests what a command refuses in this process: it composes the settings as hydra does and calls the command.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from walk import CONTEXT, PATIENCE_S
 
 REPOSITORY = Path(__file__).parents[1]
-# Where the settings are not named after the command.
+# Commands whose settings have another name.
 SETTINGS = {"train_policy": "train", "evaluate_policy": "evaluate", "generate_demos": "generate"}
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python scripts/SCRIPT ARGUMENTS` in the repository's folder."""
+    """Run `python scripts/SCRIPT ARGUMENTS` in the folder of the repository."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = CONTEXT.Process(target=_main, args=(script, arguments, out, err))
@@ -39,14 +39,14 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def error_of(command: str, folder: Path, *overrides: str) -> str:
-    """What diffpolicy.commands.COMMAND says of these settings, which it has to refuse, in a run in `folder`."""
+    """The error message of diffpolicy.commands.COMMAND for settings that it must refuse, with run folder `folder`."""
     main = importlib.import_module(f"diffpolicy.commands.{command}").main  # stores its schema
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         try:
             settings = compose(SETTINGS.get(command, command), list(overrides), return_hydra_config=True)
             OmegaConf.resolve(settings.hydra.job)
         except (HydraException, OmegaConfBaseException) as error:
-            return f"{error} {error.__cause__}"  # hydra prints both and ends
+            return f"{error} {error.__cause__}"  # hydra prints both and exits
     with open_dict(settings):
         settings.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(settings)

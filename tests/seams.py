@@ -1,4 +1,4 @@
-"""A second, small user of every seam: real enough to train and act, and nothing like the first."""
+"""A second, small implementation of every interface; each can train and act, and differs from the first."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ from diffpolicy.policy.settings import PolicyConfig
 
 
 class TokenEncoder(nn.Module):
-    """Every observation of every step is a token; images are averaged over blocks of 4 x 4 pixels."""
+    """Encodes every observation at every step as a token; images are averaged over blocks of 4 x 4 pixels."""
 
     features = 16
 
@@ -52,7 +52,7 @@ class TokenEncoder(nn.Module):
 
 
 class TokenReader(nn.Module):
-    """A backbone that looks at tokens by attention, waypoint by waypoint."""
+    """A backbone in which every waypoint attends to the tokens."""
 
     reads: tuple[str, ...] = ("tokens",)
 
@@ -84,7 +84,7 @@ class TokenReader(nn.Module):
 
 
 class CosineCodec(nn.Module):
-    """Normalised actions as coefficients of cosines over the horizon (an orthonormal DCT-II): no waypoint is alone."""
+    """Encodes normalised actions by an orthonormal DCT-II over the horizon, so that waypoints are not separate."""
 
     limits = None
     metric = None
@@ -118,13 +118,13 @@ class CosineCodec(nn.Module):
 
 
 class WithTarget(Denoising):
-    """Denoising that is also drawn to a slow average of the network, and counts its steps."""
+    """Denoising that also regresses to a slow average of the network, and counts its steps."""
 
     steps_done: Tensor
 
     def __init__(self, own: Any) -> None:
         super().__init__(cosine(100), CLEAN)
-        self.bias = nn.Parameter(torch.zeros(()))  # trained besides the network
+        self.bias = nn.Parameter(torch.zeros(()))  # trained in addition to the network
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
 
     def attach(self, network: nn.Module) -> None:
@@ -149,7 +149,7 @@ class WithTarget(Denoising):
 
 
 class OneEvaluation:
-    """The sampler of a policy that draws nothing."""
+    """The sampler of a policy that draws no noise."""
 
     rows = (None,)
 
@@ -158,7 +158,7 @@ class OneEvaluation:
 
 
 class RegressionPolicy(nn.Module):
-    """A plan by least squares: no noise, no levels, one evaluation."""
+    """A policy trained by least squares: no noise, no levels, one evaluation."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""docs/architecture.md and CONTRIBUTING.md: the rooms, floors and files that they name are those of the library."""
+"""docs/architecture.md and CONTRIBUTING.md name the library's actual rooms, floors and files."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every YAML file composes, fits the schema and builds what it names."""
+"""Every YAML file composes, matches its schema, and builds what it names."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def settings(*overrides: str) -> TrainConfig:
 
 
 def parameters(config: TrainConfig) -> int:
-    """Of the network for Push-T's keypoints."""
+    """The number of parameters of a network for Push-T keypoints."""
     policy = PolicyConfig({"keypoints": 20}, 2, model=config.model)
     with torch.device("meta"):
         network = build_network(policy, (policy.window.horizon, 2), CONDITION)

@@ -1,4 +1,4 @@
-"""docs/diffusion.md: its worked numbers come out, what it names exists, its figures are there."""
+"""docs/diffusion.md: its numbers are right, its names exist, and its figures are there."""
 
 import doctest
 import pkgutil

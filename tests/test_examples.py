@@ -1,4 +1,4 @@
-"""The examples as programs; the control loop's handling of time on a clock that the test turns."""
+"""The examples run as programs, and the control loop handles time correctly on a fake clock."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ LINE = re.compile(r"(?P<end>.+): (?P<on_time>\d+) ticks on time, (?P<late>\d+) l
 def load(program: Path):
     spec = importlib.util.spec_from_file_location(program.stem, program)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -33,7 +33,7 @@ safe_control_loop = load(SAFE_PROGRAM)
 
 
 class Clock:
-    """Monotonic seconds that pass only when told to; from 100, since a real one does not begin at 0 either."""
+    """A monotonic clock that advances only when told to; it starts at 100 s, because a real one does not start at 0."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -46,7 +46,7 @@ class Clock:
 
 
 class ScriptedController:
-    """Takes `seconds[i]` for its i-th action, which is i; afterwards 0.01 s."""
+    """A policy whose i-th action is i and takes `seconds[i]`, and 0.01 s once the list is used up."""
 
     def __init__(self, clock: Clock, seconds: list[float], interrupt_at: int | None = None) -> None:
         self.clock, self.seconds, self.interrupt_at = clock, seconds, interrupt_at
@@ -77,7 +77,7 @@ class RecordingRobot(control_loop.PointRobot):
 
 
 def run(seconds_per_action: list[float], interrupt_at: int | None = None):
-    """One second at 10 Hz."""
+    """Run the control loop for one second at 10 Hz."""
     clock = Clock()
     robot = RecordingRobot(clock)
     controller = ScriptedController(clock, seconds_per_action, interrupt_at)
@@ -195,7 +195,7 @@ def test_the_safe_loop_keeps_what_it_declares_where_an_obstacle_appears(shipped_
     assert 100.0 < float(re.findall(r"was at most ([\d.]+) px/s", speed)[0]) <= 250.0
     assert float(re.findall(r"was at least ([-\d.]+) px away", obstacle)[0]) >= 2.0
     at = [int(re.fullmatch(r"tick (\d+): (candidate|prefix|retreat|stored), margin .*", line)[1]) for line in ticks]
-    assert safe_control_loop.APPEARS_AT in at  # what was left of the plan led into it
+    assert safe_control_loop.APPEARS_AT in at  # the rest of the plan led into it
 
 
 def test_without_safety_the_same_loop_runs_into_the_obstacle(shipped_checkpoint: Path) -> None:

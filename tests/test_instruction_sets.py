@@ -1,5 +1,7 @@
-"""The numerical tests once more with fewer of the processor's instructions, as other machines have: passing does not
-depend on the vendor's or the generation's kernels. (Where the libraries know no such limits, they run as they are.)"""
+"""The numerical tests pass with a smaller instruction set too, so they do not depend on the kernels of one processor.
+
+Where the libraries do not support such a limit, the tests run unchanged.
+"""
 
 import os
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 
 FOLDERS = ("diffusion", "networks", "codecs", "constraints", "safety", "policy", "control")
 QUICK = ("control/test_row_check.py", "networks/test_unet1d.py", "networks/test_blocks.py")
-# MKL makes the products of matrices, oneDNN the convolutions, torch itself the rest.
+# MKL computes the matrix products, oneDNN the convolutions, torch itself the rest.
 LIMITS = {
     "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
     "sse": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},

@@ -1,4 +1,4 @@
-"""The floors of the library, what an import may pull in, and what the source may not contain."""
+"""The layering of the library, what an import may load, and what the source must not contain."""
 
 import ast
 import re
@@ -16,8 +16,8 @@ ENVS = REPOSITORY / "envs" / "diffpolicy_envs"
 SCRIPTS = REPOSITORY / "scripts"
 EXAMPLES = REPOSITORY / "examples"
 
-# Rooms from the ground up. A file imports from its own room and from lower floors; rooms of one floor do not know each
-# other. Inside a room, files may not import in a circle.
+# Rooms from the ground floor up. A file imports from its own room and from lower floors, never from another room on the
+# same floor. Files in a room must not import each other in a circle.
 FLOORS = (
     {"_version", "system"},
     {"codecs", "constraints", "data", "diffusion", "networks"},
@@ -68,7 +68,7 @@ SHELVES = {
     "system": ("distributed",),
     "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
 }
-# Entries of one table: what one of them is does not depend on another. Files named after the folder are shared.
+# Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.
 TABLES = {
     "diffusion/samplers": {"table", "settings"},
     "diffusion/objectives": {"objective"},
@@ -105,7 +105,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path, root: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports, anywhere in it; `from a import b` gives a.b."""
+    """Full names of all modules that a file imports, at any depth; `from a import b` gives a.b."""
     package = [root.name, *path.relative_to(root).parent.parts]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -125,7 +125,7 @@ def room_of(path: Path) -> str:
 
 
 def file_of(name: str) -> Path | None:
-    """The file of the library that a name such as diffpolicy.data.store.open_root comes from; None for a package."""
+    """The library file that defines a name such as diffpolicy.data.store.open_root; None for a package."""
     parts = name.split(".")[1:]
     for length in (len(parts), len(parts) - 1):
         path = LIBRARY.joinpath(*parts[:length]).with_suffix(".py") if length else None
@@ -154,7 +154,7 @@ def test_imports_go_down_only():
     for path in python_files(LIBRARY):
         here = room_of(path)
         if here == "__init__":
-            continue  # gives the public names from all floors
+            continue  # exports the public names of all floors
         for name in imports(path, LIBRARY):
             if top_of(name) != "diffpolicy":
                 continue
@@ -212,7 +212,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 
 def test_files_name_the_file_that_defines_what_they_import():
-    """Not a room's own list of public names: that would load all of it, and hide who needs whom."""
+    """Importing a room's public names instead would load the whole room and hide which file is needed."""
     found = [
         f"{name_of(path)} imports {name}"
         for path in python_files(LIBRARY)
@@ -236,7 +236,7 @@ def test_a_script_is_a_call_of_its_command():
 
 
 def strangers(folder: Path, is_stranger: Callable[[str], bool]) -> list[str]:
-    """Imports of the files in `folder` from packages that they may not know."""
+    """Imports in `folder` from packages that its files must not use."""
     return [
         f"{name_of(path)} imports {name}"
         for path in python_files(folder)
@@ -257,7 +257,7 @@ def test_examples_need_the_core_only():
 
 
 def loaded_by(imported: str, among: list[str]) -> set[str]:
-    """Which of the modules `among` a fresh interpreter has after importing."""
+    """The modules in `among` that a fresh interpreter has loaded after an import."""
     program = f"import sys, {imported}; print(*[name for name in {among!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     return set(done.stdout.split())
@@ -274,7 +274,7 @@ def test_registering_the_envs_loads_no_physics_drawing_or_compiler():
 
 
 def dangers(path: Path) -> Iterator[str]:
-    """Calls and imports by which a file could run code from data."""
+    """Calls and imports in a file that could run code from data."""
     yield from (name for name in imports(path, path.parent) if top_of(name) in UNSAFE_MODULES)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
@@ -292,7 +292,7 @@ def test_no_file_can_run_code_from_data():
 
 
 def texts_of_repository() -> list[Path]:
-    """Files under version control that are text; none where there is no git checkout."""
+    """Text files under version control; none without a git checkout."""
     if not shutil.which("git"):
         return []
     done = subprocess.run(["git", "-C", str(REPOSITORY), "ls-files", "-z"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The tables in one test case: every entry runs, and a failure says which."""
+"""`one_case.over` runs a test for every entry of a table, and a failure names its entry."""
 
 import pytest
 from one_case import over

@@ -1,4 +1,4 @@
-"""Each room names what a user's loop needs."""
+"""Each room exports the names that a user's own loop needs."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""What README.md and the pages say is true: programs run, links lead somewhere, commands and imports are understood."""
+"""README.md and the docs pages are correct: programs run, links resolve, commands and imports work."""
 
 import pkgutil
 import re

@@ -1,4 +1,4 @@
-"""docs/safety.md: its examples come out, and the names in it exist."""
+"""docs/safety.md: its examples give the stated results, and its names exist."""
 
 import doctest
 import pkgutil

@@ -1,4 +1,4 @@
-"""docs/scaling.md: its arithmetic comes out, and its settings exist."""
+"""docs/scaling.md: its arithmetic is right, and its settings exist."""
 
 import doctest
 import re

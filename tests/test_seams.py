@@ -1,5 +1,7 @@
-"""Every seam with its second user: what is not a U-Net, a low-dimensional encoder, a normaliser, denoising or diffusion
-at all trains, saves, loads and acts by the same code."""
+"""Every interface with its second implementation, which trains, saves, loads and acts with the same code.
+
+These are not a U-Net, a low-dimensional encoder, a normaliser, denoising, or even diffusion.
+"""
 
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +36,7 @@ TOKENS = {"encoder": "tokens", "model": "reader"}
 
 @pytest.fixture(autouse=True)
 def entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line in a table each."""
+    """Register the second implementations, one line in a table each."""
     new = {
         "ENCODERS": {"tokens": Entry(NameOnly, lambda own, specs, steps: TokenEncoder(specs, steps))},
         "BACKBONES": {"reader": Entry(NameOnly, TokenReader.from_settings)},
@@ -75,7 +77,7 @@ def test_a_policy_that_sees_by_tokens_acts_in_a_controller_as_it_plans() -> None
     plan = policy.predict_action_chunk(frames, generators(3)).actions.numpy()
     controller = PolicyController(policy)
     controller.reset(seeds=[0, 1, 2])
-    same = {key: value[:, :1].expand_as(value).clone() for key, value in frames.items()}  # the first stands for two
+    same = {key: value[:, :1].expand_as(value).clone() for key, value in frames.items()}  # repeat the first one
     expected = policy.predict_action_chunk(same, generators(3)).actions.numpy()
     np.testing.assert_array_equal(controller.select_action({k: v[:, 0] for k, v in frames.items()}), expected[:, 0])
     assert np.abs(plan - expected).max() > 1e-4, "the second frame counts"

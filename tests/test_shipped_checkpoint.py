@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the repository solves Push-T, and is what the README says it is."""
+"""The checkpoint that ships with the repository solves Push-T and matches its description in the README."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from diffpolicy.evaluation.settings import EnvConfig
 
 
 def test_it_solves_push_t(shipped_checkpoint: Path) -> None:
-    """Sixteen episodes on seeds of their own; a policy that fails scores about 0.2, a good one above 0.93."""
+    """Sixteen episodes on separate seeds; a failing policy scores about 0.2, a good one above 0.93."""
     policy = DiffusionPolicy.from_pretrained(shipped_checkpoint)
     env = EnvConfig(**policy.metadata["env"])
     summary = summarize(evaluate(policy, env, {"name": "ddim", "steps": 10}, range(70_000, 70_016), inference_batch=16))

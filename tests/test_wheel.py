@@ -1,4 +1,4 @@
-"""The wheel holds the packages and what is shipped; its core acts with no extra in reach; with `train` it trains."""
+"""The wheel holds the packages and the shipped files; its core acts without any extra; with `train` it trains."""
 
 import json
 import os
@@ -40,7 +40,7 @@ print(diffpolicy.__file__)
 
 
 def run(*command: str | Path, folder: Path | None = None, **environment: str) -> str:
-    """Standard output of a command that must succeed, run in `folder`; the checkout is not on its path."""
+    """Run a command that must succeed in `folder`, without the checkout on its path; returns its standard output."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "DIFFPOLICY_DATA")}
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, cwd=folder, env=clean | environment
@@ -58,7 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distributions(extra: str = "") -> list[metadata.Distribution]:
-    """What diffpolicy needs with an extra or without, and what that needs in turn; not diffpolicy itself."""
+    """The transitive dependencies of diffpolicy, with or without an extra, excluding diffpolicy itself."""
     found: dict[tuple[str, str], metadata.Distribution] = {}
     waiting = [("diffpolicy", ""), ("diffpolicy", extra)]
     while waiting:
@@ -72,7 +72,7 @@ def distributions(extra: str = "") -> list[metadata.Distribution]:
 
 
 def link(distribution: metadata.Distribution, site_packages: Path) -> None:
-    """Make an installed distribution, its metadata included, visible in another environment."""
+    """Make an installed distribution and its metadata visible in another environment."""
     for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
         source, target = Path(str(distribution.locate_file(top))), site_packages / top
         if source.exists() and not target.exists():
@@ -80,14 +80,14 @@ def link(distribution: metadata.Distribution, site_packages: Path) -> None:
 
 
 def environment(folder: Path, wheel: Path, extra: str = "") -> Path:
-    """The interpreter of a new environment with the wheel, what it needs, and nothing else."""
+    """Create an environment with the wheel and its dependencies only; returns its interpreter."""
     venv.create(folder, symlinks=os.name != "nt")
     scripts = Path(sysconfig.get_path("scripts", "venv", {"base": str(folder), "installed_base": str(folder)}))
     python = scripts / Path(sys.executable).name
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     for distribution in distributions(extra):
         link(distribution, site_packages)
-    # Without an index: pip stops here if the wheel asks for anything that is not among the links.
+    # Without an index, pip fails here if the wheel needs anything that is not linked.
     wanted = f"{wheel}[{extra}]" if extra else wheel
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", wanted, PIP_FIND_LINKS="")
     return python
@@ -95,18 +95,18 @@ def environment(folder: Path, wheel: Path, extra: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With torch, numpy, einops, safetensors, and what these need."""
+    """An environment with torch, numpy, einops, safetensors and their dependencies."""
     return environment(tmp_path_factory.mktemp("bare") / "environment", wheel)
 
 
 @pytest.fixture(scope="module")
 def train_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `pip install 'diffpolicy[train]'` makes it."""
+    """An environment as `pip install 'diffpolicy[train]'` creates it."""
     return environment(tmp_path_factory.mktemp("train") / "environment", wheel, "train")
 
 
 def files_of(*folders: str) -> set[str]:
-    """Names in the repository of all files below, the compiled ones aside."""
+    """Paths in the repository of all files in a folder, without compiled ones."""
     found = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     return {path.relative_to(REPOSITORY).as_posix() for path in found if "__pycache__" not in path.parts}
 
@@ -125,12 +125,12 @@ def test_it_holds_the_two_packages_the_configs_the_data_and_metadata_alone(wheel
 
 
 def test_it_stays_small(wheel: Path):
-    """The shipped demonstrations and the checkpoint are 11 of its megabytes."""
+    """11 MB of it are the shipped demonstrations and the checkpoint."""
     assert wheel.stat().st_size < 12_000_000
 
 
 def test_an_editable_install_copies_nothing(tmp_path: Path):
-    """It reads configs and data where they are, in the checkout."""
+    """An editable install reads configs and data from the checkout."""
     program = f"import os; os.chdir({str(REPOSITORY)!r})\n"
     program += f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
     name = run(sys.executable, "-c", program).strip()
@@ -149,7 +149,7 @@ def test_without_extras_it_loads_the_shipped_checkpoint_and_acts(
 
 
 def installed(python: Path, name: str, folder: Path, *settings: str) -> str:
-    """Run one of the commands that the wheel installs, outside the checkout.
+    """Run one of the wheel's commands outside the checkout.
 
     Without numba's compiler, which would take longer than these few steps do without it.
     """

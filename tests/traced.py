@@ -1,4 +1,4 @@
-"""Recording on a CPU: torch traces the calls and runs the traced graph, which knows nothing of the Python around it."""
+"""A recorder for the CPU: torch traces the calls and replays the traced graph, without the Python code around it."""
 
 import contextlib
 import copy
@@ -16,12 +16,12 @@ from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.build import TABLES
 from diffpolicy.system.replay import Function, Replay
 
-A_KIND_EACH = ("ddim", "dpmpp_2m", "heun", "predictor_corrector")  # plain, with earlier estimates, corrections, noise
+A_KIND_EACH = ("ddim", "dpmpp_2m", "heun", "predictor_corrector")  # plain, multistep, with corrections, with noise
 EVERY_SAMPLER = [name if name in A_KIND_EACH else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TABLES)]
 
 
 class Traced:
-    """A `Recorder`: whatever a function reads on the host, or does besides calling torch, is missing in its replays."""
+    """A `Recorder` whose replays omit whatever a function reads on the host or does besides calling torch."""
 
     def __init__(self, device: torch.device) -> None:
         self.recorded = 0
@@ -42,7 +42,7 @@ class Traced:
 
 
 def make_policy(sampler: str = "ddim") -> DiffusionPolicy:
-    """Untrained, for the schedule that the sampler wants; observations in [0, 1], actions in [0, 10]."""
+    """An untrained policy with the schedule that the sampler needs; observations in [0, 1], actions in [0, 10]."""
     torch.manual_seed(0)
     observations = {"position": 3, "goal": 2}
     config = PolicyConfig(observations, 2, model=UNet1dConfig(widths=[8, 8], time_embedding_dim=8))
@@ -62,7 +62,7 @@ def compiled(policy: DiffusionPolicy) -> DiffusionPolicy:
 
 
 def sampler_config(name: str, steps: int = 3) -> dict[str, Any]:
-    """With one Langevin step a level, where there are any."""
+    """The settings of a sampler, with one Langevin step per level if it has any."""
     walks = {"langevin_steps": 1} if name in ("langevin", "predictor_corrector") else {}
     return {"name": name, "steps": steps, **walks}
 
@@ -81,7 +81,7 @@ def plan(
 
 
 def recorded(policy: DiffusionPolicy) -> int:
-    """How often something was, since the weights lie where they lie."""
+    """The number of recordings since the weights were last moved."""
     assert policy._replays is not None
     assert isinstance(policy._replays._recorder, Traced)
     return policy._replays._recorder.recorded

@@ -1,4 +1,4 @@
-"""A task that trains in a second, a point that walks to its goal; in this process or in one that can be killed."""
+"""A task that trains in a second (a point walks to its goal), in this process or in a child that can be killed."""
 
 import dataclasses
 import multiprocessing
@@ -18,7 +18,7 @@ from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 from diffpolicy.training.trainer import Trainer
 
 METHODS = multiprocessing.get_all_start_methods()  # no forkserver on Windows
-# The server has torch loaded, so that a process starts at once.
+# The fork server has torch loaded, so that a process starts quickly.
 CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
 CONTEXT.set_forkserver_preload(
     ["diffpolicy.training.trainer", "diffpolicy_envs", "hydra", "matplotlib.backends.backend_agg", "matplotlib.figure"]
@@ -27,7 +27,7 @@ PATIENCE_S = 300.0  # the machine may be busy; only a hang takes this long
 
 
 def record(path: Path) -> Path:
-    """Ten episodes; the action is where to be next."""
+    """Record ten episodes whose action is the next position; returns `path`."""
     buffer = ReplayBuffer.create(path, {"action": ((1,), "float32"), "state": ((2,), "float32")})
     generator = np.random.default_rng(0)
     for _ in range(10):
@@ -58,7 +58,7 @@ def settings(data_set: Path, **changes) -> TrainConfig:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Of the checkpoint in `folder`."""
+    """All tensors of the checkpoint in `folder`."""
     return {**checkpoint.read_tensors(folder, "model"), **checkpoint.read_tensors(folder, "training_state")}
 
 
@@ -73,7 +73,7 @@ def start(config: TrainConfig, folder: Path, file_bytes: int | None = None, wait
 
 
 def wait_for(condition: Callable[[], bool], is_alive: Callable[[], bool]) -> None:
-    """Until `condition` holds or the process has ended."""
+    """Wait until `condition` holds or the process has ended."""
     end = time.monotonic() + PATIENCE_S
     while not condition() and is_alive():
         assert time.monotonic() < end, "nothing happens"
@@ -81,7 +81,7 @@ def wait_for(condition: Callable[[], bool], is_alive: Callable[[], bool]) -> Non
 
 
 def logged_steps(folder: Path) -> int:
-    """Rows with a loss in the metrics of a run that logs every step."""
+    """The number of rows with a loss in the metrics, which is the number of steps in a run that logs every step."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b'"loss"') if path.exists() else 0
 

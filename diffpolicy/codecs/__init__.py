@@ -1,4 +1,4 @@
-"""Codecs: actions to what is denoised, and back."""
+"""Codecs: convert actions to the encoding that is denoised, and back."""
 
 from diffpolicy.codecs.codec import Codec
 from diffpolicy.codecs.normalizer import Normalizer

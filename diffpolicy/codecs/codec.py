@@ -1,4 +1,4 @@
-"""Between actions and what is denoised."""
+"""The interface of a codec, which converts actions to the encoding that is denoised, and back."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -7,42 +7,48 @@ from torch import Tensor
 
 
 class Samples(Protocol):
-    """A tensor [rows, dim], or what stays on disk and is read block by block."""
+    """A tensor [rows, dim], or rows on disk that are read block by block."""
 
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """[rows, dim]."""
+        ...
 
-    def split(self, size: int, /) -> Iterable[Tensor]: ...
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """All rows in order, in blocks of at most `size`."""
+        ...
 
 
 class Codec(Protocol):
-    """Actions [batch, horizon, action] in physical units <-> what is denoised [batch, *encoded_shape]. An `nn.Module`.
+    """Maps actions [batch, horizon, action] in physical units to an encoding [batch, *encoded_shape], and back.
 
-    What it has learned from the data are buffers or parameters: they travel with the weights.
+    A codec is an `nn.Module`. Whatever it learns from the data is a buffer or parameter, saved with the weights.
     """
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it has usable statistics or weights; copies to the host."""
+        """Whether it has usable statistics or weights. Reading this copies them to the host."""
         ...
 
     @property
     def limits(self) -> tuple[float, float] | None:
-        """Between which the data lie once encoded, if that is known."""
+        """The lower and upper limit of the encoded data; None if they are unknown."""
         ...
 
     @property
     def metric(self) -> Tensor | None:
-        """[action], the squared length in encoded units of a unit of each action; None where that is not the same for
-        all waypoints: then a projection acts on the decoded plan."""
+        """Squared length in encoded units of one physical unit of each action feature, [action].
+
+        None if it differs between waypoints; a projection then acts on the decoded plan.
+        """
         ...
 
     def encoded_shape(self, horizon: int) -> tuple[int, int]:
-        """Of a trajectory of `horizon` actions, [length, features]; noise is drawn in this shape."""
+        """The encoded shape (length, features) of `horizon` actions; noise is drawn in this shape."""
         ...
 
     def fit(self, actions: Samples) -> None:
-        """Take the statistics of all demonstrated actions [rows, action]; ValueError on data that cannot serve."""
+        """Compute the statistics of all demonstrated actions [rows, action]; raises ValueError on unusable data."""
         ...
 
     def encode(self, actions: Tensor) -> Tensor:
@@ -50,9 +56,9 @@ class Codec(Protocol):
         ...
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """The inverse."""
+        """[batch, *encoded_shape] -> [batch, horizon, action], the inverse of `encode`."""
         ...
 
     def log_determinant(self, horizon: int) -> Tensor | None:
-        """log |d encoded / d actions| of a trajectory, a scalar; None where the codec is not invertible."""
+        """log |det(d encoded / d actions)| of a trajectory, a scalar; None if the codec is not invertible."""
         ...

@@ -1,4 +1,4 @@
-"""Normalisation, part of the policy's state: the statistics travel with the weights."""
+"""Normalisation whose statistics are part of the policy's state and are saved with the weights."""
 
 import torch
 from torch import Tensor, nn
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 from diffpolicy.codecs.codec import Samples
 
 KINDS = ("limits", "gaussian")
-BLOCK_ROWS = 16_384  # that are looked at at once: data may be larger than memory
+BLOCK_ROWS = 16_384  # rows processed at a time: data may be larger than memory
 
 
 class Normalizer(nn.Module):
-    """encoded = scale * x + offset, per feature; [..., dim] -> [..., dim]. Of actions, a `Codec`.
+    """Affine map of each feature, encoded = scale * x + offset: [..., dim] -> [..., dim]. A `Codec` for actions.
 
-    `limits` maps [minimum, maximum] of the data to [-1, 1]; `gaussian` maps mean and standard deviation to 0 and 1.
-    A feature that is constant in the data maps to 0 and keeps its unit: neither direction divides by zero.
+    `limits` maps [minimum, maximum] of the data to [-1, 1]. `gaussian` maps the mean to 0 and the standard deviation
+    to 1. A feature that is constant in the data maps to 0 and keeps its unit, so neither direction divides by zero.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: the kind is unknown.
     """
 
     scale: Tensor  # [dim]
@@ -32,16 +32,16 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, data: Samples) -> None:
-        """Take the statistics of `data` [rows, dim].
+        """Compute the statistics of `data` [rows, dim].
 
         Raises:
-            ValueError: no rows, a wrong dim, a value that is not finite.
+            ValueError: there are no rows, dim is wrong, or a value is not finite.
         """
         if len(data.shape) != 2 or data.shape[0] == 0 or data.shape[1] != len(self.scale):
             raise ValueError(f"normalizer: data has shape {list(data.shape)}, expected [rows >= 1, {len(self.scale)}]")
         low, high, mean, deviation = _statistics(data)
         center, radius = ((high + low) / 2, (high - low) / 2) if self.kind == "limits" else (mean, deviation)
-        # Less is not variation: a millionth of a unit, or float32's resolution of the values.
+        # A smaller range counts as constant: a millionth of a unit, or the float32 resolution of the values.
         resolution = 1e-6 * torch.maximum(low.abs(), high.abs()).clamp(min=1.0)
         scale = torch.where(high - low <= resolution, 1.0, 1.0 / radius)
         self.scale.copy_(scale)
@@ -49,38 +49,41 @@ class Normalizer(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there are usable statistics; copies to the host."""
+        """Whether it has usable statistics. Reading this copies them to the host."""
         return bool((self.scale.isfinite() & self.offset.isfinite() & (self.scale > 0)).all())
 
     @property
     def limits(self) -> tuple[float, float] | None:
-        """[-1, 1] for `limits`; unknown for `gaussian`."""
+        """(-1, 1) for `limits`; None for `gaussian`, whose encoded data have no known limits."""
         return (-1.0, 1.0) if self.kind == "limits" else None
 
     @property
     def metric(self) -> Tensor:
-        """[dim]."""
+        """Squared length in encoded units of one physical unit of each feature, [dim]."""
         return self.scale.square()
 
     def encoded_shape(self, horizon: int) -> tuple[int, int]:
-        """As it is."""
+        """(horizon, dim): the shape does not change."""
         return horizon, len(self.scale)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Physical units -> normalised."""
+        """Physical units -> normalised, [..., dim]."""
         return torch.addcmul(self.offset, x, self.scale)
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """Normalised -> physical units."""
+        """Normalised -> physical units, [..., dim]."""
         return (encoded - self.offset) / self.scale
 
     def log_determinant(self, horizon: int) -> Tensor:
-        """Of a trajectory."""
+        """log |det(d encoded / d actions)| of a trajectory of `horizon` actions, a scalar."""
         return horizon * self.scale.abs().log().sum()
 
 
 def _statistics(data: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Minimum, maximum, mean and standard deviation of the rows, float64 [dim] (joined as in Chan et al. 1979)."""
+    """Minimum, maximum, mean and standard deviation of the rows, float64 [dim].
+
+    Blocks are combined as in Chan et al. 1979.
+    """
     rows = 0
     low = high = mean = squares = torch.zeros((), dtype=torch.float64)
     for block in data.split(BLOCK_ROWS):

@@ -1,8 +1,7 @@
-"""Env steps per second and core, against gym-pusht: python scripts/benchmark_envs.py peer_python=PYTHON
+"""Benchmark env steps per CPU second against gym-pusht: python scripts/benchmark_envs.py peer_python=PYTHON
 
-Each contestant steps in a child process of its own. They take turns, block by block, with the same start states and
-actions, and are timed in CPU seconds, so that other load on the machine hardly matters. Writes benchmark_envs.json,
-.csv and .png.
+Each contestant runs in its own child process. They alternate block by block, with the same start states and actions.
+Times are CPU seconds, so other load on the machine hardly matters. Writes benchmark_envs.json, .csv and .png.
 """
 
 import statistics
@@ -18,12 +17,12 @@ from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
 
 WORKER = Path(env_worker.__file__)
-WRAPPINGS = ("made", "bare")  # as gymnasium.make returns it; without wrappers
+WRAPPINGS = ("made", "bare")  # as gymnasium.make returns it, and without wrappers
 
 
 @dataclass
 class BenchmarkEnvsConfig:
-    """Everything that `benchmark_envs.py` reads; see configs/benchmark_envs.yaml."""
+    """All settings of `benchmark_envs.py`; see configs/benchmark_envs.yaml."""
 
     blocks: int = 7
     episodes_per_block: int = 3
@@ -33,7 +32,7 @@ class BenchmarkEnvsConfig:
 
 
 class Contestant(NamedTuple):
-    """A child process that steps one env on request, as `env_worker.run_block` says."""
+    """A child process that steps one env on request; see `env_worker.run_block`."""
 
     name: str
     wrapping: str
@@ -77,7 +76,7 @@ def measure(config: BenchmarkEnvsConfig) -> list[dict]:
 
 
 def start_contestants(peer_python: str | None) -> list[Contestant]:
-    """Ours, and gym-pusht's where there is an interpreter that has it."""
+    """Start our env and, if an interpreter has it, gym-pusht's."""
     peer_python = find_peer("gym_pusht", peer_python)
     pythons = {"diffpolicy": sys.executable} | ({} if peer_python is None else {"gym-pusht": peer_python})
     return [
@@ -88,7 +87,7 @@ def start_contestants(peer_python: str | None) -> list[Contestant]:
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """Per contestant: median and range of steps per second, and of the ratio to the peer's same block."""
+    """Per contestant: median and range of steps per second, and of the ratio to the peer in the same block."""
     rates = {(row["block"], row["name"], row["wrapping"]): row["steps_per_second"] for row in rows}
     blocks = sorted({row["block"] for row in rows})
     has_peer = any(row["name"] == "gym-pusht" for row in rows)
@@ -106,7 +105,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def write(folder: Path, config: BenchmarkEnvsConfig, rows: list[dict], summary: list[dict]) -> None:
-    """benchmark_envs.json (all), .csv (blocks), .png (blocks as points) into `folder`."""
+    """Write benchmark_envs.json (everything), .csv (blocks) and .png (blocks as points) into `folder`."""
     document = {"config": asdict(config), "summary": summary, "blocks": rows}
     write_rows(folder, "benchmark_envs", document, rows)
     blocks: dict[str, list[float]] = {f"{line['name']}, {line['wrapping']}": [] for line in summary}

@@ -1,10 +1,10 @@
-"""Time of a chunk, against others: python scripts/benchmark_inference.py peer_python=PYTHON
+"""Benchmark the time of a chunk against other libraries: python scripts/benchmark_inference.py peer_python=PYTHON
 
-Contestants: ours (`predict_action_chunk`), our network called plainly in a loop with diffusers' scheduler, and
-LeRobot's diffusion U-Net in that loop, where an interpreter has it. On a GPU (device=cuda) ours is a CUDA graph and
-`eager` the same without it; these two alone run other samplers than ddim. All have the same weights, noise and
-observation, and their plans are compared. Each runs in a child process of its own; they take turns, block by block.
-Writes benchmark_inference.json, .csv and .png.
+The contestants are ours (`predict_action_chunk`), our network in a plain loop with the scheduler of diffusers, and
+LeRobot's diffusion U-Net in the same loop, if an interpreter has it. On a GPU (device=cuda) ours is a CUDA graph and
+`eager` is the same without it; only these two run samplers other than ddim. All use the same weights, noise and
+observation, and their plans are compared. Each runs in its own child process; they alternate block by block. Writes
+benchmark_inference.json, .csv and .png.
 """
 
 import json
@@ -29,8 +29,8 @@ from diffpolicy.system.device import choose_device
 
 WORKER = Path(inference_worker.__file__)
 OURS = "diffpolicy"
-SAME_PLAN = 1e-4  # of actions in [-1, 1]: ten times what rounding made of ten steps of the widest network
-LEROBOT_NAMES = [  # ours and LeRobot's, in this order
+SAME_PLAN = 1e-4  # for actions in [-1, 1]: ten times the rounding error of ten steps of the widest network
+LEROBOT_NAMES = [  # (pattern of our parameter names, LeRobot's name), applied in this order
     (r"^time_encoder\.", "diffusion_step_encoder."),
     (r"^(down|up)\.(\d+)\.first\.", r"\1_modules.\2.0."),
     (r"^(down|up)\.(\d+)\.second\.", r"\1_modules.\2.1."),
@@ -49,7 +49,7 @@ LEROBOT_NAMES = [  # ours and LeRobot's, in this order
 
 @dataclass
 class BenchmarkInferenceConfig:
-    """Everything that `benchmark_inference.py` reads; see configs/benchmark_inference.yaml."""
+    """All settings of `benchmark_inference.py`; see configs/benchmark_inference.yaml."""
 
     models: dict[str, UNet1dConfig] = field(default_factory=dict)
     threads: list[int] = field(default_factory=list)
@@ -67,7 +67,7 @@ def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
     if config.blocks < 2 or config.chunks_per_block < 1 or not config.models or not config.threads:
         raise ValueError(f"blocks {config.blocks} must be at least 2; chunks, models and threads at least 1")
     if config.steps < 1 or LEVELS % config.steps:
-        raise ValueError(f"steps {config.steps} must divide {LEVELS}: elsewhere diffusers' DDIM has another grid")
+        raise ValueError(f"steps {config.steps} must divide {LEVELS}: otherwise the DDIM of diffusers has another grid")
     device = choose_device(config.device)
     if config.batch < 1:
         raise ValueError(f"batch {config.batch} must be at least 1")
@@ -79,15 +79,15 @@ def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
         print(
             f"{line['model']:<12} {line['threads']} threads  {line['name']:<10} "
             f"{line['wall_ms']:>8.2f} ms (p50 {line['p50_ms']:.2f}, p99 {line['p99_ms']:.2f}), "
-            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes of it "
-            f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}], of the CPU time "
+            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes "
+            f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}] of that time, CPU "
             f"{line['cpu_ratio']:.2f} [{line['cpu_ratio_lowest']:.2f}, {line['cpu_ratio_highest']:.2f}]"
         )
     print(folder / "benchmark_inference.json")
 
 
 def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict[str, str]:
-    """The contestants, and the interpreter of each."""
+    """The Python interpreter of each contestant."""
     ours = [OURS] if device.type == "cpu" else [OURS, "eager"]
     if config.sampler != "ddim":
         return dict.fromkeys(ours, sys.executable)
@@ -122,7 +122,7 @@ def measure(config: BenchmarkInferenceConfig, name: str, model: UNet1dConfig, py
 
 
 def save_weights(folder: Path, model: UNet1dConfig, contestant: str) -> Path:
-    """The same random weights for every contestant, under the names that it gives them."""
+    """Save the same random weights for every contestant, under its own parameter names."""
     torch.manual_seed(0)
     network = UNet1d(
         ACTION_DIM,
@@ -139,14 +139,14 @@ def save_weights(folder: Path, model: UNet1dConfig, contestant: str) -> Path:
 
 
 def lerobot_name(name: str) -> str:
-    """LeRobot's name of a parameter of our U-Net."""
+    """LeRobot's name for a parameter of our U-Net."""
     for ours, theirs in LEROBOT_NAMES:
         name = re.sub(ours, theirs, name)
     return name
 
 
 def check_plans(plans: dict[str, list[float]]) -> None:
-    """Raise ValueError unless all contestants made the plan that ours is."""
+    """Raise ValueError unless all contestants made the same plan as ours."""
     for name, plan in plans.items():
         difference = max(abs(own - other) for own, other in zip(plans[OURS], plan, strict=True))
         if not difference <= SAME_PLAN:
@@ -154,7 +154,7 @@ def check_plans(plans: dict[str, list[float]]) -> None:
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """Per model, number of threads and contestant: medians, and the share of its time that ours takes in its block."""
+    """Per model, number of threads and contestant: medians, and the ratio of our time to its time in the same block."""
     found = {(row["model"], row["threads"], row["name"], row["block"]): row for row in rows}
     summary = []
     for model, threads, name in dict.fromkeys(key[:3] for key in found):
@@ -169,7 +169,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summary: list[dict]) -> None:
-    """benchmark_inference.json (all), .csv (blocks), .png (blocks as points) into `folder`."""
+    """Write benchmark_inference.json (everything), .csv (blocks) and .png (blocks as points) into `folder`."""
     machine = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
@@ -179,7 +179,7 @@ def write(folder: Path, config: BenchmarkInferenceConfig, rows: list[dict], summ
     for row in rows:
         blocks[_label(row)].append(row["wall_ms"])
     ours = [_label(line) for line in summary if line["name"] == OURS]
-    plot_blocks(blocks, folder / "benchmark_inference.png", f"ms a call, batch {config.batch}", ours, log=True)
+    plot_blocks(blocks, folder / "benchmark_inference.png", f"ms per call, batch {config.batch}", ours, log=True)
 
 
 def _label(row: dict) -> str:

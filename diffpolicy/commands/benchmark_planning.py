@@ -1,7 +1,6 @@
-"""What safety adds to a tick that plans: python scripts/benchmark_planning.py checkpoint=RUN/checkpoints/last
+"""Benchmark the cost of safety per plan: python scripts/benchmark_planning.py checkpoint=RUN/checkpoints/last
 
-The controller without safety and with it drive the same episodes, in turns. Writes benchmark_planning.json, .csv
-and .md.
+Controllers with and without safety drive the same episodes in turns. Writes benchmark_planning.json, .csv and .md.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +28,7 @@ NAME = "benchmark_planning"
 
 @dataclass
 class BenchmarkPlanningConfig:
-    """Everything that `benchmark_planning.py` reads; see configs/benchmark_planning.yaml."""
+    """All settings of `benchmark_planning.py`; see configs/benchmark_planning.yaml."""
 
     checkpoint: str
     scene: str = "narrow_gap"
@@ -60,7 +59,7 @@ def main(config: BenchmarkPlanningConfig, folder: Path) -> None:
 def measure(
     policy: DiffusionPolicy, safety: Safety, config: BenchmarkPlanningConfig, batch: int
 ) -> list[dict[str, Any]]:
-    """A row without safety and one for each mode and K, for `batch` robots that plan in the same tick."""
+    """One row without safety and one for each mode and K, for `batch` robots that plan in the same tick."""
     sampler = policy.sampler(config.sampler)
     controllers = {("none", 1): PolicyController(policy, sampler)}
     for mode in config.modes:
@@ -74,7 +73,7 @@ def measure(
 
 
 def row(batch: int, mode: str, k: int, times: Any, plain: Any) -> dict[str, Any]:
-    """Of times [ticks, 2], over the median ones without safety [2]."""
+    """One row from times [ticks, 2] (wall, CPU), with their ratios to the medians without safety [2]."""
     p50, p95 = (float(found) for found in np.percentile(times[:, 0], (50, 95)))
     ratio, cpu_ratio = (float(found) for found in np.median(times, axis=0) / plain)
     return {
@@ -84,7 +83,7 @@ def row(batch: int, mode: str, k: int, times: Any, plain: Any) -> dict[str, Any]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each row."""
+    """A Markdown table with one line per row."""
     lines = ["| batch | mode | K | p50, ms | p95, ms | over none | CPU time over none |", "|---" * 7 + "|"]
     cells = "| {batch} | {mode} | {candidates} | {p50_ms:.1f} | {p95_ms:.1f} | {ratio:.2f} | {cpu_ratio:.2f} |"
     return "\n".join([*lines, *(cells.format(**one) for one in rows), ""])

@@ -1,6 +1,6 @@
-"""Safety, measured on executed motion: python scripts/benchmark_safety.py checkpoint=RUN/checkpoints/last
+"""Benchmark safety on executed motion: python scripts/benchmark_safety.py checkpoint=RUN/checkpoints/last
 
-One set of weights and seeds for all methods. Writes safety.json (`rows`), safety.csv, safety.md and safety.png.
+All methods use the same weights and seeds. Writes safety.json (`rows`), safety.csv, safety.md and safety.png.
 """
 
 import math
@@ -37,7 +37,7 @@ UNTIMED: dict[str, float] = dict.fromkeys(
 
 @dataclass
 class BenchmarkSafetyConfig:
-    """Everything that `benchmark_safety.py` reads; see configs/benchmark_safety.yaml."""
+    """All settings of `benchmark_safety.py`; see configs/benchmark_safety.yaml."""
 
     checkpoint: str
     scenes: list[str] = field(default_factory=lambda: ["random", "narrow_gap"])
@@ -59,11 +59,11 @@ def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
     check_scenes(policy, config.scenes)
     methods = config.methods or list(COMPARED)
     runs = [(scene, fault, method) for scene in config.scenes for fault in config.faults for method in methods]
-    for scene, fault, method in runs:  # refuse what cannot be before any work
+    for scene, fault, method in runs:  # reject unknown names before any work
         for kind, table, name in (("scene", SCENES, scene), ("fault", FAULTS, fault), ("method", METHODS, method)):
             lookup(table, kind, name)
     rows: list[dict[str, Any]] = []
-    for run in tqdm(runs, unit="row"):  # hours, perhaps: each row is written when it is there
+    for run in tqdm(runs, unit="row"):  # this may take hours, so each row is written at once
         rows.append(measure(policy, config, *run))
         known = [{key: _or_none(value) for key, value in row.items()} for row in rows]
         write_rows(folder, NAME, {"config": asdict(config), "device": str(policy.device), "rows": known}, known)
@@ -73,23 +73,23 @@ def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
 
 
 def _or_none(value: Any) -> Any:
-    """None for NaN, which JSON does not have."""
+    """Replace NaN, which JSON does not have, with None."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def check_scenes(policy: DiffusionPolicy, scenes: list[str]) -> None:
-    """Raise ValueError where the policy was trained for another task than a scene's."""
+    """Raise ValueError if the policy was trained for a task other than that of a scene."""
     task = policy.metadata.get("task")
     for name in scenes:
         expected = "pusht" if "pusht" in name else "reach"
         if task is not None and not str(task).startswith(expected):
-            raise ValueError(f"checkpoint: trained for task {task}, but scene {name} is of {expected}")
+            raise ValueError(f"checkpoint: trained for task {task}, but scene {name} is for {expected}")
 
 
 def measure(
     policy: DiffusionPolicy, config: BenchmarkSafetyConfig, scene: str, fault: str, method: str
 ) -> dict[str, Any]:
-    """One row: `episodes` episodes of a method in a scene, with a fault."""
+    """Run `episodes` episodes of a method in a scene with a fault; returns one row."""
     assumed = FAULTS[fault]
     safety = build_safety(replace(SCENES[scene].demands, **assumed))
     assert safety is not None
@@ -114,7 +114,7 @@ def measure(
 def latency_ms(
     policy: DiffusionPolicy, config: BenchmarkSafetyConfig, env_config: EnvConfig, safety: Safety, method: str
 ) -> dict[str, float]:
-    """Milliseconds of a tick that plans, for one robot, and over no safety; in turns, over whole episodes."""
+    """Latency of a planning tick for one robot, in ms and as a ratio to no safety; measured in turns over episodes."""
     make = {"none": METHODS["none"], "method": METHODS[method]}
     controllers = {name: make[name](policy, config.sampler, safety, 1) for name in make}
     rounds = range(config.latency_episodes + WARM_UP)

@@ -1,10 +1,10 @@
-"""Samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small
+"""Benchmark samplers over step counts: python scripts/benchmark_samplers.py checkpoint=data/checkpoints/pusht_small
 
     python scripts/benchmark_samplers.py checkpoint=RUN/checkpoints/last 'samplers={ddim: [10, 5], heun: [10]}'
 
-Installed, the command is `diffpolicy-benchmark-samplers`. The same seeds for every line; score and success with 95 %
-intervals, latency of a chunk for one robot, policy time per solved episode, and the CPU time of a sampler's row besides
-the network. Writes benchmark_samplers.json, .csv, .md and .png.
+The installed command is `diffpolicy-benchmark-samplers`. Every line uses the same seeds. It reports score and success
+with 95 % intervals, the latency of a chunk for one robot, policy time per solved episode, and the CPU time per sampler
+row without the network. Writes benchmark_samplers.json, .csv, .md and .png.
 """
 
 import statistics
@@ -47,7 +47,7 @@ STUDY = {
 
 @dataclass
 class Contestant:
-    """Another policy for the same task."""
+    """A policy to compare: its checkpoint and, for each sampler, the numbers of steps."""
 
     checkpoint: str
     samplers: dict[str, list[int]] = field(default_factory=dict)
@@ -55,20 +55,20 @@ class Contestant:
 
 @dataclass
 class BenchmarkSamplersConfig:
-    """Everything that `benchmark_samplers.py` reads; see configs/benchmark_samplers.yaml."""
+    """All settings of `benchmark_samplers.py`; see configs/benchmark_samplers.yaml."""
 
     checkpoint: str
     task: str | None = None
-    env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
-    data: Any = None  # these come with the task, not used
+    env: EnvConfig | None = None  # set by the task; by default the checkpoint's
+    data: Any = None  # this and the next two are set by the task and not used
     trainer: Any = None
     window: Any = None
-    samplers: Any = None  # {a choice of configs/sampler: numbers of steps}; a typed dict would refuse new keys
+    samplers: Any = None  # {name in configs/sampler: [steps, ...]}; Any, because hydra refuses new keys in a typed dict
     others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
     episodes: int = 200
     seed: int = 100_000
     inference_batch: int = 64
-    latency_calls: int = 50  # of every sampler, in turns, before the episodes
+    latency_calls: int = 50  # per sampler, in turns, before the episodes
     device: str = "auto"
 
 
@@ -77,7 +77,7 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
     contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
     contestants |= {label: Contestant(**one) for label, one in (config.others or {}).items()}
-    loaded = {label: _load(one, config) for label, one in contestants.items()}  # refuse what cannot be before any work
+    loaded = {label: _load(one, config) for label, one in contestants.items()}  # reject bad settings first
     if len({str(policy.metadata.get("task")) for policy, *_ in loaded.values()}) > 1:
         raise ValueError("others: policies of different tasks cannot be compared")
     runs = [(label, *one[:2], sampler) for label, one in loaded.items() for sampler in one[2]]
@@ -88,7 +88,7 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     for (label, policy, env, sampler), latency in zip(tqdm(runs, unit="sampler"), latencies, strict=True):
         measured = report(policy, env, sampler, seeds, config.inference_batch)
         reports.append({"policy": label, **measured, "latency_ms": latency, "row_us": row_cost_us(policy, sampler)})
-        rows = [row(one, reports[0]) for one in reports]  # an hour, perhaps: each row is written when it is there
+        rows = [row(one, reports[0]) for one in reports]  # this may take an hour, so each row is written at once
         write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
         write_text(folder / f"{NAME}.md", markdown(rows))
     plot(rows, folder / f"{NAME}.png")
@@ -108,7 +108,7 @@ def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Poli
 
 
 def _settings(name: str, steps: int) -> Any:
-    """configs/sampler/NAME.yaml with another number of steps."""
+    """The settings in configs/sampler/NAME.yaml, with another number of steps."""
     path = SAMPLER_FILES / f"{name}.yaml"
     if not path.exists():
         known = sorted(file.stem for file in SAMPLER_FILES.glob("*.yaml"))
@@ -119,7 +119,7 @@ def _settings(name: str, steps: int) -> Any:
 
 
 def row_cost_us(policy: Policy, settings: Any, repeats: int = 100) -> float:
-    """Microseconds of CPU work a row besides the network: the sampler's step and the clip to the data's limits."""
+    """CPU time per row without the network, in microseconds: the sampler's step and the clip to the data's limits."""
     sampler = policy.sampler(settings)
     noise = torch.randn(len(sampler) + 1, 1, *policy.codec.encoded_shape(policy.config.window.horizon))
     times: list[float] = []
@@ -136,7 +136,7 @@ def row_cost_us(policy: Policy, settings: Any, repeats: int = 100) -> float:
 
 
 def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table; `difference` is to the reference's score on the same seeds, with a paired interval."""
+    """One line of the table; `difference` is the score minus the reference's on the same seeds (paired interval)."""
     pairs = zip(report["episodes"], reference["episodes"], strict=True)
     differences = [own["score"] - other["score"] for own, other in pairs]
     name = report["sampler"]["name"]
@@ -162,7 +162,7 @@ def _with_interval(name: str, value: float, interval: tuple[float, float]) -> di
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as it stands in the README."""
+    """The Markdown table in the layout of the README."""
     first = f"{rows[0]['sampler']}-{rows[0]['steps']}"
     lines = [
         f"| sampler | steps | evaluations | mean score | score minus {first} | success | ms a chunk, p50 / p95 "
@@ -180,12 +180,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Score and success over the evaluations a chunk; success against latency, with what no other line beats."""
+    """Plot score and success over the evaluations per chunk, and success over latency with its Pareto front."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     score, success, pareto = figure.subplots(1, 3)
     for axes, name, title in ((score, "score", "mean score"), (success, "success", "success rate")):
         _curves(axes, rows, name, "evaluations")
-        axes.set(xlabel="network evaluations a chunk", ylabel=title)
+        axes.set(xlabel="network evaluations per chunk", ylabel=title)
     _curves(pareto, rows, "success", "latency_p50_ms")
     front = pareto_front(rows)
     pareto.plot([r["latency_p50_ms"] for r in front], [r["success"] for r in front], "k--", lw=1, label="Pareto front")
@@ -195,7 +195,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def pareto_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that no faster one equals in success, fastest first."""
+    """The rows whose success rate no faster row reaches, fastest first."""
     front: list[dict[str, Any]] = []
     for r in sorted(rows, key=lambda r: (r["latency_p50_ms"], -r["success"])):
         if not front or r["success"] > front[-1]["success"]:

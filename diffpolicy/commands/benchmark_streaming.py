@@ -1,6 +1,6 @@
-"""Batches of images a second read from disk, and the memory that takes: python scripts/benchmark_streaming.py
+"""Benchmark the rate and memory of reading image batches from disk: python scripts/benchmark_streaming.py
 
-Nothing is trained: batches are taken as fast as they come. Writes benchmark_streaming.json and .csv.
+Nothing is trained: batches are consumed as fast as they arrive. Writes benchmark_streaming.json and .csv.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ SIZE = 96
 
 @dataclass
 class BenchmarkStreamingConfig:
-    """Everything that `benchmark_streaming.py` reads; see configs/benchmark_streaming.yaml."""
+    """All settings of `benchmark_streaming.py`; see configs/benchmark_streaming.yaml."""
 
     data: str | None = None
     images: int = 4000
@@ -56,7 +56,7 @@ def main(config: BenchmarkStreamingConfig, folder: Path) -> None:
     amplification = decoded_per_used(path, config.batch_size)
     document = {"config": asdict(config), "decoded_per_used": amplification, "summary": lines, "rounds": rows}
     write_rows(folder, "benchmark_streaming", document, rows)
-    print(f"{amplification:.1f} images decoded for each that is used")
+    print(f"{amplification:.1f} images decoded per image used")
     for line in lines:
         low, high = line["batches_per_second_lowest"], line["batches_per_second_highest"]
         print(
@@ -67,7 +67,7 @@ def main(config: BenchmarkStreamingConfig, folder: Path) -> None:
 
 
 def make_images(path: Path, images: int) -> Path:
-    """Waves with noise, which compress as badly as a camera's pictures."""
+    """Record a data set of noisy waves, which compress as badly as camera images; returns `path`."""
     generator = np.random.default_rng(0)
     specs = {"action": ((2,), "float32"), "image": ((SIZE, SIZE, 3), "uint8")}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,13 +83,13 @@ def make_images(path: Path, images: int) -> Path:
 
 
 def measure(path: Path, config: BenchmarkStreamingConfig, workers: int) -> dict[str, float]:
-    """One round: batches a second once the workers have begun, and the largest memory of all processes together."""
+    """One round: batches per second once the workers are running, and the peak memory of all processes in MB."""
     data = load_demonstrations(path, {"image": ["image"]}, stream=["image"])
     window, device = WindowConfig(), torch.device("cpu")
     with closing(
         WindowBatches(data, np.arange(data.n_episodes), window, config.batch_size, 0, device, workers)
     ) as batches:
-        begun = 1 + 2 * AHEAD * workers  # past what was read while the processes started
+        begun = 1 + 2 * AHEAD * workers  # skip what was read while the processes started
         for step in range(begun):
             batches.batch(step)
         memory, start = 0.0, time.perf_counter()
@@ -101,7 +101,7 @@ def measure(path: Path, config: BenchmarkStreamingConfig, workers: int) -> dict[
 
 
 def memory_mb() -> float:
-    """Of this process and its workers, what they share counted once; NaN where the system does not say."""
+    """Memory of this process and its workers in MB, with shared memory counted once; NaN if the system has no smaps."""
     total = 0.0
     for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         rollup = Path(f"/proc/{pid}/smaps_rollup")
@@ -112,13 +112,14 @@ def memory_mb() -> float:
 
 
 def summarise(rows: list[dict[str, float]], workers: int) -> dict[str, float]:
+    """The rounds with this number of workers: median and range of batches per second, and peak memory in MB."""
     own = [row for row in rows if row["workers"] == workers]
     rates = with_range("batches_per_second", [row["batches_per_second"] for row in own])
     return {"workers": workers, **rates, "memory_mb": max(row["memory_mb"] for row in own)}
 
 
 def decoded_per_used(path: Path, batch_size: int, draws: int = 20) -> float:
-    """Images in the chunks that a batch touches, over the images in the batch, each counted once."""
+    """Images in the chunks that a batch touches, divided by the distinct images in the batch."""
     image: zarr.Array = open_root(path)["data/image"]  # type: ignore[assignment]
     buffer, window, generator = ReplayBuffer.open(path), WindowConfig(), np.random.default_rng(0)
     index = window_indices(buffer.episode_ends, window.horizon, window.n_obs_steps - 1, window.n_action_steps - 1)

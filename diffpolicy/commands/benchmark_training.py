@@ -1,8 +1,9 @@
-"""Optimiser steps a second, against a plain loop: python scripts/benchmark_training.py
+"""Benchmark optimiser steps per second against a plain loop: python scripts/benchmark_training.py
 
-The plain loop is what the field's codebases run: windows cut one by one by DataLoader workers, torch's own convolutions
-and norms, diffusers' scheduler, an average kept parameter by parameter. Same network, data and batch. Each contestant
-runs in a child process of its own; they take turns, block by block. Writes benchmark_training.json, .csv and .png.
+The plain loop is what most codebases run: DataLoader workers that cut windows one by one, the convolutions and norms of
+torch, the scheduler of diffusers, and an average updated parameter by parameter. All contestants use the same network,
+data and batch size. Each runs in its own child process; they alternate block by block. Writes benchmark_training.json,
+.csv and .png.
 """
 
 import statistics
@@ -30,7 +31,7 @@ MODELS = {
 
 @dataclass
 class BenchmarkTrainingConfig:
-    """Everything that `benchmark_training.py` reads; see configs/benchmark_training.yaml."""
+    """All settings of `benchmark_training.py`; see configs/benchmark_training.yaml."""
 
     models: list[str] = field(default_factory=list)
     contestants: list[str] = field(default_factory=list)
@@ -82,7 +83,7 @@ def measure(config: BenchmarkTrainingConfig, model: str, threads: int) -> list[d
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """Per model, threads and contestant: median steps a second, and by how much ours is faster in the same block."""
+    """Per model, threads and contestant: median steps per second, and our speed-up over it in the same block."""
     seconds = {(row["model"], row["threads"], row["name"], row["block"]): row["seconds"] for row in rows}
     lines = []
     for model, threads, name in dict.fromkeys(key[:3] for key in seconds):
@@ -95,8 +96,8 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Steps a second, blocks as points."""
+    """Plot steps per second, with blocks as points."""
     rates: dict[str, list[float]] = {}
     for row in rows:
         rates.setdefault(f"{row['model']}, {row['threads']} threads, {row['name']}", []).append(1.0 / row["seconds"])
-    plot_blocks(rates, path, "optimiser steps a second", [name for name in rates if name.endswith(f" {OURS}")])
+    plot_blocks(rates, path, "optimiser steps per second", [name for name in rates if name.endswith(f" {OURS}")])

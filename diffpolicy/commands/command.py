@@ -1,4 +1,4 @@
-"""What every script shares: hydra in front, and errors that a user can act on."""
+"""The decorator that turns a function into a command: hydra settings, help text and one-line errors."""
 
 import functools
 import sys
@@ -38,9 +38,9 @@ $CONFIG
 
 
 def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path], None]], Callable[[], None]]:
-    """Run a function with configs/NAME.yaml, checked against `schema`, and the run's folder.
+    """Call a function with the settings in configs/NAME.yaml, checked against `schema`, and the run folder.
 
-    An error that the user can mend is printed as one line; the exit status is 1, and 130 after Ctrl-C.
+    Errors that the user can fix are printed as one line. The exit status is 1 after an error and 130 after Ctrl-C.
     """
     store = ConfigStore.instance().store
     store(name=f"{name}_schema", node={"defaults": [f"{name}_settings", f"{name}_help"]})
@@ -72,6 +72,6 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
 
 
 def _help(function: Callable[..., None]) -> str:
-    """What `--help` prints: the docstring of the command's module, then the groups and all settings."""
+    """The text of `--help`: the docstring of the command's module, then the groups and all settings."""
     usage = (sys.modules[function.__module__].__doc__ or "").strip()
     return HELP.replace("USAGE", usage.replace("$", "$$"))

@@ -4,7 +4,7 @@
     python scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last safety=last safety.max_speed=300
     torchrun --nproc-per-node 2 scripts/evaluate_policy.py checkpoint=RUN/checkpoints/last hydra.run.dir=DIR
 
-Installed, the command is `diffpolicy-evaluate`. The checkpoint knows its env. Writes results.json and videos/ into the
+The installed command is `diffpolicy-evaluate`. The checkpoint stores its env. Writes results.json and videos/ into the
 run folder, by default outputs/evaluate/TIME.
 """
 
@@ -25,12 +25,12 @@ LATENCY_CALLS = 100
 
 @dataclass
 class EvaluateConfig:
-    """Everything that `evaluate_policy.py` reads."""
+    """All settings of `evaluate_policy.py`; see configs/evaluate.yaml."""
 
     checkpoint: str
-    task: str | None = None  # refuse a checkpoint of another task
-    env: EnvConfig | None = None  # comes with the task; by default the checkpoint's
-    data: Any = None  # these come with the task, not used
+    task: str | None = None  # if given, a checkpoint of another task is refused
+    env: EnvConfig | None = None  # set by the task; by default the checkpoint's
+    data: Any = None  # this and the next two are set by the task and not used
     trainer: Any = None
     window: Any = None
     sampler: Any = "ddim"
@@ -76,5 +76,5 @@ def main(config: EvaluateConfig, folder: Path) -> None:
         f"{results['n_episodes']} episodes, {results['sampler']['name']} with {results['steps']} steps: "
         f"mean score {results['mean_score']:.3f} [{low:.3f}, {high:.3f}], "
         f"success {results['success_rate']:.1%} [{low_rate:.1%}, {high_rate:.1%}], "
-        f"{results['latency_ms']['p50']:.1f} ms a chunk\n{path}"
+        f"{results['latency_ms']['p50']:.1f} ms per chunk\n{path}"
     )

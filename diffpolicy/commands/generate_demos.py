@@ -1,11 +1,11 @@
-"""Record demonstrations of a scripted expert: python scripts/generate_demos.py task=pusht episodes=1750
+"""Record demonstrations from a scripted expert: python scripts/generate_demos.py task=pusht episodes=1750
 
     python scripts/generate_demos.py task=reach episodes=200 seed=1 workers=2 output=FILE.zarr.zip
     torchrun --nproc-per-node 4 scripts/generate_demos.py task=pusht episodes=1750 output=FILE.zarr.zip
 
-Installed, the command is `diffpolicy-demos`. Interrupt it at any time and run it again: it continues where it stopped.
-Episodes gather in a directory beside the output, which is packed and removed at the end. The file is the same bit for
-bit, however many processes make it.
+The installed command is `diffpolicy-demos`. You can interrupt it at any time and run it again: it continues where it
+stopped. Episodes are collected in a directory next to the output, which is packed and removed at the end. The file is
+bit for bit the same for any number of processes.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from diffpolicy.system.distributed import joined
 
 @dataclass
 class GenerateConfig:
-    """configs/generate.yaml."""
+    """All settings of `generate_demos.py`; see configs/generate.yaml."""
 
     task: str = MISSING
     episodes: int = 1750
@@ -29,7 +29,7 @@ class GenerateConfig:
     output: str = MISSING
     workers: int = 1
     expert: dict[str, Any] = field(default_factory=dict)
-    data: Any = None  # these come with the task, not used
+    data: Any = None  # this and the next three are set by the task and not used
     env: Any = None
     trainer: Any = None
     window: Any = None
@@ -38,7 +38,7 @@ class GenerateConfig:
 @command("generate", GenerateConfig)
 def main(config: GenerateConfig, _: Path) -> None:
     output = Path(config.output)
-    did = "kept as it was, with the same" if output.exists() else "made, with"
+    did = "already exists, with the same" if output.exists() else "made, with"
     with joined() as ranks:
         generate(config.task, config.episodes, config.seed, output, config.workers, config.expert, ranks)
     if ranks.is_first:

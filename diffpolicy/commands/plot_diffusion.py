@@ -1,6 +1,6 @@
-"""The figures of docs/diffusion.md: python scripts/plot_diffusion.py
+"""Draw the figures of docs/diffusion.md: python scripts/plot_diffusion.py
 
-schedules.png, paths.png (DDPM and DDIM on a density with two modes), plan.png (the denoising of a Push-T plan).
+Writes schedules.png, paths.png (DDPM and DDIM on a density with two modes) and plan.png (denoising of a Push-T plan).
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ PATHS = 40
 
 @dataclass
 class PlotDiffusionConfig:
-    """configs/plot_diffusion.yaml."""
+    """All settings of `plot_diffusion.py`; see configs/plot_diffusion.yaml."""
 
     checkpoint: str
     output: str
@@ -48,7 +48,7 @@ def main(config: PlotDiffusionConfig, _: Path) -> None:
 
 
 def schedules() -> Figure:
-    """alpha, sigma and log-SNR over the levels."""
+    """Plot alpha, sigma and log-SNR over the levels of every schedule."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     alpha, sigma, log_snr = figure.subplots(1, 3)
     for name in SCHEDULES:
@@ -66,7 +66,7 @@ def schedules() -> Figure:
 
 
 def paths() -> Figure:
-    """x over the rows of DDPM and DDIM, from the same noise, at several step counts."""
+    """Plot x over the rows of DDPM and DDIM, from the same noise, for several step counts."""
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     for row, name in zip(figure.subplots(2, 3, sharey=True), ("ddpm", "ddim"), strict=True):
         for axes, steps in zip(row, (100, 20, 5), strict=True):
@@ -95,7 +95,7 @@ def _draw_paths(axes: Axes, name: str, steps: int) -> None:
 
 
 def _two_modes(x: Tensor, row: Row) -> Tensor:
-    """The exact clean estimate of the density with two modes."""
+    """The exact clean estimate for the density with two modes; x and result [..., 1]."""
     total = row.alpha**2 * STD**2 + row.sigma**2
     modes = torch.tensor(MODES, dtype=x.dtype)
     weight = torch.softmax(-((x - row.alpha * modes) ** 2) / (2 * total), dim=-1)
@@ -104,7 +104,7 @@ def _two_modes(x: Tensor, row: Row) -> Tensor:
 
 
 def plan(policy: DiffusionPolicy) -> Figure:
-    """Eight plans for one Push-T observation on their way through DDIM-10, over the rendered scene."""
+    """Plot eight plans for one Push-T observation at several steps of DDIM-10, over the rendered scene."""
     env_config = EnvConfig(**policy.metadata["env"])
     env = gymnasium.make(env_config.id, **env_config.kwargs, render_mode="rgb_array")
     observation, _ = env.reset(seed=50_003, options=env_config.reset_options)

@@ -1,6 +1,6 @@
-"""The figures of docs/safety.md: python scripts/plot_safety.py checkpoint=RUN/checkpoints/last
+"""Draw the figures of docs/safety.md: python scripts/plot_safety.py checkpoint=RUN/checkpoints/last
 
-safety_plans.png (plans without and with projection), projected_denoising.gif (the clean estimates, step by step).
+Writes safety_plans.png (plans with and without projection) and projected_denoising.gif (clean estimates step by step).
 """
 
 from dataclasses import dataclass, replace
@@ -30,12 +30,12 @@ from diffpolicy.safety.surroundings import Surroundings
 from diffpolicy.system.shipped import find_checkpoint
 
 SHOWN = ("symmetric", "blocked", "narrow_gap", "random")
-TICKS_AHEAD = 2  # of the moment that is shown, the robot being on its way
+TICKS_AHEAD = 2  # ticks before the moment that is shown, so that the robot is moving
 
 
 @dataclass
 class PlotSafetyConfig:
-    """configs/plot_safety.yaml."""
+    """All settings of `plot_safety.py`; see configs/plot_safety.yaml."""
 
     checkpoint: str
     output: str
@@ -45,7 +45,7 @@ class PlotSafetyConfig:
 
 @dataclass(frozen=True)
 class Moment:
-    """One robot at one tick."""
+    """The state of one robot at one tick."""
 
     frame: np.ndarray
     history: dict[str, Tensor]
@@ -53,7 +53,7 @@ class Moment:
 
 
 class Watched:
-    """A `Projection` that keeps the plans that it has returned."""
+    """A `Projection` that stores the plans that it returns."""
 
     def __init__(self, projection: SafetyProjection) -> None:
         self._projection = projection
@@ -76,7 +76,7 @@ def main(config: PlotSafetyConfig, _: Path) -> None:
 
 
 def plans(policy: DiffusionPolicy, config: PlotSafetyConfig) -> Figure:
-    """Samples from one state in each scene, as they are and projected."""
+    """Plot samples from one state in each scene, without and with projection."""
     figure = Figure(figsize=(3.4 * len(SHOWN), 6.8), layout="constrained")
     axes = figure.subplots(2, len(SHOWN))
     for column, scene in enumerate(SHOWN):
@@ -90,7 +90,7 @@ def plans(policy: DiffusionPolicy, config: PlotSafetyConfig) -> Figure:
 
 
 def denoising(policy: DiffusionPolicy, config: PlotSafetyConfig) -> list[np.ndarray]:
-    """A frame for every reverse step of the projected samples, in the scene with a way closed."""
+    """One frame for every reverse step of the projected samples, in the scene `blocked`."""
     moment = drive(policy, "blocked", config.seed + 1)
     frames: list[np.ndarray] = []
     for step, plan in enumerate(estimates(policy, "blocked", moment, "every_step", config.samples)):
@@ -104,7 +104,7 @@ def denoising(policy: DiffusionPolicy, config: PlotSafetyConfig) -> list[np.ndar
 
 
 def drive(policy: DiffusionPolicy, scene: str, seed: int) -> Moment:
-    """The state after a few ticks without safety."""
+    """Drive for a few ticks without safety; returns the state reached."""
     env_config = register_scene(scene, "none", None)
     env = make_vector_env(env_config, 1, render_mode="rgb_array")
     readings, everyone = Readings(), np.ones(1, dtype=bool)
@@ -126,12 +126,12 @@ def drive(policy: DiffusionPolicy, scene: str, seed: int) -> Moment:
 
 
 def stacked(past: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """{key: [1, n_obs_steps, dim]}."""
+    """Stack the past observations into {key: [1, n_obs_steps, dim]}."""
     return {key: torch.stack([torch.as_tensor(one[key]) for one in past], dim=1) for key in past[0]}
 
 
 def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, samples: int) -> list[Tensor]:
-    """The projected clean estimate [samples, H, 2] of every reverse step, and the plan that is returned."""
+    """The projected clean estimate [samples, H, 2] of every reverse step, followed by the returned plan."""
     safety = build_safety(replace(SCENES[scene].demands, mode=mode))
     state, obstacles = moment.surroundings.plant_state, moment.surroundings.obstacles
     assert safety is not None
@@ -154,7 +154,7 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
 
 
 def draw(axes: Axes, moment: Moment, plan: Tensor) -> None:
-    """Plans over the frame; obstacles that the observation does not show in red."""
+    """Draw the plans over the frame, with the obstacles that the observation does not show in red."""
     axes.imshow(moment.frame, extent=(0, 512, 512, 0))
     obstacles = moment.surroundings.obstacles
     assert obstacles is not None

@@ -5,10 +5,10 @@
     python scripts/train_policy.py resume=true hydra.run.dir=RUN
     torchrun --nproc-per-node 2 scripts/train_policy.py task=pusht hydra.run.dir=RUN
 
-Installed, the command is `diffpolicy-train`. A task of your own is one file DIR/task/NAME.yaml, laid out like
-configs/task/pusht.yaml: `--config-dir DIR task=NAME`. The run folder RUN, by default outputs/TASK/TIME, gets
-config.yaml, metrics.jsonl, figures/ and checkpoints/. SIGTERM and Ctrl-C save a checkpoint and end the run with exit
-status 128 + the signal's number.
+The installed command is `diffpolicy-train`. For your own task, write DIR/task/NAME.yaml like configs/task/pusht.yaml
+and pass `--config-dir DIR task=NAME`. Writes config.yaml, metrics.jsonl, figures/ and checkpoints/ into the run folder
+RUN, by default outputs/TASK/TIME. SIGTERM and Ctrl-C save a checkpoint and end the run with exit status 128 + the
+signal's number.
 """
 
 import os
@@ -28,9 +28,9 @@ from diffpolicy.training.trainer import Trainer
 def main(config: TrainConfig, folder: Path) -> None:
     has_checkpoint = os.path.lexists(folder / "checkpoints" / "last")
     if has_checkpoint and not config.resume:
-        raise ValueError(f"{folder} holds a run; add resume=true to go on with it, or choose another hydra.run.dir")
+        raise ValueError(f"{folder} holds a run; add resume=true to continue it, or choose another hydra.run.dir")
     if config.resume and not has_checkpoint:
-        raise ValueError(f"resume=true: no checkpoint in {folder}; name the run's folder with hydra.run.dir=DIR")
+        raise ValueError(f"resume=true: no checkpoint in {folder}; give the run's folder with hydra.run.dir=DIR")
     with joined() as ranks:
         trainer = Trainer(config, folder, ranks)
         if ranks.is_first:
@@ -40,7 +40,7 @@ def main(config: TrainConfig, folder: Path) -> None:
         return
     if stopped is not None:
         print(
-            f"{stopped.name}: step {trainer.step} of {config.trainer.steps} is saved; to go on, run the same command "
+            f"{stopped.name}: step {trainer.step} of {config.trainer.steps} is saved; to resume, run the same command "
             f"with resume=true hydra.run.dir={folder}",
             file=sys.stderr,
         )

@@ -1,9 +1,9 @@
-"""What a step of training costs, beside the machine's rate of products: python scripts/training_cost.py model=unet
+"""Measure a training step against the machine's matrix products: python scripts/training_cost.py model=unet
 
     python scripts/training_cost.py model=unet trainer.batch_size=64
 
-The settings are those of train_policy.py. Steps and products are timed in turns; on a CPU in core-seconds, so that what
-else runs there counts little. cost.json in the run folder has all of it.
+The settings are those of train_policy.py. Steps and matrix products are timed in turns. On a CPU, times are
+core-seconds, so other load hardly matters. Writes cost.json into the run folder.
 """
 
 import dataclasses
@@ -22,15 +22,16 @@ from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.trainer import Trainer
 
 ROUNDS = 7
-STEPS_ON_GPU = 20  # a round, so that the host works ahead as it does in training
+STEPS_ON_GPU = 20  # per round, so that the host runs ahead of the GPU as it does in training
 PRODUCT, PRODUCT_ON_GPU = 1536, 8192  # rows and columns of the matrices
-# Of every weight, in passes over memory: read forward and backward; its gradient written, read for the norm, scaled
-# (2); AdamW reads weight, gradient and two moments and writes three of them; the average reads two and writes one.
+# Memory passes per weight: the weight is read in forward and in backward (2); its gradient is written (1), read for the
+# norm (1) and scaled (2); AdamW reads the weight, gradient and two moments and writes three (7); the average reads two
+# and writes one (3).
 PASSES = 2 + 1 + 1 + 2 + 7 + 3
 
 
 def counted(trainer: Trainer) -> dict[str, float]:
-    """FLOPs of the products and convolutions of a step, forward and backward, and the bytes that it moves at least."""
+    """Count the GFLOP of a step's products and convolutions (forward and backward), and the MB that it must move."""
     saved: dict[int, int] = {}
     weights = {parameter.data_ptr() for parameter in trainer.policy.parameters()}
 
@@ -39,7 +40,7 @@ def counted(trainer: Trainer) -> dict[str, float]:
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    in_place = {torch.ops.aten.baddbmm_: products_added}  # networks/conv.py's; torch counts the others by itself
+    in_place = {torch.ops.aten.baddbmm_: products_added}  # used in networks/layers/conv.py; torch counts the others
     with (
         FlopCounterMode(display=False, custom_mapping=in_place) as counter,
         torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept),
@@ -57,12 +58,12 @@ def counted(trainer: Trainer) -> dict[str, float]:
 def products_added(
     target: torch.Size, left: torch.Size, right: torch.Size, out_shape: torch.Size, **scales: float
 ) -> int:
-    """FLOPs of target += left @ right, [batch, rows, inner] and [batch, inner, columns]."""
+    """FLOPs of target += left @ right, for left [batch, rows, inner] and right [batch, inner, columns]."""
     return 2 * left.numel() * right[-1]
 
 
 def measured(trainer: Trainer, gflop: float) -> dict[str, float]:
-    """Rates of steps and of plain products of their precision, in turns; the fraction is the median of the rounds'."""
+    """Time steps and matrix products of the same precision in turns; `fraction` is the median ratio of their rates."""
     is_on_cpu, precision = trainer.device.type == "cpu", getattr(torch, trainer.config.trainer.precision)
     size, repeats = (PRODUCT, 1) if is_on_cpu else (PRODUCT_ON_GPU, STEPS_ON_GPU)
     left, right = torch.randn(2, size, size, device=trainer.device, dtype=precision)
@@ -86,7 +87,7 @@ def measured(trainer: Trainer, gflop: float) -> dict[str, float]:
 
 
 def seconds(trainer: Trainer, work: Callable[[], object]) -> float:
-    """Core-seconds on a CPU, wall-clock seconds on a GPU."""
+    """The time that `work` takes: core-seconds on a CPU, wall-clock seconds on a GPU."""
     if trainer.device.type == "cpu":
         start = time.process_time()
         work()
@@ -101,13 +102,13 @@ def seconds(trainer: Trainer, work: Callable[[], object]) -> float:
 @command("train", TrainConfig)
 def main(config: TrainConfig, folder: Path) -> None:
     plain = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=False))
-    cost = counted(Trainer(plain, folder))  # torch does not count what is compiled
+    cost = counted(Trainer(plain, folder))  # torch does not count compiled code
     cost |= measured(Trainer(config, folder), cost["gflop"])
     write_text(folder / "cost.json", json.dumps(cost, indent=2))
     print(
-        f"{cost['parameters']:,} parameters, batch {config.trainer.batch_size}: {cost['gflop']:.2f} GFLOP a step; "
+        f"{cost['parameters']:,} parameters, batch {config.trainer.batch_size}: {cost['gflop']:.2f} GFLOP per step; "
         f"at least {cost['weight_mb']:.0f} MB moved for weights and {cost['activation_mb']:.0f} MB for activations\n"
-        f"{cost['step_s']:.4f} s a step, {cost['step_gflops']:.1f} GFLOP/s; products {cost['product_gflops']:.1f} "
+        f"{cost['step_s']:.4f} s per step, {cost['step_gflops']:.1f} GFLOP/s; products {cost['product_gflops']:.1f} "
         f"GFLOP/s; fraction {cost['fraction']:.0%} [{cost['fraction_low']:.0%}, {cost['fraction_high']:.0%}]\n"
         f"{folder / 'cost.json'}"
     )

@@ -1,4 +1,4 @@
-"""Demonstrations: the zarr layout on disk, and what training sees of it."""
+"""Demonstrations: the zarr data sets on disk, and the tensors that training reads from them."""
 
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer

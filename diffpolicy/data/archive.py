@@ -1,4 +1,4 @@
-"""Zip files, written and unpacked whole or not at all."""
+"""Packing and unpacking of zip files: writing is atomic, and unpacking refuses unsafe archives."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path, PurePosixPath
 
 
 def write_zip(folder: Path, target: Path) -> None:
-    """Pack the files of `folder` into `target`: equal contents give equal bytes; replaces `target` when complete."""
+    """Pack the files of `folder` into `target`, which is replaced only once the new zip is complete.
+
+    Equal contents give equal bytes.
+    """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(temporary, "wb") as file:
             with zipfile.ZipFile(file, "w") as archive:
                 for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                    # A fixed date: the same data make the same file. Chunks are compressed already.
+                    # The fixed date makes the bytes reproducible. Chunks are compressed already.
                     entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
                     archive.writestr(
                         entry, path.read_bytes(), zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
@@ -30,10 +33,11 @@ def write_zip(folder: Path, target: Path) -> None:
 
 
 def unpack_zip(source: Path, folder: Path, label: str, limit_bytes: int = 4 * 2**30) -> None:
-    """Unpack into the new `folder`; `label` names the zip in messages.
+    """Unpack into the new `folder`; `label` names the zip in error messages.
 
-    Raises ValueError on a truncated or corrupt file (each member's checksum is verified), on members that lead out of
-    the folder, on links and on too much data.
+    Raises:
+        ValueError: the zip is truncated or corrupt (each member's checksum is verified), a member leads out of the
+            folder or is a link, or the zip unpacks to more than `limit_bytes`.
     """
     try:
         with zipfile.ZipFile(source) as archive:

@@ -1,4 +1,4 @@
-"""The arrays of an opened data set, found and checked."""
+"""Finding and checking the arrays of an opened data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from diffpolicy.data import checks, store
 
 
 def find_group(root: zarr.Group, name: str, location: str) -> zarr.Group:
-    """The group `name`; raises ValueError where there is none."""
+    """The group `name` of a data set; `location` begins the error message.
+
+    Raises:
+        ValueError: there is no such group.
+    """
     with store.reading(f"{location}: group {name}"):
         group = root.get(name)
     if not isinstance(group, zarr.Group):
@@ -21,7 +25,11 @@ def find_group(root: zarr.Group, name: str, location: str) -> zarr.Group:
 
 
 def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
-    """The array `key` [n_steps, ...]; raises ValueError where there is none, or one that would be unpickled."""
+    """The array `key` [n_steps, ...] of a group.
+
+    Raises:
+        ValueError: there is no such array, it is a scalar, or reading it would need pickle.
+    """
     name = f"{location}: array {group.path}/{key}"
     with store.reading(name):
         array = group.get(key)
@@ -34,12 +42,19 @@ def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
 
 
 def read_ends(array: zarr.Array, location: str, ours: bool) -> np.ndarray:
-    """int64 [n_episodes], without the end that an append of ours did not come to write."""
+    """Read the episode ends, int64 [n_episodes], without the placeholder of an append that did not finish.
+
+    Args:
+        ours: whether `ReplayBuffer` wrote the data set; only its appends leave a placeholder.
+
+    Raises:
+        ValueError: the ends are damaged, or not positive and strictly increasing integers.
+    """
     name = f"{location}: meta/episode_ends"
     with store.reading(name):
         ends = np.asarray(array[:])
     if ours and ends.ndim == 1 and len(ends) and ends[-1] == 0:
-        # Only the last one: an append adds one end at a time.
+        # Only the last end can be a placeholder: an append adds one end at a time.
         ends = ends[:-1]
     return checks.check_ends(name, ends)
 
@@ -47,7 +62,11 @@ def read_ends(array: zarr.Array, location: str, ours: bool) -> np.ndarray:
 def check_arrays(
     arrays: Mapping[str, zarr.Array], ends_array: zarr.Array, ends: np.ndarray, location: str, ours: bool
 ) -> None:
-    """Raise ValueError where rows or chunks are missing; warn of rows past the last episode end."""
+    """Check that no rows or chunks are missing, and warn about rows past the last episode end.
+
+    Raises:
+        ValueError: rows are missing or, in a data set of `ours`, chunks.
+    """
     n_steps = int(ends[-1]) if len(ends) else 0
     lengths = {key: array.shape[0] for key, array in arrays.items()}
     checks.check_lengths(location, lengths, n_steps, ours)

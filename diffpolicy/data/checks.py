@@ -1,4 +1,4 @@
-"""What must hold in a data set before a row of it reaches training; each error names the thing, found and expected."""
+"""Checks on a data set before its rows reach training. Each error says what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
 
 
 def check_codecs(name: str, array: zarr.Array) -> None:
-    """Raise ValueError where reading `array` would unpickle, which runs whatever code the file holds."""
+    """Raise ValueError if reading `array` would unpickle data, which can run any code that the file holds."""
     check_dtype(name, np.dtype(array.dtype))
     codecs = [*array.filters, *array.compressors]
     if any("pickle" in f"{type(codec).__name__} {codec}".lower() for codec in codecs):
@@ -43,7 +43,7 @@ def check_codecs(name: str, array: zarr.Array) -> None:
 
 
 def check_ends(name: str, ends: np.ndarray) -> np.ndarray:
-    """`ends` as int64 [n_episodes]; raise ValueError unless positive and strictly increasing integers."""
+    """Return `ends` as int64 [n_episodes]; raise ValueError unless they are positive, strictly increasing integers."""
     if ends.ndim != 1 or ends.dtype.kind not in "iu":
         raise ValueError(f"{name}: is {ends.dtype} of shape {ends.shape}, expected integers of shape [n_episodes]")
     ends = ends.astype(np.int64)
@@ -59,10 +59,10 @@ def check_ends(name: str, ends: np.ndarray) -> np.ndarray:
 
 
 def check_lengths(location: str, lengths: Mapping[str, int], n_steps: int, ours: bool) -> None:
-    """Raise ValueError where an array is shorter than the last end, or (files of others) where lengths differ.
+    """Raise ValueError if an array is shorter than the last end or, in a data set not written by us, if lengths differ.
 
-    A crash of our own writer may leave arrays of different length past the last end; elsewhere it means that the
-    rows of the arrays do not belong together.
+    A crash of our own writer may leave arrays of different lengths past the last end. In other data sets, different
+    lengths mean that the rows of the arrays do not belong together.
     """
     for key, length in lengths.items():
         if length < n_steps:
@@ -72,7 +72,7 @@ def check_lengths(location: str, lengths: Mapping[str, int], n_steps: int, ours:
 
 
 def check_chunks(location: str, array: zarr.Array, n_rows: int) -> None:
-    """Raise ValueError where a chunk of one of our own arrays is missing: zarr would read it as zeros."""
+    """Raise ValueError if a chunk of one of our own arrays is missing: zarr would read it as zeros."""
     tail = "/0" * (array.ndim - 1)
     names = [f"{array.path}/c/{i}{tail}" for i in range(-(-n_rows // array.chunks[0]))]
 
@@ -82,13 +82,13 @@ def check_chunks(location: str, array: zarr.Array, n_rows: int) -> None:
     missing = sync(find_missing())
     if missing:
         raise ValueError(
-            f"{location}: array {array.path!r} misses {len(missing)} of {len(names)} chunks "
+            f"{location}: array {array.path!r} is missing {len(missing)} of {len(names)} chunks "
             f"(first: {missing[0]}); copy or download the data set again"
         )
 
 
 def check_finite(location: str, key: str, values: np.ndarray, rows: Sequence[int] | np.ndarray, ends: np.ndarray):
-    """Raise ValueError naming array, episode and step if `values`, those of `rows`, hold NaN or inf."""
+    """Raise ValueError if the `values` at `rows` hold NaN or inf; the message names the array, episode and step."""
     found = _first_row_not_finite(values)
     if found is None:
         return
@@ -97,7 +97,7 @@ def check_finite(location: str, key: str, values: np.ndarray, rows: Sequence[int
     step = row - (int(ends[episode - 1]) if episode else 0)
     raise ValueError(
         f"{location}: array {key!r} holds NaN or inf in episode {episode} at step {step}: {values[found].tolist()}; "
-        f"mend the recording or leave the episode out (drop_episodes, or copy with episodes=...)"
+        f"fix the recording or leave the episode out (drop_episodes, or copy with episodes=...)"
     )
 
 
@@ -108,7 +108,11 @@ def _first_row_not_finite(values: np.ndarray) -> int | None:
 
 
 def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[str, np.ndarray]:
-    """One episode's arrays as numpy [length, *row] of the specified dtypes; raise ValueError where they do not fit."""
+    """Convert an episode's arrays to numpy [length, *row] of the specified dtypes.
+
+    Raises:
+        ValueError: keys, shapes, dtypes or lengths do not match, or there are NaN or inf.
+    """
     if set(arrays) != set(specs):
         raise ValueError(f"episode {index}: has arrays {sorted(arrays)}, expected {sorted(specs)}")
     values = {key: np.asarray(arrays[key]) for key in specs}
@@ -118,7 +122,7 @@ def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[s
             raise ValueError(f"episode {index}: array {key!r} has shape {found.shape}, expected [length, *{row_shape}]")
         if found.dtype.kind not in "buif" or not np.can_cast(found.dtype, dtype, "same_kind"):
             raise ValueError(f"episode {index}: array {key!r} is {found.dtype}, expected {np.dtype(dtype)}")
-        with np.errstate(over="ignore"):  # what overflows becomes inf, refused below
+        with np.errstate(over="ignore"):  # overflow gives inf, which is refused below
             values[key] = found.astype(dtype)
     lengths = {key: len(found) for key, found in values.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -131,7 +135,7 @@ def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[s
 
 
 def check_attributes(attributes: Mapping[str, Any] | None, index: int) -> dict[str, Any]:
-    """`attributes` as plain JSON; raise ValueError where JSON cannot hold them."""
+    """Return `attributes` as plain JSON values; raise ValueError if JSON cannot represent them."""
     try:
         return json.loads(json.dumps(dict(attributes or {}), allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The training view of a data set: actions and observations, put together from its arrays as the task says."""
+"""The training view of a data set: actions and observations, assembled from its arrays as the task specifies."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
 from diffpolicy.data.stream import Columns, StreamedRows, joined
 
-# More flattened columns than this in one array is taken for an image, which the low-dimensional view does not hold.
+# An array with more flattened columns than this is taken to be an image, which the low-dimensional view excludes.
 MAX_COLUMNS = 1024
 _COLUMNS = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Row i of every tensor is one step; the observation of a row precedes its action."""
+    """Actions and observations of all episodes. Row i of each is one step, whose observation precedes its action."""
 
     actions: torch.Tensor  # float32 [n_steps, action_dim]
-    observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or what stays on disk
+    observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or rows left on disk
     episode_ends: np.ndarray  # int64 [n_episodes], one past each episode's last row
 
     @property
     def n_episodes(self) -> int:
+        """Number of episodes."""
         return len(self.episode_ends)
 
     @property
     def n_steps(self) -> int:
+        """Number of steps in all episodes together."""
         return len(self.actions)
 
 
@@ -46,10 +48,16 @@ def load_demonstrations(
 ) -> Demonstrations:
     """Read a data set as a task describes it, e.g. observations={"keypoints": ["keypoint", "state[:2]"]}.
 
-    Each observation joins its parts column-wise; a part is the name of an array, flattened to [n_steps, columns], with
-    an optional range of columns. Those named in `stream` stay on disk, and may be images: one array [n_steps, height,
-    width, channels]. Raises ValueError on unknown arrays or names, empty ranges, images elsewhere, NaN or inf, no
-    episodes.
+    Args:
+        observations: name -> parts, which are joined by columns. A part is the name of an array, which is flattened to
+            [n_steps, columns], with an optional range of columns.
+        action: the array of actions, with an optional range of columns.
+        stream: observations to leave on disk. These may be images: one array [n_steps, height, width, channels].
+        open_source: opens the data set at a location.
+
+    Raises:
+        ValueError: an array or name is unknown, a range is empty, an image is not streamed, values are NaN or inf, or
+            there are no episodes.
     """
     with contextlib.ExitStack() as opened:
         buffer = open_source(str(location))
@@ -69,7 +77,7 @@ def load_demonstrations(
             episode_ends=buffer.episode_ends,
         )
         if stream:
-            opened.pop_all()  # what stays on disk is read later
+            opened.pop_all()  # keep the source open: streamed rows are read later
         return found
 
 
@@ -85,7 +93,7 @@ def _stream(buffer: DataSource, name: str, parts: Sequence[str]) -> StreamedRows
 
 
 def _all_columns(buffer: DataSource, name: str, parts: Sequence[str]) -> list[Columns]:
-    """All parts are checked before the first is read."""
+    """Resolve the columns of all parts, so that every part is checked before the first one is read."""
     if isinstance(parts, str) or not parts:
         raise ValueError(f'observation {name!r}: is {parts!r}, expected a list of arrays such as ["state[:2]"]')
     return [_columns(buffer, name, part) for part in parts]

@@ -1,4 +1,4 @@
-"""Demonstrations on disk, the field's zarr layout: `data/<key>` [n_steps, ...] and `meta/episode_ends` [n_episodes]."""
+"""Demonstrations on disk in the usual zarr layout: `data/<key>` [n_steps, ...] and `meta/episode_ends` [n_episodes]."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from diffpolicy.data.arrays import check_arrays, find_array, find_group, read_en
 
 
 class ReplayBuffer:
-    """Episodes of equally long arrays, read lazily; one writer at a time.
+    """Episodes of arrays of equal length, read lazily and written by one writer at a time.
 
-    A row of `data/<key>` is one step; episode i is the rows [episode_ends[i - 1], episode_ends[i]). An append writes
-    the rows first and the episode's end last, so that a process killed at any point leaves whole episodes only.
+    A row of `data/<key>` is one step. Episode i is the rows [episode_ends[i - 1], episode_ends[i]). An append writes
+    the rows first and the episode's end last, so a process that is killed at any point leaves only whole episodes.
     """
 
     def __init__(self, root: zarr.Group, location: str, mode: str):
-        """Use `create` or `open`."""
+        """Use `create` or `open` instead."""
         self.location, self.mode, self._root = location, mode, root
         self._ours = store.is_ours(root)
         data = find_group(root, "data", location)
@@ -39,9 +39,14 @@ class ReplayBuffer:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], specs: checks.Specs) -> ReplayBuffer:
-        """A new, empty directory at `path`, open for appending; `specs`: {"action": ((2,), "float32"), ...}.
+        """Create an empty data set in a new directory at `path` and open it for appending.
 
-        Raises FileExistsError where something is at `path` already, ValueError on bad specs.
+        Args:
+            specs: array name -> (shape of one row, dtype), e.g. {"action": ((2,), "float32")}.
+
+        Raises:
+            FileExistsError: `path` already exists.
+            ValueError: the specs are invalid.
         """
         checks.check_specs(specs)
         target = Path(path)
@@ -54,11 +59,15 @@ class ReplayBuffer:
 
     @classmethod
     def open(cls, location: str | os.PathLike[str], mode: str = "r") -> ReplayBuffer:
-        """A directory, .zip or fsspec URL, to read ("r") or, one of our own directories, to append ("a").
+        """Open a directory, .zip or fsspec URL to read ("r"), or a directory that `create` made to append ("a").
 
-        Raises FileNotFoundError, or ValueError that names the array at fault; reads no data but `episode_ends`.
+        The only data that this reads is `episode_ends`.
+
+        Raises:
+            FileNotFoundError: there is nothing at `location`.
+            ValueError: the data set is damaged or unsuitable; the message names the array.
         """
-        # Absolute: chunks are read later, perhaps from another working folder.
+        # Absolute, because chunks are read later, when the working directory may have changed.
         location = str(location) if "://" in str(location) else os.path.abspath(location)
         root = store.open_root(location, mode)
         try:
@@ -69,6 +78,7 @@ class ReplayBuffer:
 
     @property
     def n_episodes(self) -> int:
+        """Number of complete episodes."""
         return len(self._ends)
 
     @property
@@ -83,6 +93,7 @@ class ReplayBuffer:
 
     @property
     def keys(self) -> list[str]:
+        """Names of the arrays."""
         return list(self._arrays)
 
     @property
@@ -98,11 +109,16 @@ class ReplayBuffer:
         return stored + [{} for _ in range(self.n_episodes - len(stored))]
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """All rows of one array [n_steps, ...]; raises KeyError, or ValueError on NaN, inf or damaged chunks."""
+        """All rows of one array [n_steps, ...].
+
+        Raises:
+            KeyError: there is no such array.
+            ValueError: it holds NaN or inf, or a chunk is damaged.
+        """
         return self.rows(key, 0, self.n_steps)
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of one array, checked to be finite."""
+        """Rows [start, stop) of one array; raises as `buffer[key]` does."""
         self._require_key(key)
         with store.reading(f"{self.location}: array {key!r}"):
             values = np.asarray(self._arrays[key][start:stop])
@@ -110,7 +126,7 @@ class ReplayBuffer:
         return values
 
     def take(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows of one array, given in rising order, each once; checked to be finite."""
+        """The given rows of one array, in increasing order without repetition; raises as `buffer[key]` does."""
         self._require_key(key)
         with store.reading(f"{self.location}: array {key!r}"):
             values = np.asarray(self._arrays[key].oindex[rows])
@@ -118,17 +134,18 @@ class ReplayBuffer:
         return values
 
     def episode(self, index: int) -> dict[str, np.ndarray]:
-        """Every array of one episode, [length, ...]."""
+        """All arrays of one episode, each [length, ...]; raises IndexError if there is no such episode."""
         if not 0 <= index < self.n_episodes:
             raise IndexError(f"{self.location}: episode {index}, expected 0 to {self.n_episodes - 1}")
         start = int(self._ends[index - 1]) if index else 0
         return {key: self.rows(key, start, int(self._ends[index])) for key in self.keys}
 
     def append_episode(self, arrays: Mapping[str, Any], attributes: Mapping[str, Any] | None = None) -> None:
-        """Add one episode: every key's array [length, ...] and, if wanted, a small JSON mapping about it.
+        """Append one episode: an array [length, ...] for every key and, optionally, a small JSON mapping about it.
 
-        Raises ValueError, before anything is written, on missing or unknown keys, wrong shapes or types, NaN
-        or inf.
+        Raises:
+            ValueError: keys are missing or unknown, shapes or types are wrong, or there are NaN or inf. Nothing has
+                been written then.
         """
         self._require_append()
         values = checks.check_episode(arrays, self.specs, self.n_episodes)
@@ -139,13 +156,13 @@ class ReplayBuffer:
             store.writable(array)[start:] = values[key]
         if any(everyone) or "episodes" in self._root["meta"].attrs:
             self._root["meta"].update_attributes({"episodes": everyone})
-        # Growing reads as 0 until the write below: an end that is not there yet, see read_ends.
+        # The new element reads as 0 until the write below: the placeholder that read_ends drops.
         self._ends_array.resize((self.n_episodes + 1,))
         store.writable(self._ends_array)[self.n_episodes] = start + length
         self._ends = np.append(self._ends, start + length)
 
     def drop_episodes(self, indices: Iterable[int]) -> None:
-        """Remove episodes: the rest is written to a sibling directory, which then takes this one's place."""
+        """Remove episodes: write the others to a sibling directory, which then replaces this one."""
         self._require_append()
         kept = np.setdiff1d(np.arange(self.n_episodes), self._checked(indices))
         path = Path(self.location)
@@ -160,7 +177,10 @@ class ReplayBuffer:
         keys: Iterable[str] | None = None,
         episodes: Iterable[int] | None = None,
     ) -> None:
-        """Write keys and episodes (default: all) to a new directory, format 3, that appears whole or not at all."""
+        """Write the given keys and episodes (default: all) to a new directory, in zarr format 3, atomically.
+
+        Raises FileExistsError if `path` exists, KeyError or IndexError for an unknown key or episode.
+        """
         target = Path(path)
         if target.exists():
             raise FileExistsError(f"{target}: exists already; remove it or choose another path")
@@ -183,17 +203,20 @@ class ReplayBuffer:
             ends[:] = np.cumsum(self._ends[kept] - starts)
 
     def pack(self, zip_path: str | os.PathLike[str]) -> None:
-        """Write everything to one read-only .zip; an existing one is replaced in the moment the new one is complete."""
+        """Write everything to one read-only .zip; an existing file is replaced only once the new one is complete.
+
+        Raises ValueError if the name does not end in .zip.
+        """
         target = Path(zip_path)
         if target.suffix != ".zip":
-            raise ValueError(f"{target}: expected a name that ends in .zip (by custom .zarr.zip)")
+            raise ValueError(f"{target}: expected a name that ends in .zip (usually .zarr.zip)")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             self.copy(Path(folder) / "buffer")
             write_zip(Path(folder) / "buffer", target)
 
     def close(self) -> None:
-        """Release the file of a .zip; a directory holds none open."""
+        """Close the file of a .zip; a directory has no open files."""
         self._root.store.close()
 
     def _copy_rows(self, key: str, rows: np.ndarray, target: zarr.Array) -> None:
@@ -206,7 +229,7 @@ class ReplayBuffer:
             target[start : start + block] = np.concatenate(values)
 
     def _checked(self, episodes: Iterable[int]) -> np.ndarray:
-        """Sorted, without repetition."""
+        """The episode indices, sorted and without repetition; raises IndexError if one does not exist."""
         indices = np.unique(np.array([*episodes], dtype=np.int64))
         unknown = indices[(indices < 0) | (indices >= self.n_episodes)]
         if len(unknown):

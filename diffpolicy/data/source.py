@@ -1,4 +1,4 @@
-"""What training asks of a data set, whatever its format; `ReplayBuffer` is one."""
+"""The interface that training needs from a data set, whatever its format. `ReplayBuffer` implements it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -7,18 +7,22 @@ import numpy as np
 
 
 class DataSource(Protocol):
-    """Episodes of equally long arrays, read lazily; a row of each is one step, whose state precedes its action.
+    """Episodes of arrays of equal length, read lazily. A row is one step, whose state precedes its action.
 
-    Worker processes get copies of it, so it must be picklable where observations are streamed.
+    Streaming observations needs a picklable source, because worker processes get copies of it.
     """
 
     location: str
 
     @property
-    def n_episodes(self) -> int: ...
+    def n_episodes(self) -> int:
+        """Number of episodes."""
+        ...
 
     @property
-    def n_steps(self) -> int: ...
+    def n_steps(self) -> int:
+        """Number of steps in all episodes together."""
+        ...
 
     @property
     def episode_ends(self) -> np.ndarray:
@@ -26,7 +30,9 @@ class DataSource(Protocol):
         ...
 
     @property
-    def keys(self) -> list[str]: ...
+    def keys(self) -> list[str]:
+        """Names of the arrays."""
+        ...
 
     @property
     def specs(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
@@ -34,15 +40,17 @@ class DataSource(Protocol):
         ...
 
     def __getitem__(self, key: str, /) -> np.ndarray:
-        """All rows of one array [n_steps, ...]; ValueError on NaN, inf or damage."""
+        """All rows of one array [n_steps, ...]; raises ValueError on NaN, inf or damaged data."""
         ...
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of one array, likewise."""
+        """Rows [start, stop) of one array; raises as `source[key]` does."""
         ...
 
     def take(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows of one array, given in rising order, each once, likewise."""
+        """The given rows of one array, in increasing order without repetition; raises as `source[key]` does."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release open files."""
+        ...

@@ -1,4 +1,4 @@
-"""Where a task's data set is: a path, a URL, what is shipped, $DIFFPOLICY_DATA, the cache, or its official host."""
+"""Locating a task's data set: a path, a URL, the shipped files, $DIFFPOLICY_DATA, the cache, or its official host."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ BLOCK_BYTES = 2**18
 
 @dataclass(frozen=True)
 class Download:
-    """A published data set: a zip at `url` that holds a zarr directory with the last part of the data set's name."""
+    """A published data set: a zip at `url`. Its zarr directory is named like the last part of the data set's name."""
 
     url: str
-    keys: tuple[str, ...]  # the arrays under the checksum
-    sha256: str  # of `checksum`
+    keys: tuple[str, ...]  # the arrays that the checksum covers
+    sha256: str  # as computed by `checksum`
 
 
 DOWNLOADS: Mapping[str, Download] = {
@@ -41,11 +41,15 @@ DOWNLOADS: Mapping[str, Download] = {
 
 
 def find_data_set(name: str, downloads: Mapping[str, Download] = DOWNLOADS) -> str:
-    """The location of a data set, downloaded to the cache where it is known and nowhere at hand.
+    """The location of a data set; a known one that is not found locally is downloaded to the cache.
 
-    Looks for `name` as a URL or path, in what is shipped, in $DIFFPOLICY_DATA, in the cache. Raises
-    FileNotFoundError (unknown), ConnectionError (no network, broken transfer) or ValueError (wrong contents), each
-    with what to do.
+    Looks for `name` as a URL or path, among the shipped files, in $DIFFPOLICY_DATA and in the cache. Each error says
+    what to do.
+
+    Raises:
+        FileNotFoundError: the data set is unknown, or $DIFFPOLICY_DATA is not a folder.
+        ConnectionError: there is no network, or the transfer broke off.
+        ValueError: the download has the wrong contents.
     """
     if "://" in name:
         return name
@@ -62,8 +66,8 @@ def find_data_set(name: str, downloads: Mapping[str, Download] = DOWNLOADS) -> s
     if name not in downloads:
         looked = ", ".join(str(place) for place in [*shipped.places(name), *places])
         raise FileNotFoundError(
-            f"data set {name!r} not found; looked at {looked}. Give an existing path, or the folder that holds it in "
-            f"{DATA_VARIABLE}"
+            f"data set {name!r} not found; looked at {looked}. Give an existing path, or set {DATA_VARIABLE} to the "
+            "folder that holds it"
         )
     return str(_fetch(name, downloads[name], cache_folder() / name))
 
@@ -74,7 +78,7 @@ def cache_folder() -> Path:
 
 
 def checksum(location: str | os.PathLike[str], keys: tuple[str, ...]) -> str:
-    """SHA-256 over the decoded `keys` and episode_ends: the same for every zarr format, chunking and compression."""
+    """SHA-256 of the decoded `keys` and episode_ends; independent of zarr format, chunking and compression."""
     buffer = ReplayBuffer.open(location)
     digest = hashlib.sha256()
     for key in sorted(keys):
@@ -91,7 +95,7 @@ def _update(digest: hashlib._Hash, key: str, values: np.ndarray) -> None:
 
 
 def _fetch(name: str, download: Download, target: Path) -> Path:
-    """Download, unpack, check, and only then move to `target`; on any error nothing of it remains."""
+    """Download, unpack, check, and only then move to `target`; after an error nothing is left behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary:
         archive, unpacked = Path(temporary) / "archive.zip", Path(temporary) / "unpacked"
@@ -103,10 +107,10 @@ def _fetch(name: str, download: Download, target: Path) -> Path:
         actual = checksum(found, download.keys)
         if actual != download.sha256:
             raise ValueError(
-                f"{download.url}: the arrays' SHA-256 is {actual}, expected {download.sha256}: not the data set that "
-                f"this task was made with. Put a copy that you trust into a folder and name that in {DATA_VARIABLE}"
+                f"{download.url}: the arrays' SHA-256 is {actual}, expected {download.sha256}: this is not the data "
+                f"set that the task was built for. Put a trusted copy into a folder and set {DATA_VARIABLE} to it"
             )
-        if not target.exists():  # another process may have been quicker
+        if not target.exists():  # another process may have finished first
             os.replace(found, target)
     return target
 
@@ -125,8 +129,8 @@ def _transfer(url: str, target: Path, label: str) -> None:
         received = target.stat().st_size
         if expected is not None and received != expected:
             raise ConnectionError(f"the transfer broke off after {received} of {expected} bytes")
-    except (OSError, HTTPException) as error:  # URLError, a time-out and a lost connection are OSErrors
+    except (OSError, HTTPException) as error:  # URLError, timeouts and lost connections are OSErrors
         raise ConnectionError(
-            f"{url}: cannot be downloaded ({error}). Try again, or fetch and unpack it elsewhere and name the folder "
-            f"that holds {label} in {DATA_VARIABLE}"
+            f"{url}: cannot be downloaded ({error}). Try again, or download and unpack it elsewhere and set "
+            f"{DATA_VARIABLE} to the folder that holds {label}"
         ) from error

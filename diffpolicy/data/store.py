@@ -23,20 +23,20 @@ from zarr.storage import WrapperStore, ZipStore
 
 from diffpolicy.data.checks import Specs
 
-# Root attribute of the buffers that we write ({"version": 1, "keys": [...]}): all their chunks exist, so that a missing
-# one is damage. Other people's files may leave out chunks that hold only the fill value.
+# Root attribute of the buffers that we write: {"version": 1, "keys": [...]}. All of their chunks exist, so a missing
+# chunk means damage. Files from other writers may omit chunks that hold only the fill value.
 MARK = "diffpolicy"
 CHUNK_BYTES = 2**20
 CHUNK_ROWS = 2048
 ENDS_PER_CHUNK = 4096
-_ROOT_NAMES = {"zarr.json", "data", "meta"}  # all that a buffer of ours holds; one half removed holds some of them
+_ROOT_NAMES = {"zarr.json", "data", "meta"}  # all entries of our buffers; a half-removed one has some of them
 _UUID = "[0-9a-f]" * 32  # in the names of zarr's and our own unfinished files
 _UNFINISHED = re.compile(rf".*\.{_UUID}\.partial")
 _CHUNK = re.compile(r"/c(/\d+)+$")
 
 
 class WholeStore(WrapperStore[Store]):
-    """Of a buffer that we wrote, to read: a chunk that is not there is an error, where zarr would read zeros."""
+    """A read-only store of a buffer that we wrote: a missing chunk is an error, where zarr would read zeros."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
@@ -46,9 +46,13 @@ class WholeStore(WrapperStore[Store]):
 
 
 def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
-    """The root group at a directory, .zip or fsspec URL; `mode` is "r", or "a" for a directory.
+    """Open the root group at a directory, .zip or fsspec URL; `mode` is "r", or "a" for a directory.
 
-    Raises FileNotFoundError where nothing is there and ValueError where it is not a readable zarr store.
+    Raises:
+        FileNotFoundError: there is nothing at `location`.
+        ConnectionError: the URL cannot be reached.
+        ImportError: this kind of URL needs another package.
+        ValueError: it is not a readable zarr store, or cannot be opened in this mode.
     """
     if mode not in ("r", "a"):
         raise ValueError(f'{location}: mode is {mode!r}, expected "r" (read) or "a" (append)')
@@ -70,7 +74,7 @@ def is_ours(root: zarr.Group) -> bool:
 
 
 def create_root(path: Path, specs: Specs) -> zarr.Group:
-    """An empty buffer (format 3) at `path`; `specs` maps a key to (shape of one row, dtype)."""
+    """Create an empty buffer (zarr format 3) at `path`; `specs` maps each key to (shape of one row, dtype)."""
     root = zarr.create_group(str(path), zarr_format=3, attributes={MARK: {"version": 1, "keys": list(specs)}})
     data, meta = root.create_group("data"), root.create_group("meta")
     for key, (row_shape, dtype) in specs.items():
@@ -81,7 +85,7 @@ def create_root(path: Path, specs: Specs) -> zarr.Group:
 
 
 def writable(array: zarr.Array) -> zarr.Array:
-    """The same array, writing chunks that hold only the fill value too (the setting is not stored with it)."""
+    """The same array, set to write chunks even if they hold only the fill value; zarr does not store this setting."""
     return array.with_config({"write_empty_chunks": True})
 
 
@@ -92,7 +96,7 @@ def _create_array(group: zarr.Group, key: str, row_shape: tuple[int, ...], dtype
         shape=(0, *row_shape),
         dtype=dtype,
         chunks=(rows, *row_shape),
-        # The checksum makes a flipped bit an error: Blosc would decode it to other numbers.
+        # The checksum turns a flipped bit into an error: Blosc alone would decode it to wrong numbers.
         compressors=[BloscCodec(cname="zstd", clevel=9, shuffle=shuffle), Crc32cCodec()],
         fill_value=0,
     )
@@ -130,7 +134,7 @@ def _open_zip(path: Path) -> zarr.Group:
             f"{path}: no zarr group at the top of the zip, expected zarr.json or .zgroup, found {names[:5]}"
         )
     with reading(str(path)):
-        # Explicitly: zarr takes a bare path for a directory.
+        # An explicit ZipStore, because zarr takes a bare path for a directory.
         return zarr.open_group(ZipStore(path, mode="r"), mode="r")
 
 
@@ -145,7 +149,7 @@ def _open_url(url: str) -> zarr.Group:
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url}: no zarr group at this URL") from error
-    except OSError as error:  # a refused connection, a host that is not found, a time-out
+    except OSError as error:  # connection refused, unknown host, timeout
         raise ConnectionError(f"{url}: cannot be reached ({error}); try again, or copy the data set here") from error
     except Exception as error:
         raise ValueError(f"{url}: cannot be opened as a zarr group: {error}") from error
@@ -153,7 +157,7 @@ def _open_url(url: str) -> zarr.Group:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn whatever a store or codec raises on damaged bytes into a ValueError that names `what`."""
+    """Convert any exception that a store or codec raises on damaged data into a ValueError that names `what`."""
     try:
         yield
     except Exception as error:
@@ -165,7 +169,7 @@ def reading(what: str) -> Iterator[None]:
 
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` that becomes `path` in one rename at the end, or is removed on an error."""
+    """Yield a temporary sibling of `path`; rename it to `path` at the end, or remove it on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.partial")
     try:
@@ -177,14 +181,14 @@ def staging(path: Path) -> Iterator[Path]:
 
 
 def swap(path: Path) -> None:
-    """Replace the directory `path` by its finished sibling `next_of(path)`."""
+    """Replace the directory `path` with its finished sibling `next_of(path)`."""
     os.rename(path, previous_of(path))
     _move_unless_done(next_of(path), path)
     shutil.rmtree(previous_of(path))
 
 
 def finish_swap(path: Path) -> None:
-    """Complete a swap whose process died between the two renames: both siblings are then whole."""
+    """Complete a swap whose process died between the two renames, which leaves both siblings whole."""
     if path.exists() or not _is_whole(previous_of(path)):
         return
     whole = next_of(path) if _is_whole(next_of(path)) else previous_of(path)
@@ -196,20 +200,20 @@ def _move_unless_done(whole: Path, path: Path) -> None:
     try:
         os.rename(whole, path)
     except FileNotFoundError:
-        if not path.exists():  # else another process, opening the buffer just now, finished the swap
+        if not path.exists():  # otherwise another process has finished the swap
             raise
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether `folder` is a buffer of ours: anything else of that name is left alone."""
+    """Whether we wrote the buffer in `folder`: anything else of that name is left alone."""
     try:
         return is_ours(zarr.open_group(str(folder), mode="r"))
-    except Exception:  # nothing there, or whatever a foreign folder makes zarr raise
+    except Exception:  # nothing there, or a folder that zarr cannot read
         return False
 
 
 def discard_leftovers(path: Path) -> None:
-    """Remove what killed writers left beside and inside our whole directory `path`; for its one writer only."""
+    """Remove what killed writers left beside and inside our directory `path`. Only its single writer may call this."""
     following = glob.escape(next_of(path).name.lstrip("."))
     for leftover in (previous_of(path), next_of(path), *path.parent.glob(f".{following}.{_UUID}.partial")):
         if leftover.is_dir():
@@ -221,7 +225,7 @@ def discard_leftovers(path: Path) -> None:
 
 
 def next_of(path: Path) -> Path:
-    """Where drop_episodes puts the new version; it gets this name only when it is complete."""
+    """Where drop_episodes puts the new version, which gets this name only once it is complete."""
     return path.with_name(f".{path.name}.next")
 
 

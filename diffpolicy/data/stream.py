@@ -1,4 +1,4 @@
-"""Observations that stay on disk: rows are read when they are asked for, so that data need not fit in memory."""
+"""Observations that stay on disk: rows are read on demand, so the data need not fit in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Columns = tuple[str, int, int]
 
 
 class StreamedRows:
-    """An observation's rows in a data set; holds none of them. The file of a .zip stays open as long as this is kept.
+    """The rows of an observation, read from the data set on demand. It keeps the file of a .zip open.
 
-    One array whose rows are images, [height, width, channels], keeps its shape and type; all else is flattened and
-    joined to float32 columns, the very numbers that are held in memory otherwise.
+    An array of images, with rows [height, width, channels], keeps its shape and type. Other arrays are flattened and
+    joined into float32 columns, with the same values as an observation that is held in memory.
     """
 
     def __init__(self, buffer: DataSource, name: str, parts: Sequence[Columns], is_image: bool) -> None:
@@ -33,16 +33,16 @@ class StreamedRows:
         return self._buffer.n_steps, sum(stop - start for _, start, stop in self._parts)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """[*rows.shape, *row]; every chunk is decoded once, however many of its rows are wanted.
+        """Read `rows` (int64): [*rows.shape, *row]. Each chunk is decoded once, however many of its rows are read.
 
         Raises:
-            ValueError: chunks that are missing or damaged; NaN or inf.
+            ValueError: a chunk is missing or damaged, or a value is NaN or inf.
         """
         unique, inverse = torch.unique(rows, return_inverse=True)
         return self._joined([self._buffer.take(key, unique.numpy()) for key, _, _ in self._parts])[inverse]
 
     def split(self, size: int, /) -> Iterator[Tensor]:
-        """All rows in order, at most `size` at a time, as Tensor.split gives them."""
+        """All rows in order, at most `size` at a time, like Tensor.split."""
         for start in range(0, self._buffer.n_steps, size):
             stop = min(start + size, self._buffer.n_steps)
             yield self._joined([self._buffer.rows(key, start, stop) for key, _, _ in self._parts])
@@ -54,7 +54,7 @@ class StreamedRows:
 
 
 def joined(what: str, values: Sequence[np.ndarray], parts: Sequence[Columns]) -> Tensor:
-    """Columns of arrays [rows, ...] side by side, float32 [rows, dim]; raises ValueError on numbers beyond float32."""
+    """Concatenate columns of arrays [rows, ...] into float32 [rows, dim]; raises ValueError on float32 overflow."""
     flat = [v.reshape(len(v), -1)[:, start:stop] for v, (_, start, stop) in zip(values, parts, strict=True)]
     with np.errstate(over="ignore"):
         found = np.concatenate(flat, axis=1).astype(np.float32)

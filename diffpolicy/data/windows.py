@@ -1,4 +1,4 @@
-"""Training windows: which rows of a data set make one sample, and which episodes are kept for validation."""
+"""Training windows: which rows of a data set form a sample, and which episodes are held out for validation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ def window_indices(
     pad_after: int = 0,
     episodes: np.ndarray | None = None,  # indices or boolean mask; default: all
 ) -> np.ndarray:
-    """Rows of every window of `horizon` steps, int64 [n_windows, horizon], in order of time.
+    """Row indices of every window of `horizon` steps, int64 [n_windows, horizon], in order of time.
 
-    A window may begin up to `pad_before` steps before its episode and end up to `pad_after` steps after it; the steps
-    outside repeat the episode's first or last row (Chi et al. 2023, as in their sequence sampler). An episode of
-    length L has L - horizon + pad_before + pad_after + 1 windows, or none. Raises ValueError where none is left.
+    A window may begin up to `pad_before` steps before its episode and end up to `pad_after` steps after it. The steps
+    outside repeat the episode's first or last row, as in the sequence sampler of Chi et al. 2023. An episode of
+    length L has max(L - horizon + pad_before + pad_after + 1, 0) windows.
+
+    Raises:
+        ValueError: a setting is out of range, an episode does not exist, or no window fits any episode.
     """
     if horizon < 1:
         raise ValueError(f"windows: horizon is {horizon}, expected at least 1")
@@ -40,9 +43,12 @@ def window_indices(
 
 
 def split_episodes(n_episodes: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted episode indices (train, validation); whole episodes, drawn by `seed`.
+    """Split whole episodes at random by `seed`: sorted indices (training, validation).
 
     A fraction above 0 takes at least one episode for validation and leaves at least one for training; 0 takes none.
+
+    Raises:
+        ValueError: there are too few episodes, or the fraction is not in [0, 1).
     """
     if n_episodes < 1:
         raise ValueError(f"split: the data set has {n_episodes} episodes, expected at least 1")

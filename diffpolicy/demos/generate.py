@@ -1,4 +1,4 @@
-"""Demonstrations of a scripted expert, into one file: by one process, several workers, or the processes of torchrun."""
+"""Records demonstrations from a scripted expert into one file, with one process, several workers, or torchrun."""
 
 import importlib
 import shutil
@@ -26,7 +26,8 @@ from diffpolicy.demos.recording import (
 )
 from diffpolicy.system.distributed import ALONE, Ranks
 
-# Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings) -> Episode or None where it failed.
+# Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings), which returns an Episode, or None if
+# the expert failed.
 EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht", "reach": "diffpolicy_envs.experts.reach"}
 
 
@@ -39,14 +40,19 @@ def generate(
     settings: dict[str, Any] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`; one that is there is kept.
+    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`; an existing one is kept.
 
     Args:
+        seed: number of the set; its start states use the seeds from 1,000,000 * (seed + 1) on.
+        workers: processes to record with; the result does not depend on their number.
         settings: fields of the expert's settings that differ from their defaults.
 
+    Returns:
+        `output`.
+
     Raises:
-        ValueError: an unknown task or setting, numbers out of range, an output made with other arguments, an expert
-            that fails time after time, more processes than episodes.
+        ValueError: the task or a setting is unknown, a number is out of range, `output` was made with other arguments,
+            the expert fails too many times in a row, or there are more processes than episodes.
     """
     expert = _expert(task)
     _check(episodes, seed, output, workers)
@@ -64,13 +70,13 @@ def generate(
         with _packed(output, expert, request, episodes) as buffer:
             join_parts(output, buffer, request, episodes, ranks)
         remove_parts(output, ranks)
-    ranks.largest(0)  # the end of a process would end the first, which may still write
+    ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
     return output
 
 
 @contextmanager
 def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -> Iterator[ReplayBuffer]:
-    """A recording beside `output` that becomes it at the end; after an error it stays, to be resumed."""
+    """Yield a recording next to `output` and pack it into `output` at the end; after an error it can be resumed."""
     recording = output.with_name(output.name + ".recording")
     buffer = open_recording(recording, expert, request, episodes)
     yield buffer
@@ -79,7 +85,7 @@ def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -
 
 
 def _record(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int) -> None:
-    """Append demonstrations in the order of their seeds until there are enough."""
+    """Append demonstrations in the order of their seeds until there are `episodes` of them."""
     with _packed(output, expert, request, episodes) as buffer:
         done = buffer.episode_attributes
         seeds = count(done[-1]["seed"] + 1 if done else first_seed(request))
@@ -113,7 +119,7 @@ def _check(episodes: int, seed: int, output: Path, workers: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name} is {value!r}; expected a whole number, at least {low}")
     if seed > 4000:
-        raise ValueError(f"seed is {seed}; expected at most 4000")  # start states take 32 bits
+        raise ValueError(f"seed is {seed}; expected at most 4000")  # seeds of start states have 32 bits
     if output.suffix != ".zip":
         raise ValueError(f"output is {str(output)!r}; expected a name that ends in .zip (typically .zarr.zip)")
 

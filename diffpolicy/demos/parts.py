@@ -1,6 +1,7 @@
-"""Demonstrations by the processes that torchrun started: each records its seeds, the first puts the parts together.
+"""Recording with torchrun: each process records the demonstrations of its own seeds, and the first joins the parts.
 
-The parts lie beside the output, where all processes must see them, and stay there when a run is interrupted.
+The parts are stored next to the output, where all processes must be able to read them. They stay there if a run is
+interrupted.
 """
 
 import shutil
@@ -23,14 +24,14 @@ from diffpolicy.demos.recording import (
 )
 from diffpolicy.system.distributed import Ranks
 
-ROUND = 32  # attempts of a process at most, before all count together: none waits long for another
+ROUND = 32  # most attempts per process between two counts of all processes, so that none waits long
 
 
 def record_parts(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks) -> None:
-    """Attempt seeds in order, every process each count-th one, until there are enough demonstrations.
+    """Attempt the seeds in order, every count-th one in this process, until all have `episodes` demonstrations.
 
     Raises:
-        ValueError: on all processes, where the expert fails time after time.
+        ValueError: on all processes, if the expert fails too many times in a row.
     """
     part = open_recording(_part(output, ranks.rank, ranks.count), expert, request, episodes)
     made, failures, first = 0, 0, first_seed(request)
@@ -57,12 +58,13 @@ def join_parts(output: Path, buffer: ReplayBuffer, request: Request, episodes: i
 
 
 def remove_parts(output: Path, ranks: Ranks) -> None:
+    """Delete the parts of all processes."""
     for rank in range(ranks.count):
         shutil.rmtree(_part(output, rank, ranks.count))
 
 
 def _record_round(part: ReplayBuffer, expert: ModuleType, request: Request, seeds: range, workers: int) -> int:
-    """How many of `seeds` have a demonstration, after those not recorded before are attempted."""
+    """Attempt the `seeds` that were not attempted before; returns how many of them all have a demonstration."""
     done = [each["seed"] for each in part.episode_attributes]
     left = [seed for seed in seeds if not done or seed > done[-1]]
     with closing(attempts(expert, left, request, workers)) as all_attempts:

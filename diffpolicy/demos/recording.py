@@ -1,4 +1,4 @@
-"""Attempts of an expert, and the recording that they go into: what one process and several have in common."""
+"""Attempts of an expert and the recording that stores them; shared by recording with one and with several processes."""
 
 import signal
 import threading
@@ -13,19 +13,20 @@ from typing import Any
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
-SEEDS_PER_SET = 1_000_000  # evaluation seeds lie below the first set's
+SEEDS_PER_SET = 1_000_000  # evaluation uses the seeds below the first set
 FAILURES_IN_A_ROW = 100
 
 Request = dict[str, Any]
-"""What the episodes depend on: task, expert_version, seed, settings."""
+"""Everything that the episodes depend on: task, expert_version, seed, settings."""
 
 
 def first_seed(request: Request) -> int:
+    """The first seed of the set that `request` asks for."""
     return SEEDS_PER_SET * (request["seed"] + 1)
 
 
 def attempts(expert: ModuleType, seeds: Iterable[int], request: Request, workers: int) -> Generator[tuple[int, Any]]:
-    """(seed, episode or None) in order, whoever finishes first; closing it ends the workers."""
+    """Yield (seed, episode or None) in the order of the seeds; closing the generator ends the workers."""
     settings = expert.Settings(**request["settings"])
     if workers == 1:
         for seed in seeds:
@@ -35,7 +36,7 @@ def attempts(expert: ModuleType, seeds: Iterable[int], request: Request, workers
         waiting: deque = deque()
         try:
             for seed in seeds:
-                with _interrupts_ignored():  # the processes start with the first task
+                with _interrupts_ignored():  # the workers start with the first task
                     waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
                 if len(waiting) > 3 * workers:
                     oldest, future = waiting.popleft()
@@ -47,7 +48,11 @@ def attempts(expert: ModuleType, seeds: Iterable[int], request: Request, workers
 
 
 def open_recording(recording: Path, expert: ModuleType, request: Request, episodes: int) -> ReplayBuffer:
-    """The recording to go on with, or a new one; ValueError where it was made for another request or is too long."""
+    """Open the recording to resume, or create it.
+
+    Raises:
+        ValueError: it was made for another request, or has more than `episodes` episodes.
+    """
     if not recording.exists():
         return ReplayBuffer.create(recording, expert.SPECS)
     buffer = ReplayBuffer.open(recording, mode="a")
@@ -58,13 +63,13 @@ def open_recording(recording: Path, expert: ModuleType, request: Request, episod
 
 
 def append(buffer: ReplayBuffer, request: Request, arrays: Any, attributes: dict[str, Any]) -> None:
-    """Add an episode; the first one tells what it was made with."""
+    """Append an episode; the attributes of the first one store the request."""
     asked = {"request": request} if buffer.n_episodes == 0 else {}
     buffer.append_episode(arrays, {**attributes, **asked})
 
 
 def check_request(path: Path, buffer: ReplayBuffer, request: Request) -> None:
-    """Raise ValueError, naming what differs, where the data set was made for another request."""
+    """Raise ValueError, naming the differences, if the data set was made for another request."""
     if buffer.n_episodes == 0:
         return
     found, asked = _flat(buffer.episode_attributes[0].get("request", {})), _flat(request)
@@ -75,6 +80,7 @@ def check_request(path: Path, buffer: ReplayBuffer, request: Request) -> None:
 
 
 def given_up(request: Request, failures: int) -> ValueError:
+    """The error to raise when the expert failed too many times in a row."""
     return ValueError(f"expert failed {failures} times in a row with {request['settings']}; change a setting")
 
 
@@ -84,7 +90,7 @@ def _flat(request: Request) -> Request:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: this one ends them, in order."""
+    """Let processes that start now ignore Ctrl-C, which a terminal sends to all: this process ends them cleanly."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may change what a signal does
         return

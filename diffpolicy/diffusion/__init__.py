@@ -1,4 +1,4 @@
-"""Diffusion: schedules, objectives, samplers as tables, guidance, the reverse loop."""
+"""Diffusion: schedules, training objectives, samplers as tables, guidance, and the reverse loop."""
 
 from diffpolicy.diffusion.guidance import by_cost, classifier_free, compose, inpaint
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig

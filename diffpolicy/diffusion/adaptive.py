@@ -1,6 +1,6 @@
 # pyright: basic
 # scipy has no type stubs.
-"""An adaptive solver of ordinary differential equations: scipy's, an optional dependency."""
+"""An adaptive solver for ordinary differential equations. It uses scipy, an optional dependency."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,18 @@ from torch import Tensor
 
 
 def solve_adaptively(slope: Callable[[float, Tensor], Tensor], y: Tensor, start: float, end: float) -> Tensor:
-    """y at `end` of dy/du = slope(u, y), by DOP853 at relative tolerance 1e-6.
+    """Solve dy/du = slope(u, y) from u = `start` to `end` with DOP853 at relative tolerance 1e-6.
+
+    Args:
+        slope: (u, y) -> dy/du, shaped like y.
+        y: the value at `start`, of any shape.
+
+    Returns:
+        y at `end`, with the shape, dtype and device of `y`.
 
     Raises:
         ImportError: scipy is not installed.
-        ValueError: no solution at this tolerance.
+        ValueError: the solver did not reach this tolerance.
     """
     try:
         from scipy.integrate import solve_ivp

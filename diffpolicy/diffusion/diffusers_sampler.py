@@ -1,9 +1,9 @@
 # pyright: basic
 # diffusers is optional and has no type stubs.
-"""Any scheduler of diffusers as a sampler, with the projection at each of its steps.
+"""An adapter that runs a scheduler from diffusers as a sampler, with the projection at each of its steps.
 
-The projected clean estimate is re-encoded as the noise estimate that the scheduler expects. What leaves is the last
-projected estimate. Slower than a step table and not exportable.
+The projected clean estimate is converted to the noise estimate that the scheduler expects. The result is the last
+projected estimate. This is slower than a step table and cannot be exported.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, FloatArray, Sched
 
 @dataclass
 class DiffusersConfig:
-    """Settings of `DiffusersSampler`: a scheduler's class by name and its arguments, as {use_karras_sigmas: true}."""
+    """Settings of `DiffusersSampler`: the name of a scheduler class and its options, e.g. {use_karras_sigmas: true}."""
 
     name: str = "diffusers"
     steps: int = 10
@@ -33,11 +33,18 @@ class DiffusersConfig:
 
 
 class DiffusersSampler:
-    """`scheduler` is a class of diffusers by name, `options` its arguments; `schedule` must be variance preserving.
+    """Sampler that wraps a scheduler from diffusers.
+
+    Args:
+        scheduler: name of the scheduler class.
+        options: arguments of the scheduler class.
+        schedule: a variance-preserving schedule with signal at every level.
+        steps: inference steps of the scheduler.
 
     Raises:
         ImportError: diffusers is not installed.
-        ValueError: no scheduler of that name, one that takes no betas or no noise estimate, another schedule.
+        ValueError: the scheduler is unknown or does not take betas and a noise estimate, or the schedule or the number
+            of steps is unsuitable.
     """
 
     def __init__(self, scheduler: str, options: Mapping[str, Any], schedule: Schedule, steps: int) -> None:
@@ -58,12 +65,15 @@ class DiffusersSampler:
         return len(self.rows)
 
     def sample(self, denoise: Denoise, noise: Tensor, project: Project) -> Denoised:
-        """As `reverse`; noise [rows + 1, batch, horizon, action], of which a scheduler takes only the start."""
+        """Like `reverse`, for noise [rows + 1, batch, horizon, action].
+
+        The first draw is the start. The last one only seeds the scheduler, which draws its own fresh noise.
+        """
         scheduler = self._started(noise.device)
         if hasattr(scheduler, "config") and "clip_sample" in scheduler.config:
-            scheduler.register_to_config(clip_sample=False)  # the projection is ours
+            scheduler.register_to_config(clip_sample=False)  # we project instead
         seeds = 1e6 * noise[-1].double().cpu().flatten(1).abs().sum(1)
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]  # one per episode
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]  # one per row of the batch
         draws = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         clean = x = noise[0] * scheduler.init_noise_sigma
         estimates: list[Tensor] = []
@@ -87,11 +97,11 @@ class DiffusersSampler:
 
 
 def _lambdas(scheduler: Any, schedule: Schedule) -> FloatArray:
-    """log(alpha / sigma) [rows] of the levels that a started scheduler visits, some between the trained ones."""
+    """log(alpha / sigma) [rows] of the levels that a started scheduler visits; some lie between trained levels."""
     trained = schedule.levels.lambdas
     times = scheduler.timesteps.double().numpy()
     sigmas = np.asarray(getattr(scheduler, "sigmas", ()), dtype=np.float64)
-    if len(sigmas) == len(times) + 1:  # sigma / alpha of each and of the end, which timesteps may only come near to
+    if len(sigmas) == len(times) + 1:  # sigma / alpha of each row and of the end; timesteps may be rounded
         return np.clip(-np.log(sigmas[:-1]), trained[-1], trained[0])
     return np.interp(times, np.arange(len(schedule)), trained)
 

@@ -1,6 +1,7 @@
-"""Guidance: each guide wraps the denoiser, so guides compose, and the projection still comes last.
+"""Guidance: each guide wraps the denoiser, so guides compose, and the projection still runs last.
 
-All act on the clean estimate. Legend: noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
+All guides act on the clean estimate. The functions that make them raise ValueError if a number is out of range. Legend:
+noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
 """
 
 from collections.abc import Callable
@@ -14,17 +15,20 @@ from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 
 Guide = Callable[[Denoise, Denoise | None], Denoise]
-"""(the denoiser, the one without condition or None where the network has none) -> the denoiser to sample with."""
+"""(denoiser, denoiser without condition) -> the denoiser to sample with.
+
+The second is None if the network was trained without a null condition.
+"""
 
 Cost = Callable[[Tensor], Tensor]
 """Clean normalised trajectories [batch, horizon, action] -> cost [batch]."""
 
 
 def build_guide(config: GuidanceConfig) -> Guide | None:
-    """The guidance whose settings differ from their neutral values, thresholding last; None if none do.
+    """Compose the guides whose settings are not neutral, with thresholding last; None if all are neutral.
 
     Raises:
-        ValueError: a number out of its range, a rescaling without a weight.
+        ValueError: a number is out of range, or rescale is set without a weight.
     """
     neutral, guides = GuidanceConfig(), list[Guide]()
     if config.rescale != neutral.rescale and config.weight == neutral.weight:
@@ -39,7 +43,7 @@ def build_guide(config: GuidanceConfig) -> Guide | None:
 
 
 def compose(*guides: Guide) -> Guide:
-    """One after the other, the first one next to the network."""
+    """Apply guides one after the other; the first one is closest to the network."""
 
     def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
         for one in guides:
@@ -50,11 +54,17 @@ def compose(*guides: Guide) -> Guide:
 
 
 def classifier_free(weight: float, rescale: float = 0.0) -> Guide:
-    """Score (1 + w) s_c - w s_u (Ho & Salimans 2022, eq. 6), by clean estimates, for which it is the same.
+    """Classifier-free guidance: score (1 + w) s_c - w s_u (Ho & Salimans 2022, eq. 6).
+
+    The formula is the same for clean estimates, which are an affine function of the score.
 
     Args:
-        weight: w; 0 is no guidance, -1 no condition.
-        rescale: 0 to 1, how far the estimate's std is brought back to the conditional one's (Lin et al. 2024, eq. 16).
+        weight: w; 0 is no guidance, -1 ignores the condition.
+        rescale: 0 to 1, how far the estimate's standard deviation is restored to that of the conditional estimate (Lin
+            et al. 2024, eq. 16).
+
+    Raises:
+        ValueError: a number is out of range or, when the guide is applied, the network has no null condition.
     """
     _check("weight", weight, -1.0)
     _check("rescale", rescale, 0.0, 1.0)
@@ -77,7 +87,11 @@ def classifier_free(weight: float, rescale: float = 0.0) -> Guide:
 
 
 def dynamic_threshold(quantile: float) -> Guide:
-    """Scale an estimate whose quantile of absolute values is over 1 back to [-1, 1] (Saharia et al. 2022, 2.3)."""
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3).
+
+    Let s be the `quantile` (0.5 to 1) of the absolute values of an estimate. If s exceeds 1, clamp to [-s, s] and
+    divide by s.
+    """
     _check("threshold", quantile, 0.5, 1.0)
 
     def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
@@ -92,10 +106,10 @@ def dynamic_threshold(quantile: float) -> Guide:
 
 
 def by_cost(cost: Cost, scale: float) -> Guide:
-    """Score minus `scale` times the gradient in x of the clean estimate's cost (Chung et al. 2023, eq. 16).
+    """Subtract from the score `scale` times the gradient in x of the clean estimate's cost (Chung et al. 2023, eq. 16).
 
-    The gradient goes through the network. The clean estimate moves by -scale * sigma^2 / alpha * gradient; at levels
-    with next to no signal, where that has no bound, it stays.
+    The gradient is backpropagated through the network. The clean estimate moves by -scale * sigma^2 / alpha * gradient.
+    At levels with almost no signal, where this factor is unbounded, it is left unchanged.
     """
     _check("scale", scale, 0.0)
 
@@ -115,19 +129,20 @@ def by_cost(cost: Cost, scale: float) -> Guide:
 
 
 def inpaint(known: Tensor, is_known: Tensor) -> Guide:
-    """Keep known waypoints: at every level the estimate takes their values (Janner et al. 2022, section 3.4).
+    """Fix known waypoints: the estimate takes their values at every level (Janner et al. 2022, section 3.4).
 
     Args:
-        known: normalised trajectories [batch or 1, horizon, action]; 1 in a controller, whose batch varies.
-        is_known: bool, of a shape that broadcasts with known.
+        known: normalised trajectories [batch or 1, horizon, action]; use 1 in a controller, whose batch size varies.
+        is_known: bool mask that broadcasts with `known`.
     """
     return lambda denoise, without: lambda x, row: torch.where(is_known.to(x.device), known.to(x), denoise(x, row))
 
 
 def epsilon_scaling(factor: float) -> Guide:
-    """Divide the noise estimate by `factor`, a little over 1, against exposure bias (Ning et al. 2024, eq. 11).
+    """Divide the noise estimate by `factor`, slightly above 1, to reduce exposure bias (Ning et al. 2024, eq. 11).
 
-    Levels with next to no signal, where a little noise is a lot of trajectory, are left alone.
+    Levels with almost no signal are left unchanged, because there a small change of the noise estimate is a large
+    change of the clean estimate.
     """
     _check("epsilon_scale", factor, 0.5, 2.0)
 

@@ -1,7 +1,7 @@
-"""How likely a trajectory is: exactly, by the probability-flow ODE, and bounded from below, by the ELBO.
+"""The likelihood of a trajectory: its exact value by the probability-flow ODE, and a lower bound by the ELBO.
 
-Densities are of normalised trajectories, in nats. Legend: u and z as in `ode`; div, the divergence of dz/du; snr,
-alpha^2 / sigma^2.
+Densities are those of normalised trajectories, in nats. Legend: u and z as in `ode`; div, the divergence of dz/du;
+snr, alpha^2 / sigma^2.
 """
 
 import math
@@ -20,14 +20,14 @@ from diffpolicy.diffusion.weighting import elbo_weights
 
 @dataclass(frozen=True)
 class LogDensity:
-    """Logarithm of a density of plans, in nats [batch]: of normalised actions and of actions in physical units."""
+    """Log-density of plans [batch], in nats, with respect to normalised actions and to actions in physical units."""
 
     normalized: Tensor
     physical: Tensor
 
 
 def gaussian_log_density(x: Tensor, std: float) -> Tensor:
-    """log N(x; 0, std^2) [batch] of x [batch, ...]."""
+    """log N(x; 0, std^2) for x [batch, ...], in nats [batch]."""
     squares = x.flatten(1).square().sum(1) / std**2
     return -0.5 * squares - x[0].numel() * (math.log(std) + 0.5 * math.log(2.0 * math.pi))
 
@@ -43,15 +43,15 @@ def log_likelihood(
     """log p [batch] of x [batch, horizon, action] at the lowest trained level (Song et al. 2021b, eq. 39).
 
     Args:
-        flow: its denoiser is given the batch n times over, for n directions of the divergence (see probes).
-        steps: of `method`.
-        probes: [n, batch, horizon, action] of +1 and -1 for Hutchinson's estimate of the divergence; exact by
-            default, at the cost of horizon * action evaluations side by side.
+        flow: the ODE; its denoiser is called on n copies of the batch, for n directions of the divergence.
+        steps: steps of `method`.
+        probes: [n, batch, horizon, action] of +1 and -1 for Hutchinson's estimate of the divergence. By default the
+            divergence is exact, with n = horizon * action.
         terminal: log-density of x at the last level; N(0, sigma^2) by default.
-        method: rk4 or adaptive; see `solve`. DDIM's steps are not those of the divergence.
+        method: rk4 or adaptive, see `solve`. ddim steps do not integrate the divergence.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: the method is unknown, or steps is below 1.
     """
     if method not in ("rk4", "adaptive"):
         raise ValueError(f"log_likelihood: method {method!r} is unknown, expected rk4 or adaptive")
@@ -72,9 +72,18 @@ def log_likelihood(
 
 
 def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """A lower bound of log p(clean) [batch]: Kingma et al. 2021, eq. 11 to 13, by `draws` draws of noise a level.
+    """A lower bound of log p(clean), in nats [batch], by `draws` draws of noise per level.
 
-    The decoder of the first level is Gaussian with the clean estimate as mean and variance sigma^2 / alpha^2.
+    This is the evidence lower bound of Kingma et al. 2021, eq. 11 to 13.
+
+    The decoder at the first level is Gaussian, with the clean estimate as its mean and variance sigma^2 / alpha^2.
+
+    Args:
+        clean: normalised trajectories [batch, horizon, action].
+        generator: on the CPU.
+
+    Raises:
+        ValueError: draws is below 1.
     """
     if draws < 1:
         raise ValueError(f"elbo: draws {draws} must be at least 1")
@@ -93,7 +102,7 @@ def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, genera
 def _slope_and_divergence(flow: Flow, z: Tensor, level: Row, directions: Tensor) -> tuple[Tensor, Tensor]:
     """dz/du, shaped like z, and the sum over directions v [n, batch, ...] of v^T (d slope / dz) v [batch].
 
-    The batch is repeated, once for every direction: no sample sees another in the network.
+    All directions run in one batch of n copies, because samples do not interact in the network.
     """
     with torch.enable_grad():
         copies = z.detach().expand(directions.shape).flatten(0, 1).requires_grad_()

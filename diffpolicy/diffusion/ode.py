@@ -1,13 +1,13 @@
-"""The probability-flow ODE: from trajectories to noise and back without chance (Song et al. 2021b, eq. 13).
+"""The probability-flow ODE: a deterministic map from trajectories to noise and back (Song et al. 2021b, eq. 13).
 
-Every schedule is the same path at another scale. Legend:
+All schedules follow the same path at different scales. Legend:
 
-    angle   arctan(sigma / alpha): above 0 where the trajectory is clean, pi / 2 where only noise is left
-    z       x / hypot(alpha, sigma), that is cos(angle) * clean + sin(angle) * noise
-    u       log(tan(angle / 2)): 0 at the noise, about log(sigma / alpha / 2) at the clean end
+    angle   arctan(sigma / alpha): close to 0 at the clean trajectory, pi / 2 at pure noise
+    z       x / hypot(alpha, sigma), which is cos(angle) * clean + sin(angle) * noise
+    u       log(tan(angle / 2)): 0 at pure noise, about log(sigma / alpha / 2) at the clean end
 
-Along it dz/du = cos(angle) * z - clean, smooth and finite up to a last level without signal. It runs between the lowest
-trained level and the highest. Nothing is projected here: this is for looking at a policy, not for acting with it.
+The ODE is dz/du = cos(angle) * z - clean. It is smooth and finite, even at a last level without signal, and runs
+between the lowest and the highest trained level. Nothing is projected here: use it to analyse a policy, not to act.
 """
 
 import itertools
@@ -29,41 +29,41 @@ Slope = Callable[[Tensor, Row], Tensor]
 
 
 def scale(level: Row) -> float:
-    """x / z"""
+    """The factor x / z at a level, hypot(alpha, sigma)."""
     return math.hypot(level.alpha, level.sigma)
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The ODE of one denoiser on a schedule."""
+    """The probability-flow ODE of a denoiser on a schedule."""
 
     denoise: Denoise
     schedule: Schedule
 
     def ends(self) -> tuple[float, float]:
-        """u at the lowest and at the highest level."""
+        """u at the lowest and at the highest trained level."""
         levels = self.schedule.levels
         u = np.log(np.tan(np.arctan2(levels.sigma, levels.alpha) / 2.0))
         return float(u[0]), float(u[-1])
 
     def end_levels(self) -> tuple[Row, Row]:
-        """The lowest and the highest level."""
+        """The lowest and the highest trained level."""
         first, last = rows_at(self.schedule.levels[np.array([0, -1])])
         return first, last
 
     def levels(self, u: FloatArray) -> tuple[Row, ...]:
         """The levels at u [n]."""
-        tangent = np.exp(np.minimum(u, 0.0))  # of half the angle
+        tangent = np.exp(np.minimum(u, 0.0))  # tan(angle / 2)
         with np.errstate(divide="ignore"):
             at = self.schedule.at(np.log((1.0 - tangent) * (1.0 + tangent) / (2.0 * tangent)))
         return rows_at(at)
 
     def slope(self, z: Tensor, level: Row) -> Tensor:
-        """dz/du, shaped like z."""
+        """dz/du at z [batch, horizon, action], shaped like z."""
         return level.alpha / scale(level) * z - self.denoise(scale(level) * z, level)
 
     def to_noise(self, x: Tensor, steps: int, method: str = "rk4") -> Tensor:
-        """From x [batch, horizon, action] at the lowest level to noise of unit variance (DDIM inversion)."""
+        """Map x [batch, horizon, action] at the lowest level to noise of unit variance (DDIM inversion)."""
         (low, high), (first, last) = self.ends(), self.end_levels()
         return solve(self, self.slope, x / scale(first), low, high, steps, method) * (scale(last) / last.sigma)
 
@@ -74,11 +74,14 @@ class Flow:
 
 
 def solve(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: int, method: str = "rk4") -> Tensor:
-    """z at u = end from z at u = start.
+    """Integrate z from u = start to u = end.
 
     Args:
-        slope: of z; `flow.slope`, or one that carries more along.
-        method: ddim, rk4, or adaptive (scipy's DOP853, where steps counts for nothing).
+        slope: `flow.slope`, or a function that integrates additional columns as well.
+        method: ddim, rk4, or adaptive (scipy's DOP853, which ignores `steps`).
+
+    Raises:
+        ValueError: the method is unknown, or steps is below 1.
     """
     if method not in METHODS:
         raise ValueError(f"probability-flow ODE: method {method!r} is unknown, expected one of {', '.join(METHODS)}")
@@ -88,7 +91,7 @@ def solve(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: 
 
 
 def ddim(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: int) -> Tensor:
-    """DDIM steps (Song et al. 2021a, eq. 13), order 1: the clean estimate and the noise stand still during one."""
+    """DDIM steps (Song et al. 2021a, eq. 13), order 1: each one keeps the clean estimate and the noise fixed."""
     levels = flow.levels(np.linspace(start, end, steps + 1))
     for now, after in itertools.pairwise(levels):
         cosine = now.alpha / scale(now)
@@ -99,7 +102,7 @@ def ddim(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: i
 
 
 def rk4(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: int) -> Tensor:
-    """The classical Runge-Kutta method of order 4, 4 evaluations a step."""
+    """The classical Runge-Kutta method of order 4, with 4 evaluations per step."""
     levels = flow.levels(np.linspace(start, end, 2 * steps + 1))
     h = (end - start) / steps
     for now, middle, after in zip(levels[:-1:2], levels[1::2], levels[2::2], strict=True):
@@ -111,7 +114,7 @@ def rk4(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: in
 
 
 def adaptive(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: int) -> Tensor:
-    """Order 8 with the step size by error, for all of the batch together; `steps` counts for nothing."""
+    """DOP853, order 8, with one adaptive step size for the whole batch; `steps` is ignored."""
     low, high = min(start, end), max(start, end)
     return solve_adaptively(lambda u, z: slope(z, flow.levels(np.array([min(max(u, low), high)]))[0]), z, start, end)
 
@@ -130,7 +133,11 @@ def check_fraction(fraction: float) -> None:
 
 
 def great_circle(first: Tensor, second: Tensor, fraction: float) -> Tensor:
-    """Between two noises [batch, ...], on the circle that joins them, so that the result is as likely as they are."""
+    """Spherical interpolation between two noises [batch, ...], which keeps the result as likely as its ends.
+
+    Raises:
+        ValueError: the fraction is not between 0 and 1.
+    """
     check_fraction(fraction)
     axes = tuple(range(1, first.dim()))
     lengths = torch.sqrt(torch.sum(first**2, axes, keepdim=True) * torch.sum(second**2, axes, keepdim=True))

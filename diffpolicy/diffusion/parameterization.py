@@ -1,9 +1,9 @@
-"""What the network's output means: clean estimate from output, and training target from clean and noise.
+"""Parameterizations: what the network predicts, and how its output gives the clean estimate.
 
     clean  = skip * x + out * output        at a level (alpha, sigma), x = alpha * clean + sigma * noise
     target = on_clean * clean + on_noise * noise
 
-Targets are stated in (clean, noise), so that none divides by a vanishing alpha.
+Targets are written in terms of (clean, noise), so that none divides by an alpha close to 0.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Parameterization:
     needs_signal: bool = False
 
     def output_from_clean(self, clean: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """The output that means this clean estimate: every parameterization converts to every other through it."""
+        """The network output that corresponds to a clean estimate; it converts between any two parameterizations."""
         on_clean, on_noise = self.target(alpha, sigma)
         return on_clean * clean + on_noise * (x - alpha * clean) / sigma
 
@@ -60,16 +60,19 @@ FLOW = Parameterization(  # the velocity noise - clean, Lipman et al. 2023, Liu 
 
 @dataclass
 class EdmConfig:
-    """Setting of EDM's parameterization and weighting: the standard deviation of normalised actions."""
+    """Settings of EDM's parameterization and weighting; sigma_data is the standard deviation of normalised actions."""
 
     name: str = "edm"
     sigma_data: float = 0.5
 
 
 def edm(sigma_data: float) -> Parameterization:
-    """Preconditioning for data of standard deviation `sigma_data` (Karras et al. 2022, table 1), for any alpha.
+    """Preconditioning for data of standard deviation `sigma_data`, for any alpha (Karras et al. 2022, table 1).
 
     Output and target have unit variance at every level.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite.
     """
     if not 0.0 < sigma_data < float("inf"):
         raise ValueError(f"parameterization: sigma_data {sigma_data} must be above 0")

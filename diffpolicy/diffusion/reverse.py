@@ -1,7 +1,7 @@
-"""The one reverse loop: denoise, project, take the row's linear step.
+"""The reverse loop that all sampler tables share: denoise, project, take the row's linear step.
 
-The projected clean estimate is all that a row adds to, and the last row returns it unchanged: what leaves the loop
-is what `project` returned. There is no look-up, branch on data or host synchronisation in the loop.
+A row sees only projected clean estimates, and the last row returns the last one unchanged. The loop therefore returns
+exactly what `project` returned. It has no look-ups, no branches on data and no host synchronisation.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Denoise = Callable[[Tensor, Row], Tensor]
 """(x, row) -> clean estimate; both [batch, horizon, action]."""
 
 Project = Callable[[Tensor, Row, int], Tensor]
-"""(clean, row, step) -> the clean estimate that the step goes on with, same shape; not in place.
+"""(clean, row, step) -> the clean estimate that the step uses, same shape; must not work in place.
 
 `step` counts the rows of the table from 0.
 """
@@ -24,12 +24,11 @@ Project = Callable[[Tensor, Row, int], Tensor]
 
 @dataclass(frozen=True)
 class Denoised:
-    """What leaves the loop.
+    """The result of the reverse loop.
 
     Attributes:
         clean: [batch, horizon, action], the last projected estimate.
-        is_finite: [batch] bool, whether every estimate was finite before it was projected: a projection could hide
-            what is not.
+        is_finite: [batch] bool, whether every estimate was finite before the projection, which could hide NaN or inf.
     """
 
     clean: Tensor
@@ -37,13 +36,16 @@ class Denoised:
 
 
 def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project) -> Denoised:
-    """From noise to a clean trajectory.
+    """Sample clean trajectories from noise.
 
     Args:
-        denoise: clean estimate of x at the row's level.
+        denoise: returns the clean estimate of x at the row's level.
         table: the sampler.
-        noise: standard normal [rows + 1, batch, horizon, action]; the first is the start.
+        noise: standard normal [rows + 1, batch, horizon, action]; the first draw is the start.
         project: called on every clean estimate; its output is what the step uses.
+
+    Raises:
+        ValueError: the number of draws is not rows + 1.
     """
     if len(noise) != len(table) + 1:
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
@@ -79,5 +81,5 @@ def _advance_waypoints(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor
 
 
 def all_finite(estimates: Sequence[Tensor]) -> Tensor:
-    """[batch] bool, whether every estimate [batch, horizon, action] of a row of the batch is finite."""
+    """Whether all estimates [batch, horizon, action] are finite, for each row of the batch: bool [batch]."""
     return torch.stack(list(estimates), dim=1).isfinite().flatten(1).all(1)

@@ -1,15 +1,15 @@
-"""A noise schedule: how much signal and noise each level holds, and what the network is told of it.
+"""Noise schedules: the signal and noise of each level, and how the network is told the level.
 
 A noisy trajectory is ``x = alpha * clean + sigma * noise``. Legend:
 
     alpha        signal of a level
     sigma        noise of a level
     snr          signal-to-noise ratio alpha^2 / sigma^2
-    lambda       half its logarithm, log(alpha / sigma): falls as noise grows
-    time         what the network's embedding sees of the level
+    lambda       half its logarithm, log(alpha / sigma), which falls as noise grows
+    time         the network's input that encodes the level
     input_scale  factor on x before it enters the network
 
-Everything is float64 and is cast once, where it meets a tensor.
+All values are float64 and are cast once, when they are applied to a tensor.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ MAX_TERMINAL_SNR = 0.0101
 
 @dataclass(frozen=True)
 class Levels:
-    """Noise levels side by side; every field is [levels]."""
+    """A sequence of noise levels; every field is [levels]."""
 
     alpha: FloatArray
     sigma: FloatArray
@@ -51,7 +51,7 @@ class Levels:
             return np.log(self.alpha) - np.log(self.sigma)
 
     def followed_by_clean(self) -> "Levels":
-        """These levels without the first and with the clean one, (alpha, sigma) = (1, 0), at the end."""
+        """The level after each of these: all but the first, then the clean level (alpha, sigma) = (1, 0)."""
         return Levels(
             np.append(self.alpha[1:], 1.0),
             np.append(self.sigma[1:], 0.0),
@@ -78,7 +78,10 @@ STRAIGHT = Family(lambda lam: (1 / (1 + np.exp(-lam)), 1 / (1 + np.exp(lam))))  
 
 
 def variance_exploding(sigma_data: float) -> Family:
-    """alpha 1; the network's input is scaled to unit variance (Karras et al. 2022, table 1: c_in)."""
+    """The family with alpha = 1, for normalised actions of standard deviation `sigma_data`.
+
+    input_scale gives the network's input unit variance (Karras et al. 2022, table 1, c_in).
+    """
     return Family(
         level=lambda lam: (np.ones_like(lam), np.exp(-lam)),
         input_scale=lambda alpha, sigma: 1 / np.hypot(sigma_data * alpha, sigma),
@@ -87,16 +90,19 @@ def variance_exploding(sigma_data: float) -> Family:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The levels a network is trained on, from the least noise to the most."""
+    """The levels that a network is trained on, from the least noise to the most."""
 
     levels: Levels
     family: Family = VARIANCE_PRESERVING
 
     def check(self) -> None:
-        """Refuse levels whose last still shows the clean trajectory (terminal alpha^2 / sigma^2 above 0.0101).
+        """Check that the last level hides the clean trajectory: its alpha^2 / sigma^2 is at most 0.0101.
 
-        Sampling starts from pure noise, which a network trained on them never saw. `Objective` calls this, so that
-        zero_terminal_snr may rescale such levels before.
+        Sampling starts from pure noise, which a network trained on other levels has never seen. `Denoising` calls this
+        rather than the constructor, so that zero_terminal_snr can rescale the levels first.
+
+        Raises:
+            ValueError: the last level has more signal.
         """
         terminal_snr = self.levels.snr[-1]
         if not terminal_snr <= MAX_TERMINAL_SNR:
@@ -110,10 +116,10 @@ class Schedule:
         return len(self.levels)
 
     def at(self, lambdas: FloatArray) -> Levels:
-        """Levels of these lambdas, exactly on the schedule's curve; the network's time is interpolated.
+        """Levels with these lambdas [n], exactly on the schedule's curve; the network's time is interpolated.
 
         Raises:
-            ValueError: a lambda outside the trained levels.
+            ValueError: a lambda lies outside the trained levels.
         """
         low, high = self.levels.lambdas[-1], self.levels.lambdas[0]
         rounding = 1e-9
@@ -123,7 +129,7 @@ class Schedule:
                 f"{low:.4g} to {high:.4g}"
             )
         alpha, sigma = self.family.level(lambdas)
-        # The angle arctan(sigma / alpha) rises and is finite at every level, also where alpha is 0.
+        # The angle arctan(sigma / alpha) increases with noise and is finite even where alpha is 0.
         known = np.arctan2(self.levels.sigma, self.levels.alpha)
         time = np.interp(np.arctan2(sigma, alpha), known, self.levels.time)
         return Levels(alpha, sigma, time, self.family.input_scale(alpha, sigma))

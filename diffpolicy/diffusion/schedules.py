@@ -1,7 +1,8 @@
-"""The schedules: betas of training steps, a continuous VP process, noise levels of VE, the straight path of flow.
+"""The noise schedules: discrete betas, the continuous VP process, the noise levels of VE, and the straight flow path.
 
-Legend: beta, the variance that one training step adds; alpha_bar, alpha^2 of a variance-preserving schedule, the
-running product of 1 - beta; t, diffusion time in (0, 1].
+Legend: beta, the variance that one training step adds; alpha_bar, alpha^2 of a variance-preserving schedule, which is
+the cumulative product of 1 - beta; t, diffusion time in (0, 1]. All schedules raise ValueError if a number is out of
+range.
 """
 
 from dataclasses import dataclass
@@ -44,19 +45,19 @@ class SigmasConfig:
 
 
 def from_betas(betas: FloatArray) -> Schedule:
-    """The variance-preserving schedule of these betas [levels] (Ho et al. 2020, eq. 4); time is the index."""
+    """The variance-preserving schedule with these betas [levels] (Ho et al. 2020, eq. 4); time is the index."""
     alpha_bar = np.cumprod(1.0 - betas)
     return _variance_preserving(np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar), np.arange(len(betas), dtype=np.float64))
 
 
 def linear(num_levels: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
-    """Betas evenly spaced (Ho et al. 2020, section 4); the defaults are meant for 1000 levels."""
+    """Evenly spaced betas (Ho et al. 2020, section 4); the defaults are meant for 1000 levels."""
     _check(num_levels, beta_start, beta_end)
     return from_betas(_evenly(beta_start, beta_end, num_levels))
 
 
 def scaled_linear(num_levels: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
-    """Square roots of the betas evenly spaced (Rombach et al. 2022, latent diffusion)."""
+    """Betas whose square roots are evenly spaced (Rombach et al. 2022, latent diffusion)."""
     _check(num_levels, beta_start, beta_end)
     return from_betas(_evenly(beta_start**0.5, beta_end**0.5, num_levels) ** 2)
 
@@ -67,13 +68,17 @@ def cosine(num_levels: int) -> Schedule:
 
 
 def sigmoid(num_levels: int, reach: float = 3.0) -> Schedule:
-    """alpha_bar falls as a sigmoid from -reach to reach (Jabri et al. 2023, algorithm 1), betas capped at 0.999."""
+    """alpha_bar follows a sigmoid from -reach to reach, with betas capped at 0.999 (Jabri et al. 2023, algorithm 1)."""
     falling = 1 / (1 + np.exp(reach * (2 * _grid(num_levels) - 1)))
     return _from_alpha_bar((falling - falling[-1]) / (falling[0] - falling[-1]))
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The schedule with alpha shifted and scaled so that its last level holds no signal (Lin et al. 2024, alg. 1)."""
+    """Shift and scale alpha so that the last level holds no signal (Lin et al. 2024, algorithm 1).
+
+    Raises:
+        ValueError: the schedule is not variance preserving.
+    """
     if schedule.family != VARIANCE_PRESERVING:
         raise ValueError("schedule: zero_terminal_snr rescales variance-preserving schedules only")
     alpha = schedule.levels.alpha
@@ -82,14 +87,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def vp(num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """The VP process with a rate that rises linearly in t (Song et al. 2021b, eq. 32 and 33), at levels t = i / n."""
+    """The VP process whose rate grows linearly in t, at t = i / num_levels (Song et al. 2021b, eq. 32 and 33)."""
     t = _grid(num_levels)[1:]
     exponent = 0.5 * t**2 * (beta_max - beta_min) + t * beta_min  # the integral of the rate
     return _variance_preserving(np.exp(-0.5 * exponent), np.sqrt(-np.expm1(-exponent)), TIME_SCALE * t)
 
 
 def ve(num_levels: int, sigma_min: float, sigma_max: float, sigma_data: float) -> Schedule:
-    """Noise levels in geometric progression (Song et al. 2021b, eq. 31)."""
+    """Noise levels in a geometric progression (Song et al. 2021b, eq. 31)."""
     _check_sigmas(num_levels, sigma_min, sigma_max)
     return _from_sigmas(np.geomspace(sigma_min, sigma_max, num_levels), variance_exploding(sigma_data))
 
@@ -107,7 +112,7 @@ def flow(num_levels: int) -> Schedule:
 
 
 def karras_spaced(first: float, last: float, count: int) -> FloatArray:
-    """From first to last, evenly in the 7th root [count]."""
+    """`count` numbers from first to last, evenly spaced in the 7th root."""
     return _evenly(first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO), count) ** KARRAS_RHO
 
 
@@ -116,7 +121,7 @@ def _evenly(first: float, last: float, count: int) -> FloatArray:
 
 
 def _from_alpha_bar(alpha_bar: FloatArray) -> Schedule:
-    """From alpha_bar [levels + 1], which begins before the first level."""
+    """The schedule with this alpha_bar [levels + 1], whose first entry is the one before the first level."""
     return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA))
 
 
@@ -130,7 +135,7 @@ def _from_sigmas(sigma: FloatArray, family: Family) -> Schedule:
 
 
 def _grid(num_levels: int) -> FloatArray:
-    """0 to 1 in num_levels steps."""
+    """num_levels + 1 evenly spaced numbers from 0 to 1."""
     if num_levels < 1:
         raise ValueError(f"schedule: num_levels {num_levels} must be at least 1")
     return np.arange(num_levels + 1) / num_levels

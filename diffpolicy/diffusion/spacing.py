@@ -1,6 +1,7 @@
-"""Which levels the rows of a sampler start from, from the most noise down.
+"""Spacings: the levels that a sampler visits, from the most noise to the least.
 
-trailing and leading take trained levels; log_snr and karras take levels between them.
+trailing and leading pick trained levels; log_snr and karras also use levels between them. All raise ValueError unless
+there are at least as many trained levels as steps; log_snr and karras also if the last level holds no signal.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +20,10 @@ def trailing(schedule: Schedule, steps: int) -> Levels:
 
 
 def leading(schedule: Schedule, steps: int) -> Levels:
-    """Evenly spaced from the first level up (Ho et al. 2020's and DDIM's code): starts below the last level.
+    """Evenly spaced from the first level up, as in the code of Ho et al. 2020 and of DDIM.
 
-    Sampling then starts from pure noise at a level that holds some signal; `trailing` has not this fault.
+    This starts below the last level: sampling then begins with pure noise at a level that holds some signal. `trailing`
+    does not have this flaw.
     """
     check_steps(steps, len(schedule))
     return schedule.levels[np.arange(steps)[::-1] * (len(schedule) // steps)]
@@ -48,7 +50,7 @@ SPACINGS: Mapping[str, Callable[[Schedule, int], Levels]] = {
 
 
 def _lambda_range(schedule: Schedule, steps: int, name: str) -> tuple[float, float]:
-    """lambda of the level with the most noise and of the one with the least."""
+    """The lambdas of the levels with the most and the least noise."""
     check_steps(steps, len(schedule))
     most, least = schedule.levels.lambdas[-1], schedule.levels.lambdas[0]
     if not np.isfinite(most):

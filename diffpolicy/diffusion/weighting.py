@@ -1,7 +1,7 @@
-"""How much each level counts in training: weights of the loss, and how often a level is drawn.
+"""Loss weights of the noise levels, and the distributions from which training draws levels.
 
-A weighting takes the levels and `out`, the factor of the network's output in the clean estimate, and gives the weights
-[levels] of the output's squared error. A weight w of the clean estimate's error is w * out^2 of the output's.
+A weighting takes the levels and `out`, the factor of the network's output in the clean estimate. It returns the weights
+[levels] of the squared error of the output. A weight w on the clean estimate's error is w * out^2 on the output's.
 """
 
 import math
@@ -14,12 +14,12 @@ from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 Weighting = Callable[[Levels, FloatArray], FloatArray]
 LevelDistribution = Callable[[Levels], FloatArray]
-"""Levels -> how often each is drawn [levels], adding up to 1."""
+"""Levels -> the probability of each one [levels], which sum to 1."""
 
 
 @dataclass
 class MinSnrConfig:
-    """Setting of `min_snr`."""
+    """Settings of `min_snr`."""
 
     name: str = "min_snr"
     gamma: float = 5.0
@@ -53,14 +53,14 @@ class LogitNormalConfig:
 
 
 def simple(levels: Levels, out: FloatArray) -> FloatArray:
-    """1 on the network's output (Ho et al. 2020, eq. 14)."""
+    """Weight 1 on the network's output (Ho et al. 2020, eq. 14)."""
     return np.ones_like(out)
 
 
 def elbo(levels: Levels, out: FloatArray) -> FloatArray:
-    """The evidence lower bound's: half the drop of the signal-to-noise ratio at a level (Kingma et al. 2021, eq. 13).
+    """The weights of the evidence lower bound: half the drop in snr at each level (Kingma et al. 2021, eq. 13).
 
-    At the first level it is the reconstruction term's, of a decoder with variance sigma^2 / alpha^2 there.
+    The first level has the weight of the reconstruction term, for a decoder with variance sigma^2 / alpha^2.
     """
     return elbo_weights(levels) * out**2
 
@@ -71,41 +71,44 @@ def elbo_weights(levels: Levels) -> FloatArray:
 
 
 def snr(levels: Levels, out: FloatArray) -> FloatArray:
-    """1 on the noise, hence sigma^2 on the score (Song & Ermon 2019, eq. 6)."""
+    """Weight 1 on the noise, which is sigma^2 on the score (Song & Ermon 2019, eq. 6)."""
     return levels.snr * out**2
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """min(snr, gamma) on the clean estimate (Hang et al. 2023, eq. 6)."""
+    """Weight min(snr, gamma) on the clean estimate (Hang et al. 2023, eq. 6)."""
     return lambda levels, out: np.minimum(levels.snr, gamma) * out**2
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
-    """1 / (k + snr)^gamma on the noise (Choi et al. 2022, eq. 8)."""
+    """Weight 1 / (k + snr)^gamma on the noise (Choi et al. 2022, eq. 8)."""
     return lambda levels, out: levels.snr / (k + levels.snr) ** gamma * out**2
 
 
 def edm(sigma_data: float) -> Weighting:
-    """snr + 1 / sigma_data^2 on the clean estimate: 1 on EDM's output (Karras et al. 2022, table 1)."""
+    """Weight snr + 1 / sigma_data^2 on the clean estimate, which is 1 on EDM's output (Karras et al. 2022, table 1)."""
     return lambda levels, out: (levels.snr + sigma_data**-2) * out**2
 
 
 def uniform(levels: Levels) -> FloatArray:
-    """Every level as often."""
+    """Every level with the same probability."""
     return np.full(len(levels), 1.0 / len(levels))
 
 
 def log_normal(mean: float, std: float) -> LevelDistribution:
-    """log(sigma / alpha) normal (Karras et al. 2022, table 1, with -1.2 and 1.2).
+    """Normal distribution of log(sigma / alpha) (Karras et al. 2022, table 1, with mean -1.2 and std 1.2).
 
-    On the straight path of flow matching this is the logit-normal of Esser et al. 2024, section 3.1 (with 0 and 1):
-    logit(t) = log(sigma / alpha).
+    On the straight path of flow matching, where logit(t) = log(sigma / alpha), this is the logit-normal distribution of
+    Esser et al. 2024, section 3.1 (with mean 0 and std 1).
+
+    Raises:
+        ValueError: std is not positive and finite.
     """
     if not 0.0 < std < np.inf:
         raise ValueError(f"level distribution: std {std} must be above 0")
 
     def probability(levels: Levels) -> FloatArray:
-        # A level stands for what lies between the middles to its neighbours.
+        # A level has the probability mass between the midpoints to its neighbours.
         position = (-levels.lambdas - mean) / std
         edges = np.concatenate([[-np.inf], (position[1:] + position[:-1]) / 2.0, [np.inf]])
         return np.diff([_normal_cdf(edge) for edge in edges])

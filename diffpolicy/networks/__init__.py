@@ -1,4 +1,4 @@
-"""Networks: encoders of observations and backbones that denoise."""
+"""Networks: encoders for observations, and backbones that denoise."""
 
 from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
 from diffpolicy.networks.condition import Condition, ConditionShape

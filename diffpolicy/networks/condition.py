@@ -1,4 +1,4 @@
-"""What encoders make of observations, and what a backbone is conditioned on.
+"""The condition of a backbone, which an encoder makes from observations.
 
 Shape legend: B batch, D features, N tokens, E features of a token.
 """
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ConditionShape:
-    """What an encoder gives: each field of `Condition` by its shape without the batch, or None."""
+    """The shapes of an encoder's output: for each field of `Condition` its shape without the batch, or None."""
 
     vector: tuple[int] | None = None
     tokens: tuple[int, int] | None = None
 
     def given(self) -> dict[str, tuple[int, ...]]:
-        """The fields that there are."""
+        """The fields that are not None: name -> shape."""
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
 
     def of(self, field: str) -> tuple[int, ...]:
         """The shape of a field.
 
         Raises:
-            LookupError: the encoder does not give it.
+            LookupError: the encoder does not return this field.
         """
         shape = self.given().get(field)
         if shape is None:
@@ -32,13 +32,13 @@ class ConditionShape:
         return shape
 
     def null(self) -> nn.ParameterDict:
-        """Learned values that stand for no observation: a parameter for each field, zero at first."""
+        """Learned values that stand for a missing observation: one parameter per field, initialised to zero."""
         return nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in self.given().items()})
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Of a batch; a backbone takes the fields that it names.
+    """The condition of a batch; a backbone takes the fields that its `reads` names.
 
     Attributes:
         vector: [B, D].
@@ -50,14 +50,14 @@ class Condition:
 
     @classmethod
     def null(cls, parameters: nn.ParameterDict, batch: int) -> "Condition":
-        """The condition that stands for no observation, from `ConditionShape.null`."""
+        """The condition that stands for a missing observation, from the parameters of `ConditionShape.null`."""
         return cls(**{name: value.expand(batch, *value.shape) for name, value in parameters.items()})
 
     def fields(self, names: tuple[str, ...]) -> list[Tensor]:
-        """Those of these names, in order.
+        """The fields with these names, in order.
 
         Raises:
-            LookupError: one that is not there.
+            LookupError: a field is None.
         """
         found = [getattr(self, name) for name in names]
         if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
@@ -65,7 +65,7 @@ class Condition:
         return found
 
     def mixed(self, mask: Tensor, other: "Condition") -> "Condition":
-        """With the rows of `mask` [B] taken from `other`."""
+        """A copy in which the rows where `mask` [B] is true come from `other`."""
 
         def mix(own: Tensor, others: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (own.dim() - 1)), others, own)
@@ -73,7 +73,7 @@ class Condition:
         return Condition(**{name: mix(own, getattr(other, name)) for name, own in self._given().items()})
 
     def repeated(self, copies: int) -> "Condition":
-        """The whole batch `copies` times over."""
+        """The whole batch repeated `copies` times: [copies * B, ...]."""
         return Condition(**{name: own.repeat(copies, *[1] * (own.dim() - 1)) for name, own in self._given().items()})
 
     def _given(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a policy sees: kind and shape of every observation at one time step."""
+"""The specification of an observation: its kind, and its shape at one time step."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ KINDS = ("vector", "image")
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """One observation.
+    """The kind and shape of one observation.
 
     Attributes:
-        kind: "vector", float32; or "image", uint8.
-        shape: of one time step: [features], or [height, width, channels].
+        kind: "vector" (float32) or "image" (uint8).
+        shape: shape of one time step: [features] or [height, width, channels].
 
     Raises:
-        ValueError: an unknown kind, or a shape that is not of this kind.
+        ValueError: the kind is unknown, or the shape does not match the kind.
     """
 
     kind: str
@@ -32,12 +32,12 @@ class ObservationSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it reaches the encoder."""
+        """The dtype in which the encoder receives it."""
         return torch.float32 if self.kind == "vector" else torch.uint8
 
     @property
     def features(self) -> int:
-        """Of a vector.
+        """The number of features of a vector.
 
         Raises:
             ValueError: it is an image.
@@ -48,5 +48,5 @@ class ObservationSpec:
 
 
 def vector(features: int) -> ObservationSpec:
-    """A vector of so many features."""
+    """The spec of a vector with this many features."""
     return ObservationSpec("vector", (features,))

@@ -1,4 +1,4 @@
-"""What the policy asks of its networks."""
+"""The interfaces of the networks that a policy is made of: encoders and backbones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,15 +10,15 @@ from diffpolicy.networks.condition import Condition, ConditionShape
 
 
 class Encoder(Protocol):
-    """Observations of a window -> what the backbone is conditioned on. An `nn.Module`."""
+    """Encodes the observations of a window into the condition of the backbone. An `nn.Module`."""
 
     @property
     def output(self) -> ConditionShape:
-        """What it gives."""
+        """The fields and shapes of the condition that it returns."""
         ...
 
     def __call__(self, observation: Mapping[str, Tensor], /) -> Condition:
-        """{key: [batch, n_obs_steps, *shape]}, vectors normalised, images as uint8."""
+        """Encode {key: [batch, n_obs_steps, *shape]}, with vectors normalised and images as uint8."""
         ...
 
 
@@ -27,7 +27,10 @@ Time = float | Tensor
 
 
 class AtCondition(Protocol):
-    """A backbone at one condition: x [batch, horizon, features] and the times of the whole batch -> like x."""
+    """A backbone with a fixed condition: x [batch, horizon, features] and one time for the whole batch -> like x.
+
+    `stop` is the time at which the step ends, for a network that was trained with it; else None.
+    """
 
     def __call__(self, x: Tensor, time: Time, stop: Time | None = None, /) -> Tensor: ...
 
@@ -36,30 +39,34 @@ class Backbone(Protocol):
     """The denoising network. An `nn.Module`.
 
     Attributes:
-        reads: the fields of the condition that it takes, in the order of its further arguments.
+        reads: the fields of the condition that it takes, in the order of its arguments after the time.
     """
 
     reads: tuple[str, ...]
 
     def __call__(self, x: Tensor, time: Tensor, /, *fields: Tensor) -> Tensor:
-        """x [batch, horizon, features], time [batch], then the fields of `reads`.
+        """x [batch, horizon, features], time [batch] and the fields of `reads` -> like x.
 
-        A network that sees a level of each waypoint takes time [batch, horizon], too. One that learned to see the time
-        at which a step stops takes that time [batch] last.
+        A network that sees a level for each waypoint also takes time [batch, horizon]. One that was trained with the
+        time at which a step ends takes that time [batch] as its last argument.
         """
         ...
 
     def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
-        """It at one condition, in its fastest form for these times; `plain` where it has only one form."""
+        """Fix the condition and return the fastest form for these times; `plain` if there is only one form."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: `params`, and the settings of AdamW that differ from the trainer's."""
+        """Optimiser groups: `params`, and any AdamW settings that differ from the trainer's."""
         ...
 
 
 def plain(network: Backbone, condition: Condition) -> AtCondition:
-    """`network` called as it is."""
+    """Fix the condition of `network` without changing how it computes.
+
+    Raises:
+        LookupError: the condition lacks a field that the network reads.
+    """
     fields = condition.fields(network.reads)
 
     def at(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:

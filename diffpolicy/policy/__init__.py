@@ -1,4 +1,4 @@
-"""Policies: observations in, plans of actions out."""
+"""Policies: map observations to plans of actions."""
 
 from diffpolicy.policy.analysis import PolicyAnalysis
 from diffpolicy.policy.diffusion import DiffusionPolicy

@@ -1,4 +1,4 @@
-"""Looking at a diffusion policy by its probability-flow ODE: likelihood of plans, their noise, plans between two.
+"""Analysis of a diffusion policy by its probability-flow ODE: likelihood, encoding and interpolation of plans.
 
 Shape legend: B batch, H horizon, A action.
 """
@@ -14,9 +14,9 @@ from diffpolicy.policy.diffusion import DiffusionPolicy
 
 
 class PolicyAnalysis:
-    """What `policy` makes of plans [B, H, A] in physical units, given observations {key: [B, n_obs_steps, *shape]}.
+    """Analyses plans [B, H, A] in physical units under `policy`, given observations {key: [B, n_obs_steps, *shape]}.
 
-    All of its methods raise ValueError on a plan or observation that does not fit. No constraint acts here.
+    No constraint is applied. All methods raise ValueError if a plan, observation or setting is invalid.
     """
 
     def __init__(self, policy: DiffusionPolicy) -> None:
@@ -31,12 +31,13 @@ class PolicyAnalysis:
         generator: torch.Generator | None = None,
         method: str = "rk4",
     ) -> LogDensity:
-        """Log-density of plans under the policy, by the probability-flow ODE (Song et al. 2021b, appendix D.2).
+        """Log-density of plans under the policy, in nats [B] (Song et al. 2021b, appendix D.2).
 
         Args:
-            steps: of method rk4 (Runge-Kutta of order 4); adaptive, scipy's DOP853, needs none.
-            probes: Hutchinson's, an evaluation each; by default the divergence is exact, which costs H * A of them.
-            generator: of the probes, on the CPU.
+            steps: steps of method rk4 (Runge-Kutta of order 4); adaptive (scipy's DOP853) ignores it.
+            probes: number of Hutchinson probes, each of which costs an evaluation. With 0 the divergence is exact and
+                costs H * A evaluations.
+            generator: draws the probes, on the CPU; needed if there are any.
         """
         if probes < 0 or (probes and generator is None):
             raise ValueError(f"log_likelihood: probes {probes} must be at least 0 and need a generator")
@@ -50,23 +51,23 @@ class PolicyAnalysis:
     def elbo(
         self, observation: Mapping[str, Tensor], plan: Tensor, generator: torch.Generator, draws: int = 4
     ) -> LogDensity:
-        """A lower bound of the log-likelihood, by `draws` draws of noise at every trained level."""
+        """A lower bound of the log-density, in nats [B], by `draws` draws of noise at every trained level."""
         x = self._encoded(plan)
         flow = self._flow(observation, len(x))
         return self._log_density(elbo(flow.schedule, flow.denoise, x, draws, generator))
 
     @torch.no_grad()
     def encode(self, observation: Mapping[str, Tensor], plan: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
-        """The noise that the probability-flow ODE takes to `plan` (DDIM inversion).
+        """The noise that the probability-flow ODE maps to `plan`, [B, *encoded_shape] (DDIM inversion).
 
-        method is ddim, rk4 (4 evaluations a step) or adaptive.
+        `method` is ddim, rk4 (4 evaluations per step) or adaptive.
         """
         x = self._encoded(plan)
         return self._flow(observation, len(x)).to_noise(x, steps, method)
 
     @torch.no_grad()
     def decode(self, observation: Mapping[str, Tensor], noise: Tensor, steps: int = 50, method: str = "ddim") -> Tensor:
-        """The inverse of `encode`."""
+        """The plan [B, H, A] of a noise [B, *encoded_shape], the inverse of `encode`."""
         shape = list(self._policy.codec.encoded_shape(self._policy.config.window.horizon))
         noise = self._checked("noise", noise, shape)
         return self._policy.codec.decode(self._flow(observation, len(noise)).to_clean(noise, steps, method))
@@ -74,13 +75,16 @@ class PolicyAnalysis:
     def interpolate(
         self, observation: Mapping[str, Tensor], first: Tensor, second: Tensor, fraction: float, steps: int = 50
     ) -> Tensor:
-        """A plan between two, by the great circle between their noises (Song et al. 2021a, section 5.3)."""
+        """A plan [B, H, A] between two, from spherical interpolation of their noises (Song et al. 2021a, section 5.3).
+
+        `fraction` 0 gives the first plan and 1 the second.
+        """
         check_fraction(fraction)
         ends = [self.encode(observation, plan, steps) for plan in (first, second)]
         return self.decode(observation, great_circle(ends[0], ends[1], fraction), steps)
 
     def _flow(self, observation: Mapping[str, Tensor], batch: int, copies: int = 1) -> Flow:
-        """The probability-flow ODE of these observations, the batch `copies` times over."""
+        """The probability-flow ODE given these observations, for a batch that is repeated `copies` times."""
         condition = self._policy.condition(self._policy.checked(observation, batch)).repeated(copies)
         return Flow(self._policy.denoiser_at(condition), self._policy.objective.schedule)
 

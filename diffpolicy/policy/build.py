@@ -1,4 +1,4 @@
-"""From names in settings to objects: the tables in which every choice is an entry."""
+"""Tables of all choices that settings can name, and the functions that build them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -38,13 +38,13 @@ Sampler = StepTable | DiffusersSampler
 
 
 class SpacedConfig(Protocol):
-    """What the settings of every sampler that is a table have."""
+    """The fields that the settings of every table sampler share."""
 
     steps: int
     spacing: str
 
 
-SCHEDULES: Mapping[str, Entry[Schedule]] = {  # made from settings and number of levels
+SCHEDULES: Mapping[str, Entry[Schedule]] = {  # built from its settings and the number of levels
     "linear": Entry(BetasConfig, lambda own, levels: schedules.linear(levels, own.beta_start, own.beta_end)),
     "scaled_linear": Entry(
         BetasConfig, lambda own, levels: schedules.scaled_linear(levels, own.beta_start, own.beta_end)
@@ -94,7 +94,7 @@ OBJECTIVES: Mapping[str, Entry[Any]] = {"denoising": Entry(DenoisingConfig, lamb
 
 
 def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -> Entry[Sampler]:
-    """A sampler that is a table, from the levels that it starts from, the schedule and its settings."""
+    """The entry of a table sampler; `make` takes the levels to start steps from, the schedule and the settings."""
 
     def from_schedule(own: SpacedConfig, schedule: Schedule) -> StepTable:
         return make(lookup(SPACINGS, "spacing", own.spacing)(schedule, own.steps), schedule, own)
@@ -102,7 +102,7 @@ def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -
     return Entry(settings, from_schedule)
 
 
-TABLES: Mapping[str, Entry[Sampler]] = {  # made from settings and schedule
+TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the schedule
     "ddpm": _table(DdpmConfig, lambda now, schedule, own: ancestral.ddpm(now, own.variance)),
     "ddim": _table(DdimConfig, lambda now, schedule, own: ancestral.ddim(now, own.eta)),
     "euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
@@ -130,15 +130,15 @@ SAMPLERS: Mapping[str, Entry[Sampler]] = {
     ),
 }
 
-BACKBONES: Mapping[str, Entry[nn.Module]] = {  # made from settings, encoded shape and shape of the condition
+BACKBONES: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the encoded shape and the condition's shape
     "unet1d": Entry(UNet1dConfig, UNet1d.from_settings),
 }
 
-ENCODERS: Mapping[str, Entry[nn.Module]] = {  # made from settings, observations and n_obs_steps
+ENCODERS: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the observations and n_obs_steps
     "low_dim": Entry(NameOnly, lambda own, observations, n_obs_steps: LowDimEncoder(observations, n_obs_steps)),
 }
 
-CODECS: Mapping[str, Entry[nn.Module]] = {  # made from settings and those of the policy
+CODECS: Mapping[str, Entry[nn.Module]] = {  # built from its settings and the policy's
     "normalizer": Entry(NameOnly, lambda own, policy: Normalizer(policy.action_dim, policy.normalizer)),
 }
 
@@ -155,7 +155,11 @@ def _denoising(own: DenoisingConfig) -> Denoising:
 
 
 def resolved(config: PolicyConfig) -> PolicyConfig:
-    """With the settings of every choice filled in, so that a checkpoint does not depend on defaults."""
+    """Fill in the settings of every choice, so that a checkpoint does not depend on defaults.
+
+    Raises:
+        ValueError: a choice or a setting is unknown.
+    """
     objective = settings_of(OBJECTIVES, "diffusion", config.diffusion)
     inner = {
         kind: settings_of(table, kind, getattr(objective, kind))
@@ -172,34 +176,39 @@ def resolved(config: PolicyConfig) -> PolicyConfig:
 
 
 def build_objective(choice: Choice) -> Any:
-    """The training objective, an `Objective`."""
+    """Build the training objective, an `Objective`; raises ValueError as `settings_of`, or if its parts do not fit."""
     return made(OBJECTIVES, "diffusion", choice)
 
 
 def build_sampler(schedule: Schedule, choice: Choice) -> Sampler:
-    """The sampler's table on this schedule, or the adapter of a scheduler of diffusers."""
+    """Build a sampler for a schedule: its table, or the adapter of a diffusers scheduler.
+
+    Raises:
+        ImportError: the sampler needs diffusers, which is not installed.
+        ValueError: an unknown sampler or setting, or one that does not fit the schedule.
+    """
     return made(SAMPLERS, "sampler", choice, schedule)
 
 
 def build_codec(config: PolicyConfig) -> Any:
-    """The codec of the policy's actions, a `Codec`."""
+    """Build the codec of the policy's actions, a `Codec`."""
     return made(CODECS, "codec", config.codec, config)
 
 
 def build_encoder(config: PolicyConfig) -> Any:
-    """The encoder of the policy's observations, an `Encoder`."""
+    """Build the encoder of the policy's observations, an `Encoder`."""
     return made(ENCODERS, "encoder", config.encoder, config.observations, config.window.n_obs_steps)
 
 
 def build_network(config: PolicyConfig, encoded_shape: tuple[int, int], condition: ConditionShape) -> Any:
-    """The denoising network, a `Backbone`.
+    """Build the denoising network, a `Backbone`.
 
     Args:
-        encoded_shape: of what is denoised.
-        condition: what the encoder gives.
+        encoded_shape: [length, features] of the encoded trajectory.
+        condition: shapes of the encoder's output.
 
     Raises:
-        ValueError: settings that do not fit, or a backbone that reads what the encoder does not give.
+        ValueError: the settings do not fit, or the backbone reads a field that the encoder does not return.
     """
     config.window.check()
     try:

@@ -1,4 +1,4 @@
-"""Projections of a clean trajectory, the simplest two: none, and a clip to limits."""
+"""The two simplest projections of a clean trajectory: none, and a clip to limits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,16 @@ from torch import Tensor
 
 
 def identity(clean: Tensor, row: Any, step: int) -> Tensor:
-    """No projection."""
+    """Return the clean estimate unchanged."""
     return clean
 
 
 def clip(low: Tensor | float, high: Tensor | float) -> Callable[[Tensor, Any, int], Tensor]:
-    """Clamp every waypoint to [low, high], scalars or [action]."""
+    """A projection that clamps every waypoint to [low, high], which are scalars or tensors [action].
+
+    Raises:
+        ValueError: low is above high, or a limit is NaN.
+    """
     low_limit, high_limit = torch.as_tensor(low), torch.as_tensor(high)
     if not bool((low_limit <= high_limit).all()):
         raise ValueError(f"clip: low {low_limit.tolist()} must not be above high {high_limit.tolist()}, nor NaN")
@@ -21,6 +25,6 @@ def clip(low: Tensor | float, high: Tensor | float) -> Callable[[Tensor, Any, in
     def project(clean: Tensor, row: Any, step: int) -> Tensor:
         if isinstance(low, Tensor) or isinstance(high, Tensor):
             return clean.clamp(low_limit.to(clean), high_limit.to(clean))
-        return clean.clamp(low, high)  # a third of the time, at every reverse step
+        return clean.clamp(low, high)  # scalars take a third of the time, at every reverse step
 
     return project

@@ -1,4 +1,4 @@
-"""The diffusion policy: observations in, a chunk of actions out, in physical units; `PolicyController` keeps the state.
+"""The diffusion policy, which maps observations to a chunk of actions; `PolicyController` keeps the state between ticks.
 
 Shape legend: B batch, H horizon, A action.
 """
@@ -35,8 +35,8 @@ class DiffusionPolicy(nn.Module):
     """p(actions | observations), learned by denoising (Chi et al. 2023).
 
     Attributes:
-        config: everything besides the weights.
-        metadata: what the trainer wrote beside the policy into its checkpoint (task, step, ...).
+        config: all settings, with the defaults filled in.
+        metadata: what the trainer saves with the policy in a checkpoint (task, step, ...).
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -62,14 +62,14 @@ class DiffusionPolicy(nn.Module):
 
     @property
     def has_null_condition(self) -> bool:
-        """Whether it was trained to do without observations, too."""
+        """Whether it was also trained without observations, as classifier-free guidance needs."""
         return len(self.null_condition) > 0
 
     def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> build.Sampler:
         """A sampler for this policy's schedule: a name, a mapping with a name, or settings such as `DdimConfig`.
 
         Args:
-            steps: in place of the settings' own.
+            steps: overrides the number of steps in the settings.
 
         Raises:
             ValueError: an unknown sampler or setting, or one that does not fit the schedule.
@@ -80,11 +80,11 @@ class DiffusionPolicy(nn.Module):
         return build.build_sampler(self.objective.schedule, settings)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
-        """The guidance of these settings, None where they ask for none.
+        """Build the guidance for these settings; None if they turn it off.
 
         Raises:
-            ValueError: a number out of its range; classifier-free guidance of a policy trained without dropout of
-                the condition.
+            ValueError: a number is out of range, or classifier-free guidance is set for a policy that was trained
+                without condition_dropout.
         """
         if config.weight != 0.0 and not self.has_null_condition:
             raise ValueError(
@@ -98,17 +98,20 @@ class DiffusionPolicy(nn.Module):
         return build_guide(config)
 
     def capture(self) -> None:
-        """From now on replay the reverse loop on a GPU, the safety projection included, as one CUDA graph.
+        """Replay the reverse loop on a GPU as one CUDA graph from now on, including the safety projection.
 
-        It is captured at the first chunk of its kind (batch size, sampler, safety); weights may change later. What
-        cannot be captured runs call by call as before: a guide, a constraint of your own, a sampler of diffusers,
-        autocast, a CPU. No kernels are compiled; `network.compile()` does that. Called again, it forgets what was
-        captured.
+        The graph is captured at the first chunk of each kind (batch size, sampler, safety). Weights may change later.
+        A guide, your own constraint, a diffusers sampler, autocast and a CPU cannot be captured; the loop then runs
+        call by call. This does not compile kernels, use `network.compile()` for that. Calling it again discards all
+        captured graphs.
         """
         self._replays = Replays()
 
     def fit(self, observations: Mapping[str, Samples], actions: Samples) -> None:
-        """Take the statistics of all demonstrations: {key: [rows, features]} and [rows, A]; images need none."""
+        """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
+
+        Images need none. Raises ValueError on data without rows, of the wrong shape or not finite.
+        """
         for key, normalizer in self._observation_normalizers().items():
             normalizer.fit(observations[key])
         self.codec.fit(actions)
@@ -125,9 +128,10 @@ class DiffusionPolicy(nn.Module):
 
         Args:
             observations: {key: [B, n_obs_steps, *shape]}, physical units.
-            actions: [B, H, A], physical units; the first is simultaneous with the first observation.
-            generator: of levels and noise, on the policy's device; those of a part are cut from those of the whole.
-            step: of the optimiser, for objectives that change as training goes on.
+            actions: [B, H, A], physical units; the first one belongs to the first observation.
+            generator: draws levels and noise, on the policy's device.
+            part: which part of a larger batch this is; its random numbers are a slice of those of the whole.
+            step: optimiser step, for objectives that change during training.
         """
         self.check_fitted()
         batch = self.objective.draw(self.codec.encode(actions), generator, part)
@@ -141,7 +145,7 @@ class DiffusionPolicy(nn.Module):
         return self.objective.loss(network, batch, step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: of all that acts, then of what the objective trains besides."""
+        """Optimiser groups of the parameters that are needed to act, then of those that only the objective trains."""
         first, *others = self.network.parameter_groups()
         besides = [self.null_condition, self.encoder, self.codec]
         own = [parameter for module in besides for parameter in module.parameters()]
@@ -163,16 +167,16 @@ class DiffusionPolicy(nn.Module):
 
         Args:
             observation: {key: [B, n_obs_steps, *shape]}, physical units; tensors or arrays.
-            generators: one per row of the batch, on the CPU: a row's noise does not depend on its neighbours.
+            generators: one per row of the batch, on the CPU, so that the noise of a row does not depend on the others.
             sampler: from `sampler`; DDIM with 10 steps by default.
-            constrain: applied to every clean estimate in physical units, and once more to the plan that is
-                returned; waypoints before the present pass unchanged. A function (plan, row), or a `Projection`,
-                which is also told the step.
+            constrain: applied to every clean estimate in physical units and once more to the returned plan. Waypoints
+                before the present are left unchanged. A function (plan, row), or a `Projection`, which also gets the
+                step.
             guide: wraps the denoiser, on encoded actions; from `guide`, or your own.
 
         Raises:
-            ValueError: an observation that is missing, unknown, of the wrong shape or not finite; a number of
-                generators other than B; a clean estimate or plan that is not finite.
+            ValueError: an observation is missing, unknown, of the wrong shape or not finite; there are not B
+                generators; a clean estimate or the plan is not finite.
         """
         self.check_fitted()
         observation = self.checked(observation, len(generators))
@@ -191,20 +195,20 @@ class DiffusionPolicy(nn.Module):
         return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a new folder."""
+        """Write config.json and model.safetensors into a new folder; raises FileExistsError if it exists."""
         write_pretrained(self, folder)
 
     def acting_state(self) -> dict[str, Tensor]:
-        """The part of `state_dict` that is needed to act: all but what only training needs."""
+        """The part of `state_dict` that is needed to act, without what only training needs."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("objective.")}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load a checkpoint folder, or a link to one, and verify it; ready to act.
+        """Load and verify a checkpoint folder, or a link to one; the policy is ready to act.
 
         Raises:
-            FileNotFoundError: no checkpoint there.
-            ValueError: damaged, of another kind of policy, or tensors missing, unknown or of the wrong shape.
+            FileNotFoundError: there is no checkpoint.
+            ValueError: it is damaged or of another kind, or tensors are missing, unknown or of the wrong shape.
         """
         return read_pretrained(folder, {"diffusion": cls}).to(device).eval()
 
@@ -213,13 +217,13 @@ class DiffusionPolicy(nn.Module):
         return {key: module for key, module in pairs if isinstance(module, Normalizer)}
 
     def condition(self, observations: Mapping[str, Tensor]) -> Condition:
-        """What the network is conditioned on, from checked observations."""
+        """Normalise and encode checked observations into the network's condition."""
         normalizers = self._observation_normalizers()
         normalized = {key: normalizer.encode(observations[key]) for key, normalizer in normalizers.items()}
         return self.encoder({**observations, **normalized})
 
     def denoiser_at(self, condition: Condition, times: Sequence[float] = ()) -> Denoise:
-        """The clean estimate at a condition; faster at `times` that are known beforehand."""
+        """The denoiser at a condition; it is faster at `times` that are given in advance."""
         return self.objective.denoiser(self.network.at_condition(condition, times, self._encoded_shape[0]))
 
     def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None, sampler: build.Sampler) -> Denoise:
@@ -231,12 +235,12 @@ class DiffusionPolicy(nn.Module):
         return guide(denoise, self.denoiser_at(null, times) if self.has_null_condition else None)
 
     def checked(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
-        """The observation {key: [batch, n_obs_steps, *shape]} on the policy's device; ValueError where it is wrong."""
+        """Check an observation {key: [batch, n_obs_steps, *shape]} and move it to the device; raises ValueError."""
         checked = checked_observation(observation, self.config.observations, (batch, self.config.window.n_obs_steps))
         return {key: value.to(self.device) for key, value in checked.items()}
 
     def check_fitted(self) -> None:
-        """Raise ValueError unless there are statistics of all that is normalised."""
+        """Raise ValueError unless all normalisation statistics are present."""
         if self._is_fitted:
             return
         normalizers = {**self._observation_normalizers(), "action": self.codec}

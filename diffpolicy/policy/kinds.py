@@ -1,4 +1,4 @@
-"""The kinds of policies, by their names in settings."""
+"""The kinds of policies, by the names that settings use."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +15,14 @@ POLICIES: Mapping[str, type] = {"diffusion": DiffusionPolicy}
 
 
 def build_policy(config: PolicyConfig) -> Policy:
-    """A policy that is not trained yet.
+    """Build an untrained policy.
 
     Raises:
-        ValueError: an unknown kind, or settings that do not fit each other.
+        ValueError: the kind is unknown, or the settings do not fit together.
     """
     return lookup(POLICIES, "policy", config.name)(config)
 
 
 def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
-    """The policy of a checkpoint folder, whatever its kind, ready to act; raises as `read_pretrained`."""
+    """Load a policy of any kind from a checkpoint folder, ready to act; raises as `read_pretrained`."""
     return read_pretrained(folder, POLICIES).to(torch.device(device)).eval()

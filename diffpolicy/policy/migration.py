@@ -1,6 +1,6 @@
-"""Checkpoints of earlier formats, read as if they had been written today.
+"""Migration of checkpoints from earlier formats to the current one.
 
-Format 1 kept one flat dataclass for all schedules, weightings and parameterizations, and one for all samplers.
+Format 1 had one flat dataclass for all schedules, weightings and parameterizations, and another for all samplers.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ OF_ALL_SCHEDULES = ("num_levels", "zero_terminal_snr", "condition_dropout")
 
 
 def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of any format that can be read, as one of the present format."""
+    """Convert the content of a config.json in any readable format to the current format."""
     if content["format_version"] > 1:
         return dict(content)
     policy = {**content["policy"], "diffusion": _diffusion(content["policy"]["diffusion"])}
@@ -27,7 +27,7 @@ def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrated_run(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run of format 1."""
+    """Convert the settings of a training run from format 1."""
     return {
         **training,
         "diffusion": _diffusion(training["diffusion"]),
@@ -36,12 +36,12 @@ def migrated_run(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrated_tensors(version: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a policy or a training state under their present names."""
+    """Rename the tensors of a policy or a training state of format `version` to their current names."""
     return dict(tensors) if version > 1 else {_renamed(name): value for name, value in tensors.items()}
 
 
 def _renamed(name: str) -> str:
-    """A tensor of the model or, with the prefix "model.", of the training state."""
+    """Rename a tensor of the model or, with the prefix "model.", of the training state."""
     if name in ("null_condition", "model.null_condition"):
         return f"{name}.vector"
     return name.replace("action_normalizer.", "codec.")
@@ -58,6 +58,6 @@ def _diffusion(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own(table: Mapping[str, Entry[Any]], kind: str, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that this choice has, of those of all; None stood for its own default."""
+    """Pick the settings of one choice from the flat settings of all, where None meant the choice's own default."""
     known = {field.name for field in fields(lookup(table, kind, flat["name"]).settings)}
     return {name: value for name, value in flat.items() if name in known and value is not None}

@@ -1,4 +1,4 @@
-"""Observations from outside: the right keys, shapes and finite numbers, or a ValueError that says what is wrong."""
+"""Validation of a user's observations: keys, shapes, dtypes and finite values."""
 
 from collections.abc import Mapping
 
@@ -17,10 +17,13 @@ def checked_observation(
     specs: Mapping[str, ObservationSpec],
     leading: tuple[int, ...],
 ) -> dict[str, Tensor]:
-    """The observation as tensors {key: [*leading, *shape]}: vectors as float32, images as uint8.
+    """Convert an observation to tensors {key: [*leading, *shape]}: vectors as float32, images as uint8.
+
+    Args:
+        leading: sizes of the leading dimensions: (batch,) or (batch, n_obs_steps).
 
     Raises:
-        ValueError: keys other than those of `specs`, another shape, a value that is not finite, an image that is not
+        ValueError: the keys differ from those of `specs`, a shape is wrong, a value is not finite, or an image is not
             uint8.
     """
     if set(observation) != set(specs):

@@ -1,4 +1,4 @@
-"""What a user demands of a plan, at every reverse step: from normalised actions to physical units and back.
+"""Applies a user's constraint at every reverse step: decodes the clean estimate to physical units and encodes it again.
 
 Shape legend: B batch, H horizon, A action.
 """
@@ -15,68 +15,68 @@ from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.policy.clip import clip, identity
 
 Constrain = Callable[[Tensor, Row], Tensor]
-"""(plan [B, H, A] in physical units, row) -> the plan to go on with, same shape; it may work in place."""
+"""(plan [B, H, A] in physical units, row) -> the constrained plan, same shape; it may work in place."""
 
 
 @runtime_checkable
 class Projection(Protocol):
-    """What is demanded of a plan, told at which step it is called."""
+    """A constraint on plans that is told at which step it is called."""
 
     def project(self, plan: Tensor, row: Row, step: int) -> Tensor:
-        """The plan to go on with, same shape; `plan` itself, the very same tensor, leaves the estimate bit by bit.
+        """The constrained plan, same shape. Returning `plan` itself keeps the estimate bit for bit.
 
         Args:
-            plan: [B, H, A] in physical units, not to be changed in place.
-            row: of the sampler.
-            step: 0, 1, ... in the loop, and the number of the sampler's rows for the plan that is returned.
+            plan: [B, H, A] in physical units; must not be changed in place.
+            row: the sampler's row.
+            step: 0, 1, ... in the loop; the number of the sampler's rows for the plan that is returned.
         """
         ...
 
 
 @runtime_checkable
 class Replayable(Projection, Protocol):
-    """A `Projection` whose calls within the loop are a function of tensors, which may be recorded and replayed."""
+    """A `Projection` whose calls in the loop are a function of tensors, so that they can be recorded and replayed."""
 
     def key(self) -> Hashable:
-        """All that the calls depend on besides `tensors`."""
+        """Everything that the calls depend on besides `tensors`."""
         ...
 
     def tensors(self) -> list[Tensor]:
-        """What the calls read."""
+        """The tensors that the calls read."""
         ...
 
     def twin(self, tensors: Sequence[Tensor]) -> Self:
-        """One that has not been called and reads these instead."""
+        """A fresh copy, without calls so far, that reads `tensors` instead."""
         ...
 
     def left(self) -> list[Tensor]:
-        """What the calls made so far leave behind."""
+        """The state that the calls so far have left, as tensors."""
         ...
 
     def take(self, left: Sequence[Tensor]) -> None:
-        """Take over what the calls of a replayed loop left behind."""
+        """Restore the state after a replay from what `left` of the recorded copy returned."""
         ...
 
 
 class PlanProjection:
-    """To the data's limits, then to what the user demands, so that the demand is met last.
+    """Clips to the data's limits, then applies the user's constraint, so that the constraint has the last word.
 
     Args:
-        codec: of the actions.
-        present: index of the present; waypoints before it pass unchanged.
-        constrain: the user's demand.
+        codec: the codec of the actions.
+        present: index of the present; waypoints before it are left unchanged.
+        constrain: the user's constraint, if any.
     """
 
     def __init__(self, codec: Codec, present: int, constrain: Constrain | Projection | None) -> None:
         self._codec = codec
-        self._has_waypoints = codec.metric is not None  # else no part of what is encoded is the past alone
+        self._has_waypoints = codec.metric is not None  # otherwise no part of the encoding is only the past
         self._to_data = identity if codec.limits is None else clip(*codec.limits)
         self._present = present
         self._demand = _as_projection(constrain)
         self._replayable = self._demand if isinstance(self._demand, Replayable) else None
 
     def project(self, clean: Tensor, row: Row, step: int) -> Tensor:
-        """The clean estimate [B, H, A] that a reverse step goes on with."""
+        """Project an encoded clean estimate [B, *encoded_shape] at a reverse step; same shape."""
         clean = self._to_data(clean, row, step)
         if self._demand is None:
             return clean
@@ -89,14 +89,14 @@ class PlanProjection:
         return self._codec.encode(self._after_past(plan, projected))
 
     def finish(self, denoised: Denoised, row: Row, step: int) -> Tensor:
-        """The plan [B, H, A] in physical units, projected once more.
+        """Decode and project the final plan, [B, H, A] in physical units.
 
         Args:
-            row: the sampler's last.
+            row: the sampler's last row.
             step: the number of its rows.
 
         Raises:
-            ValueError: the plan or an estimate on the way has NaN or infinite values.
+            ValueError: the plan or an estimate in the loop has NaN or infinite values.
         """
         plan = self._codec.decode(denoised.clean)
         if self._demand is not None:
@@ -108,7 +108,7 @@ class PlanProjection:
 
     @property
     def is_replayable(self) -> bool:
-        """Whether the calls of `project` are a function of tensors; then the five below are those of `Replayable`."""
+        """Whether the calls of `project` are a function of tensors; the methods below then implement `Replayable`."""
         return self._demand is None or self._replayable is not None
 
     def key(self) -> Hashable:
@@ -130,7 +130,7 @@ class PlanProjection:
 
     def _projected(self, demand: Projection, plan: Tensor, row: Row, step: int) -> Tensor:
         projected = demand.project(plan, row, step)
-        if projected is None:  # pyright: ignore[reportUnnecessaryComparison]: a user's code may forget to return it
+        if projected is None:  # pyright: ignore[reportUnnecessaryComparison]: a user's function may forget to return
             raise ValueError("constraint: returned None, expected the plan")
         if projected.shape != plan.shape:
             raise ValueError(f"constraint: returned shape {list(projected.shape)}, expected {list(plan.shape)}")
@@ -145,7 +145,7 @@ def _as_projection(constrain: Constrain | Projection | None) -> Projection | Non
 
 
 class _OfFunction:
-    """A user's function (plan, row) as a `Projection`; it gets a copy, since it may work in place."""
+    """Wraps a user's function (plan, row) as a `Projection`; it gets a copy, because it may work in place."""
 
     def __init__(self, constrain: Constrain) -> None:
         self._constrain = constrain

@@ -1,4 +1,4 @@
-"""Policies as checkpoint folders, whatever kind of policy they are."""
+"""Saving and loading of policies of any kind as checkpoint folders."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,24 +16,24 @@ NOT_METADATA = ("policy", "sha256", "format_version")
 
 
 def write_pretrained(policy: Policy, folder: str | Path) -> None:
-    """Write config.json and model.safetensors into a new folder."""
+    """Write config.json and model.safetensors into a new folder; raises FileExistsError if it exists."""
     checkpoint.write(Path(folder), checkpoint_config(policy), {"model": policy.acting_state()})
 
 
 def checkpoint_config(policy: Policy) -> dict[str, Any]:
-    """What config.json holds."""
+    """The policy's content of config.json: its settings and metadata."""
     return {"policy": dataclasses.asdict(policy.config), **policy.metadata}
 
 
 def read_pretrained(folder: str | Path, kinds: Mapping[str, Callable[[PolicyConfig], Kind]]) -> Kind:
-    """The policy of a checkpoint folder, or of a link to one, verified; on the CPU.
+    """Load and verify the policy in a checkpoint folder, or a link to one, on the CPU.
 
     Args:
-        kinds: of policies that are expected, by their names in settings.
+        kinds: the kinds of policies to accept: name in settings -> class.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: damaged, of another kind, or tensors missing, unknown or of the wrong shape.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is damaged or of another kind, or tensors are missing, unknown or of the wrong shape.
     """
     path = checkpoint.resolve(Path(folder).expanduser())
     content = checkpoint.read_config(path)

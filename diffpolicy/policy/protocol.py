@@ -1,4 +1,4 @@
-"""What controller, rollout, trainer and checkpoints ask of a policy; `DiffusionPolicy` is one."""
+"""The interface that controller, rollout, trainer and checkpoints need from a policy, such as `DiffusionPolicy`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,13 @@ from diffpolicy.system.tables import Choice
 
 
 class Policy(Protocol):
-    """p(actions | observations): an `nn.Module` that plans chunks of actions and can be trained to.
+    """p(actions | observations): an `nn.Module` that plans chunks of actions and can be trained.
 
     Attributes:
-        config: window, observations, action_dim and all else besides the weights.
-        metadata: what the trainer writes beside the policy into its checkpoint (task, step, ...).
-        network: what `trainer.compile` compiles.
+        config: window, observations, action_dim and all other settings.
+        metadata: what the trainer saves with the policy in a checkpoint (task, step, ...).
+        network: the module that `trainer.compile` compiles.
+        codec: the codec of the actions.
     """
 
     config: PolicyConfig
@@ -30,10 +31,12 @@ class Policy(Protocol):
     codec: Codec
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        ...
 
     def fit(self, observations: Mapping[str, Samples], actions: Samples) -> None:
-        """Take the statistics of all demonstrations: {key: [rows, features]} and [rows, action]."""
+        """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, action]."""
         ...
 
     def loss(
@@ -48,7 +51,7 @@ class Policy(Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups, as `Objective.parameter_groups`."""
+        """Optimiser groups, as in `Objective.parameter_groups`."""
         ...
 
     def stepped(self, step: int) -> None:
@@ -56,11 +59,11 @@ class Policy(Protocol):
         ...
 
     def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> Any:
-        """How chunks are drawn; its length is the number of evaluations of the network."""
+        """Build the sampler that draws chunks; its length is the number of network evaluations."""
         ...
 
     def guide(self, config: Any) -> Any:
-        """What steers the samples; None for nothing."""
+        """Build the guidance of the samples; None if the settings turn it off."""
         ...
 
     def predict_action_chunk(
@@ -71,7 +74,7 @@ class Policy(Protocol):
         constrain: Constrain | Projection | None = None,
         guide: Any = None,
     ) -> ActionChunk:
-        """A plan for every observation of the batch, with a generator each."""
+        """Sample a plan for every observation {key: [batch, n_obs_steps, *shape]}, with one generator each."""
         ...
 
     def acting_state(self) -> dict[str, Tensor]:
@@ -79,14 +82,14 @@ class Policy(Protocol):
         ...
 
     def check_fitted(self) -> None:
-        """Raise ValueError unless there are statistics of all that is normalised."""
+        """Raise ValueError unless all normalisation statistics are present."""
         ...
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a new folder."""
+        """Write config.json and model.safetensors into a new folder; raises FileExistsError if it exists."""
         ...
 
-    # Of nn.Module, which a Protocol cannot inherit from:
+    # Methods of nn.Module, from which a Protocol cannot inherit:
     def parameters(self) -> Any: ...
     def named_parameters(self) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...

@@ -1,4 +1,4 @@
-"""From noise to the last clean estimate of a batch, call by call or replayed.
+"""Sampling: runs the reverse loop from noise to the last clean estimate, call by call or as a replayed recording.
 
 Shape legend: B batch, H horizon, A action.
 """
@@ -15,16 +15,16 @@ from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.system.replay import Replays
 
 Denoiser = Callable[[Mapping[str, Tensor]], Denoise]
-"""Observations {key: [B, n_obs_steps, dim]} -> the clean estimate that they lead to."""
+"""Observations {key: [B, n_obs_steps, *shape]} -> the denoiser conditioned on them."""
 
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """What the policy proposes, in physical units.
+    """The output of a policy, in physical units.
 
     Attributes:
-        actions: to be executed, [B, n_action_steps, A].
-        plan: the whole horizon [B, H, A]; its index n_obs_steps - 1 is the present.
+        actions: the actions to execute, [B, n_action_steps, A].
+        plan: the whole horizon, [B, H, A]; index n_obs_steps - 1 is the present.
     """
 
     actions: Tensor
@@ -32,7 +32,7 @@ class ActionChunk:
 
 
 def sampled(denoise: Denoise, sampler: Sampler, noise: Tensor, projection: PlanProjection) -> Denoised:
-    """The last projected clean estimate [B, H, A], from noise [rows + 1, B, H, A]."""
+    """Run the reverse loop from noise [rows + 1, B, *encoded_shape]; returns the last projected estimate."""
     if isinstance(sampler, StepTable):
         return reverse(denoise, sampler, noise, projection.project)
     return sampler.sample(denoise, noise, projection.project)
@@ -47,10 +47,10 @@ def replayed(
     noise: Tensor,
     projection: PlanProjection,
 ) -> Denoised:
-    """The same from a recording of the whole loop, the projection at its steps included.
+    """Like `sampled`, but replays a recording of the whole loop, including the projection at its steps.
 
     Args:
-        denoiser: a function of the observation and of the tensors of `policy`, always the same one.
+        denoiser: a function of only the observation and the tensors of `policy`; the same one at every call.
     """
     keys = sorted(observation)
 

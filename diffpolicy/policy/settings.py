@@ -1,4 +1,4 @@
-"""All that defines a policy besides its weights: what a checkpoint's config.json holds."""
+"""The settings that define a policy, apart from its weights; a checkpoint's config.json holds them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,7 +10,7 @@ from diffpolicy.system.tables import read_settings
 
 @dataclass
 class WindowConfig:
-    """What the policy sees, plans and executes, in time steps.
+    """How many time steps the policy observes, plans and executes.
 
     A plan made at time t with the defaults:
 
@@ -22,11 +22,11 @@ class WindowConfig:
         next plan                                                ^ made at t+8
 
     Attributes:
-        horizon: actions in a plan; the first belongs to the first observation. At least n_obs_steps - 1 +
-            n_action_steps, and for the U-Net divisible by 2 to the number of its down-samplings.
-        n_obs_steps: observations that the policy sees, the present one last. Rows before row n_obs_steps - 1, the
-            present, are the past: a projection leaves them unchanged.
-        n_action_steps: actions that the robot executes, from the present on, before the next plan.
+        horizon: actions in a plan; the first one belongs to the first observation. At least n_obs_steps - 1 +
+            n_action_steps, and for the U-Net divisible by 2 to the power of its number of down-samplings.
+        n_obs_steps: observations that the policy sees, the present one last. Row n_obs_steps - 1 is the present; the
+            rows before it are the past, which a projection leaves unchanged.
+        n_action_steps: actions that the robot executes, starting at the present, before the next plan.
     """
 
     horizon: int = 16
@@ -34,7 +34,7 @@ class WindowConfig:
     n_action_steps: int = 8
 
     def check(self) -> None:
-        """Raise ValueError unless the steps fit into the horizon."""
+        """Raise ValueError unless all are at least 1 and the steps fit into the horizon."""
         for name in ("horizon", "n_obs_steps", "n_action_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"window: {name} {getattr(self, name)} must be at least 1")
@@ -50,10 +50,12 @@ class PolicyConfig:
     """Settings of a policy; a choice is a name, a mapping with a name and settings, or the settings themselves.
 
     Attributes:
-        observations: key -> `ObservationSpec`; a number stands for a vector of so many features.
-        normalizer: of vector observations and, by the codec `normalizer`, of actions: limits or gaussian.
-        name: of the kind of policy.
-        codec, encoder, model, diffusion: choices.
+        observations: key -> `ObservationSpec`; a number stands for a vector with that many features.
+        action_dim: features of an action.
+        normalizer: limits or gaussian, for vector observations and, with the codec `normalizer`, for actions.
+        window: time steps that the policy observes, plans and executes.
+        model, diffusion, encoder, codec: choices.
+        name: the kind of policy.
     """
 
     observations: Mapping[str, Any]
@@ -71,10 +73,10 @@ class PolicyConfig:
 
 
 def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
-    """The settings that a checkpoint holds.
+    """Read the settings of a policy from a checkpoint.
 
     Raises:
-        ValueError: they are not those of this version.
+        ValueError: a setting is unknown, missing or of the wrong type.
     """
     return read_settings(PolicyConfig, content, "checkpoint: policy")
 

@@ -1,9 +1,9 @@
-"""Checkpoint folders: JSON and safetensors, hashed, written whole or not at all, read without pickle.
+"""Checkpoint folders: JSON and safetensors files with hashes, written atomically and read without pickle.
 
-    config.json              settings and format version, with the SHA-256 of itself and of every other file
+    config.json              settings, format version, and the SHA-256 of itself and of every other file
     NAME.safetensors         tensors
 
-safetensors loads a flipped bit in silence, so every file is hashed and verified on reading.
+safetensors does not detect a flipped bit, so every file is hashed, and verified when it is read.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ import safetensors.torch
 from torch import Tensor
 
 FORMAT_VERSION = 2
-READABLE = (1, 2)  # what earlier formats hold, the policy's migration knows
+READABLE = (1, 2)  # diffpolicy.policy.migration converts the content of earlier formats
 CONFIG = "config.json"
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write `config` and a file per entry of `tensors` (name -> tensors) into a new folder.
+    """Write `config` and one file per entry of `tensors` (name -> tensors) into a new folder.
 
-    The folder appears under its name only when all of it is on disk.
+    The folder gets its name only once all of its content is on disk.
 
     Raises:
-        FileExistsError: the folder is there already.
+        FileExistsError: the folder already exists.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -57,11 +57,11 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint, verified.
+    """Read and verify the config.json of a checkpoint.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: damaged, or of another format version.
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: the file is damaged or has an unknown format version.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -82,7 +82,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of NAME.safetensors, verified against the hash in config.json.
+    """Read the tensors of NAME.safetensors and verify them against the hash in config.json.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -101,10 +101,10 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def resolve(path: Path) -> Path:
-    """Follow a text pointer (`last` where the file system has no links) to the folder it names.
+    """Follow a text pointer (such as `last` on a file system without links) to the folder that it names.
 
     Raises:
-        ValueError: a file that is no pointer.
+        ValueError: `path` is a file but not a pointer.
     """
     if not path.is_file():
         return path
@@ -115,7 +115,7 @@ def resolve(path: Path) -> Path:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` name its sibling `target`, atomically: a relative link, or a text file where links are refused."""
+    """Point `link` at its sibling `target`, atomically: a relative link, or a text file where links do not work."""
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -127,7 +127,7 @@ def point(link: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force new names to disk, so that they survive a power cut; Windows has no such call."""
+    """Flush new names to disk, so that they survive a power cut; Windows has no such call."""
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -151,7 +151,11 @@ def _config_hash(content: Mapping[str, Any]) -> str:
 
 
 def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the two have the same names, shapes and dtypes."""
+    """Check that `found` has the names, shapes and dtypes of `expected`; `where` begins the error message.
+
+    Raises:
+        ValueError: they differ.
+    """
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         raise ValueError(f"{where}: missing tensors {missing}, unknown tensors {extra}")

@@ -1,6 +1,6 @@
-"""Processes that work as one, started by torchrun: who they are, and what they tell each other.
+"""Processes started by torchrun: their ranks, and how they exchange numbers.
 
-Numbers travel as tensors, never as pickled objects. One process alone is the same thing with a count of 1.
+Numbers are sent as tensors, never as pickled objects. A single process is the same case with a count of 1.
 """
 
 import os
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`; local_rank counts those of its machine."""
+    """The rank of this process among `count` processes; local_rank is its rank on its machine."""
 
     rank: int = 0
     count: int = 1
@@ -28,14 +28,14 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """The one that writes."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def rows(self, total: int) -> slice:
-        """This process' part of `total` rows.
+        """This process's share of `total` rows.
 
         Raises:
-            ValueError: they cannot be shared equally.
+            ValueError: the rows do not divide equally.
         """
         if total % self.count:
             raise ValueError(
@@ -46,7 +46,7 @@ class Ranks:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every count-th item, from this process' rank on.
+        """Every count-th item, starting at this process's rank.
 
         Raises:
             ValueError: there are fewer items than processes.
@@ -56,10 +56,10 @@ class Ranks:
         return items[self.rank :: self.count]
 
     def device(self, name: str) -> torch.device:
-        """As `choose_device`; where there are several processes, each has a GPU of its machine to itself.
+        """Like `choose_device`, but each of several processes gets its own GPU of its machine.
 
         Raises:
-            ValueError: a device that is not there.
+            ValueError: the device is not available, or several processes cannot share it.
         """
         device = choose_device(name)
         if self.count == 1 or device.type == "cpu":
@@ -72,19 +72,19 @@ class Ranks:
         return torch.device("cuda", self.local_rank)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """`module`, whose backward averages the gradients over all processes."""
+        """Wrap `module` so that its backward pass averages the gradients over all processes."""
         return module if self.count == 1 else DistributedDataParallel(module)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on the CPU; every process must ask for it, with values of the same shape."""
+        """The sum over all processes, on the CPU; every process must call it, with values of the same shape."""
         return self._reduced(values, distributed.ReduceOp.SUM)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes; likewise."""
+        """The mean over all processes; every process must call it, as for `total`."""
         return self.total(values) / self.count
 
     def largest(self, value: int) -> int:
-        """The largest of all processes' numbers; likewise. Returns when the last process has asked."""
+        """The largest `value` of any process; returns once every process has called it."""
         return int(self._reduced(torch.tensor(value), distributed.ReduceOp.MAX))
 
     def _reduced(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
@@ -100,12 +100,12 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun, be alone.
+    """Join the process group that torchrun started; without torchrun, yield `ALONE`.
 
-    GPUs exchange gradients by NCCL; all else goes over the CPU by gloo.
+    GPUs exchange gradients through NCCL. Everything else goes through the CPU and gloo.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or "LOCAL_RANK" not in os.environ:  # a scheduler's WORLD_SIZE alone says nothing
+    if count == 1 or "LOCAL_RANK" not in os.environ:  # a cluster scheduler may set WORLD_SIZE too
         yield ALONE
         return
     ranks = Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))

@@ -1,7 +1,7 @@
-"""Functions of tensors, recorded once and then replayed: on a GPU as CUDA graphs, with one launch for all kernels.
+"""Record a function of tensors once and replay it: on a GPU as a CUDA graph, with one launch for all kernels.
 
-A recording reads its inputs from buffers of its own, and what it returns is copied out, so that the next replay does
-not overwrite it. All else that the function reads, it reads where that lay when it was recorded.
+A recording reads its inputs from its own buffers. Its outputs are copied out, so that the next replay does not
+overwrite them. Every other tensor that the function uses is read from the captured address.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Replay = Callable[[], object]
 
-MAX_RECORDINGS = 16  # of one module; the least recently used one goes
+MAX_RECORDINGS = 16  # per module; beyond that, the least recently used one is dropped
 
 
 class Recorder(Protocol):
-    """A way to record; what it has recorded is replayed by one at a time, in turns."""
+    """A way to record functions. Its recordings share memory, so only one of them is replayed at a time."""
 
     def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
-        """A call that works on `inputs` as `function` did, and leaves its results in the tensors beside it.
+        """Record `function(inputs)`; return the replay and the tensors in which it leaves its results.
 
         Raises:
             RuntimeError: `function` cannot be recorded.
@@ -33,14 +33,14 @@ class Recorder(Protocol):
         ...
 
     def turn(self) -> contextlib.AbstractContextManager[object]:
-        """To be entered for copying inputs in, replaying, copying outputs out."""
+        """The context in which to copy the inputs in, replay, and copy the outputs out."""
         ...
 
 
 class CudaGraphs:
-    """CUDA graphs in one pool of memory, which is free for all of them since no two ever run at a time."""
+    """Records CUDA graphs that share one memory pool; this is safe because no two of them run at the same time."""
 
-    _capture = threading.Lock()  # CUDA's: only one at a time in a process
+    _capture = threading.Lock()  # CUDA allows one capture at a time per process
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -49,37 +49,38 @@ class CudaGraphs:
         self._done = torch.cuda.Event()
 
     def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture `function(inputs)` as a graph; see `Recorder.record`."""
         graph = torch.cuda.CUDAGraph()
         with self._capture, torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
-            with torch.cuda.stream(self._stream):  # goes back to `before`, which a capture that fails does not
-                function(inputs)  # loads kernels, chooses algorithms, copies constants: what cannot be captured
-                try:  # another thread may go on using the GPU meanwhile: thread_local
+            with torch.cuda.stream(self._stream):  # restores `before`, which a failed capture does not
+                function(inputs)  # warm-up: loading kernels and choosing algorithms cannot be captured
+                try:  # thread_local lets other threads use the GPU during the capture
                     with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                         outputs = function(inputs)
                 except RuntimeError:
-                    self._pool = torch.cuda.graph_pool_handle()  # that of a failed capture may not be used again
+                    self._pool = torch.cuda.graph_pool_handle()  # the pool of a failed capture is unusable
                     raise
             before.wait_stream(self._stream)
         return graph.replay, outputs
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits, on the GPU, for the turn before, which may have been another thread's on another stream."""
+        """Wait on the GPU for the previous turn, which may belong to another thread and another stream."""
         with torch.cuda.device(self._device):
             torch.cuda.current_stream().wait_event(self._done)
             yield
             self._done.record()
 
 
-RECORDERS: Mapping[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraphs}  # by the type of device
+RECORDERS: Mapping[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraphs}  # device type -> recorder
 
 
 class Replays:
-    """Recordings of functions that read the tensors of `module`, made when they are first called for.
+    """Recordings of functions that read the tensors of a module, made on first use.
 
-    A copy of it is empty: it would belong to a copy of the module.
+    A copy starts empty, because it belongs to a copy of the module, whose tensors lie elsewhere.
     """
 
     def __init__(self) -> None:
@@ -92,13 +93,13 @@ class Replays:
         return Replays, ()
 
     def run(self, module: nn.Module, key: Hashable, function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What `function` makes of `inputs`; replayed, where there is a recorder for their device and it can record it.
+        """`function(inputs)`, replayed if the device of `inputs` has a recorder and the function can be recorded.
 
-        Weights that change in place are seen by the replay; once they lie elsewhere, all is recorded anew.
+        A replay sees weights that change in place. If they are moved or replaced, everything is recorded again.
 
         Args:
-            key: whatever the function depends on, besides `inputs` and the tensors of `module`. It is kept as long as
-                the recording, and with it what the recording reads.
+            key: everything the function depends on besides `inputs` and the tensors of `module`. It is kept for as
+                long as the recording, which keeps the tensors alive that the recording reads.
         """
         device = inputs[0].device
         if device.type not in RECORDERS or torch.is_autocast_enabled(device.type):  # autocast keeps copies of weights
@@ -119,7 +120,7 @@ class Replays:
 
 
 class _Recording:
-    """A recorded function, its buffers and what it leaves behind."""
+    """A recorded function with its input and output buffers."""
 
     def __init__(self, recorder: Recorder, function: Function, inputs: Sequence[Tensor]) -> None:
         self._recorder = recorder
@@ -143,7 +144,7 @@ def _recorded(recorder: Recorder, function: Function, inputs: Sequence[Tensor]) 
 
 
 class _Memory:
-    """Where the tensors of a module lie."""
+    """The addresses of the tensors of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         places = [place for one in module.modules() for place in (one._modules, one._parameters, one._buffers)]
@@ -152,14 +153,14 @@ class _Memory:
         self._addresses = [one.data_ptr() for one in self._tensors]
 
     def has_moved(self) -> bool:
-        """Whether one of them, or a part of the module, was exchanged."""
+        """Whether a tensor has moved, or a part of the module was replaced."""
         if any(place.get(name) is not part for place, name, part in self._parts):
             return True
         return self._addresses != [one.data_ptr() for one in self._tensors]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Those in nested dataclasses and lists, in order."""
+    """The tensors in nested dataclasses and lists, in order."""
     if isinstance(value, Tensor):
         yield value
     elif dataclasses.is_dataclass(value):
@@ -171,7 +172,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def with_tensors(value: Any, others: Mapping[int, Tensor]) -> Any:
-    """A copy of nested dataclasses and lists, with other tensors in the place of those with these ids."""
+    """A copy of nested dataclasses and lists with tensors replaced; `others` maps id(tensor) to its replacement."""
     if isinstance(value, Tensor):
         return others.get(id(value), value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

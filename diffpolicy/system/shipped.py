@@ -1,4 +1,4 @@
-"""What comes with the package: settings, demonstrations, a checkpoint; in a checkout or in an installed wheel."""
+"""Files that ship with the package (settings, demonstrations, a checkpoint), in a checkout or an installed wheel."""
 
 from pathlib import Path
 
@@ -11,23 +11,27 @@ CONFIGS = SHIPPED / "configs"
 
 
 def places(name: str | Path) -> list[Path]:
-    """Where `name` may be, in order: in the working directory and, if it begins with `data/`, in what is shipped."""
+    """Where `name` is looked for, in order: the working directory and, if it begins with `data/`, the shipped files."""
     path = Path(name).expanduser()
     is_shipped = path.parts[:1] == ("data",) and ".." not in path.parts
     return list(dict.fromkeys([path.absolute(), *([SHIPPED / path] if is_shipped else [])]))
 
 
 def find_shipped(name: str | Path) -> Path:
-    """`name` itself if it exists, else what is shipped under that name, such as data/checkpoints/pusht_small.
+    """`name` if it exists, else the shipped file of that name, such as data/checkpoints/pusht_small.
 
-    A name that is found nowhere comes back as it is.
+    A name that is found nowhere is returned unchanged.
     """
     path = Path(name).expanduser()
     return path if path.exists() else next((place for place in places(name) if place.exists()), path)
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """`find_shipped`, for a checkpoint's folder; raises FileNotFoundError, with where it looked, if there is none."""
+    """Like `find_shipped`, for the folder of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it looked.
+    """
     found = find_shipped(name)
     if not found.exists():
         looked = ", ".join(map(str, places(name)))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request: the work ends where it can be taken up again."""
+"""SIGTERM and Ctrl-C as a request to stop at the next point from which the work can resume."""
 
 import signal
 import threading
@@ -9,14 +9,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedError(Exception):
-    """Work was left because a signal asked for it."""
+    """Work stopped early because a signal asked for it."""
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM are noted and do nothing else.
+    """Context manager that records SIGINT and SIGTERM instead of acting on them.
 
-    A second one changes nothing: torchrun hands on to its processes what a terminal has sent them already. Outside the
-    main thread signals cannot be caught and act as before; one that is ignored stays so.
+    A second signal changes nothing, because torchrun forwards to its processes what the terminal has already sent
+    them. Outside the main thread signals cannot be caught and act as usual. A signal that was ignored stays ignored.
 
     Attributes:
         received: the first signal, or None.
@@ -38,7 +38,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def check(self, *_: object) -> None:
-        """An `OnTick`: raise StoppedError if a signal has come."""
+        """Raise StoppedError if a signal was received; usable as an `OnTick` callback."""
         if self.received is not None:
             raise StoppedError(self.received.name)
 

@@ -1,6 +1,6 @@
-"""Tables of choices: a name, the settings that this choice has, and how to make it from them.
+"""Tables of choices: each entry has a name, a settings class, and a function that builds the choice from them.
 
-A choice in settings is a name ("ddim"), a mapping ({"name": "ddim", "eta": 0.5}) or the settings themselves.
+A choice is given as a name ("ddim"), a mapping ({"name": "ddim", "eta": 0.5}) or an instance of the settings.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ Choice = Any
 
 @dataclass
 class NameOnly:
-    """Settings of a choice that has none."""
+    """Settings of a choice that has none besides its name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Entry(Generic[Made]):
-    """One choice of a table.
+    """One choice in a table.
 
     Attributes:
         settings: a dataclass with a field `name`.
-        make: called with the settings first; what else it takes, the table says.
+        make: builds the choice from the settings, its first argument; the table defines the other arguments.
     """
 
     settings: type
@@ -37,10 +37,10 @@ class Entry(Generic[Made]):
 
 
 def lookup(table: Mapping[str, Item], kind: str, name: str) -> Item:
-    """The entry of that name.
+    """The entry called `name`.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is no such entry; the message lists the known names.
     """
     if name not in table:
         raise ValueError(f"{kind}: {name!r} is unknown, expected one of {', '.join(sorted(table))}")
@@ -48,10 +48,10 @@ def lookup(table: Mapping[str, Item], kind: str, name: str) -> Item:
 
 
 def settings_of(table: Mapping[str, Entry[Any]], kind: str, choice: Choice) -> Any:
-    """The settings of what is chosen, all of their fields filled in.
+    """The settings of `choice`, with defaults for the fields that it leaves out.
 
     Raises:
-        ValueError: an unknown name, a setting that this choice does not have or of the wrong type.
+        ValueError: the name is unknown, or a setting is unknown, missing or of the wrong type.
     """
     if isinstance(choice, str):
         content: Mapping[str, Any] = {"name": choice}
@@ -66,23 +66,27 @@ def settings_of(table: Mapping[str, Entry[Any]], kind: str, choice: Choice) -> A
     elif isinstance(choice, Mapping):
         content = choice
     else:
-        raise ValueError(f"{kind}: {choice!r} is no choice; expected a name, or a mapping with a name")
+        raise ValueError(f"{kind}: {choice!r} is not a valid choice; expected a name, or a mapping with a name")
     if not isinstance(content.get("name"), str):
         raise ValueError(f"{kind}: {dict(content)} has no name, expected name: one of {', '.join(sorted(table))}")
     return read_settings(lookup(table, kind, content["name"]).settings, content, f"{kind} {content['name']}")
 
 
 def made(table: Mapping[str, Entry[Made]], kind: str, choice: Choice, *others: Any) -> Made:
-    """What is chosen, made from its settings and from `others`; raises ValueError as `settings_of`."""
+    """Build `choice` from its settings and `others`.
+
+    Raises:
+        ValueError: as in `settings_of`.
+    """
     settings = settings_of(table, kind, choice)
     return table[settings.name].make(settings, *others)
 
 
 def read_settings(schema: type[Settings], content: Mapping[str, Any], where: str) -> Settings:
-    """An instance of the dataclass `schema` from plain values; fields that are left out take their defaults.
+    """Make an instance of the dataclass `schema` from plain values; missing fields take their defaults.
 
     Raises:
-        ValueError: a field that is unknown, missing or of the wrong type; the message names it after `where`.
+        ValueError: a field is unknown, missing or of the wrong type; the message names it after `where`.
     """
     fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(schema)}  # pyright: ignore
     if unknown := sorted(set(content) - set(fields)):

@@ -1,4 +1,4 @@
-"""Training: settings, the one loop, what it leaves behind."""
+"""Training: settings, the training loop, and its checkpoints and logs."""
 
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.settings import WindowConfig

@@ -1,7 +1,7 @@
-"""Training and validation batches, cut by index from tensors that stay on the device, or read from disk.
+"""Training and validation batches, indexed from tensors that stay on the device, or read from disk.
 
-A batch is a function of (seed, step): there is no sampler state to save, and a resumed run sees what an uninterrupted
-one would have seen.
+A batch is a function of (seed, step). There is no sampler state to save, and a resumed run sees the same batches as an
+uninterrupted one.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,25 @@ from diffpolicy.training.read_ahead import ReadAhead, Step
 
 @dataclass(frozen=True)
 class Batch:
-    """observations {key: [batch, n_obs_steps, dim]} (images: [batch, n_obs_steps, height, width, channels] of their
-    own type), actions [batch, horizon, action]."""
+    """A batch of windows.
+
+    Attributes:
+        observations: {key: [batch, n_obs_steps, dim]}; images [batch, n_obs_steps, height, width, channels] keep their
+            dtype.
+        actions: [batch, horizon, action].
+    """
 
     observations: dict[str, Tensor]
     actions: Tensor
 
 
 class WindowBatches:
-    """Every window of some episodes, once an epoch, in an order drawn from (seed, epoch).
+    """Every window of the given episodes, once per epoch, in an order drawn from (seed, epoch).
 
-    Observations that stay on disk are read by `workers` processes ahead of the steps; `close` ends them.
+    Observations that stay on disk are read ahead by `workers` processes; `close` ends them.
+
+    Raises:
+        ValueError: no window fits any episode.
     """
 
     def __init__(
@@ -59,30 +67,30 @@ class WindowBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches; a remainder waits for another epoch's order."""
+        """Whole batches per epoch; an epoch leaves out the windows that remain."""
         return self._order.steps_per_epoch
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of optimiser step `step`, or some of its rows.
 
         Raises:
-            OSError: observations that cannot be read.
+            OSError: observations cannot be read.
         """
         streamed = self._ahead.read((step, rows)) if self._streamed else {}
         return self._cut(self._order.windows(step)[rows], streamed)
 
     def first(self, n_windows: int) -> Batch:
-        """The same windows at every call, evenly spread over the episodes."""
+        """At most `n_windows` windows, evenly spread over the episodes; the same ones at every call."""
         windows = torch.linspace(0, self.n_windows - 1, min(n_windows, self.n_windows)).long()
         streamed = {key: value[self._past[windows]] for key, value in self._streamed.items()}
         return self._cut(windows.to(self._index.device), streamed)
 
     def close(self) -> None:
-        """End the processes that read ahead; another batch starts them again."""
+        """End the worker processes; the next batch starts them again."""
         self._ahead.close()
 
     def _rows_of(self, step: Step) -> Tensor:
-        """[rows, n_obs_steps], on the CPU."""
+        """The data set rows that the observations of a step need, [batch, n_obs_steps], on the CPU."""
         return self._past[self._order_ahead.windows(step[0])[step[1]]]
 
     def _cut(self, windows: Tensor, streamed: Mapping[str, Tensor]) -> Batch:
@@ -94,7 +102,7 @@ class WindowBatches:
 
 
 class _Order:
-    """Which windows make up the batch of a step."""
+    """Maps a step to the windows in its batch."""
 
     def __init__(self, n_windows: int, batch_size: int, seed: int, device: torch.device) -> None:
         self._n_windows, self._batch_size, self._seed, self._device = n_windows, batch_size, seed, device
@@ -105,7 +113,7 @@ class _Order:
         return self._n_windows // self._batch_size
 
     def windows(self, step: int) -> Tensor:
-        """[batch_size]."""
+        """Indices of the windows in the batch of a step, [batch_size]."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
@@ -116,5 +124,5 @@ class _Order:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; any change of any of them gives an unrelated stream."""
+    """Combine several numbers into one 63-bit seed; changing any of them gives an unrelated stream."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

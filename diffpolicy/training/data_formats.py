@@ -1,4 +1,4 @@
-"""The formats of data sets that training reads."""
+"""The data set formats that training can read."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,7 +13,12 @@ FORMATS: Mapping[str, Callable[[str], DataSource]] = {"zarr": ReplayBuffer.open}
 
 
 def load_data(data: DataConfig) -> Demonstrations:
-    """The demonstrations, found or downloaded, as `load_demonstrations` gives them."""
+    """Find or download the data set and load its demonstrations.
+
+    Raises:
+        ValueError: a setting or the data set is invalid.
+        FileNotFoundError, ConnectionError: as in `find_data_set`.
+    """
     if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
         raise ValueError(
             f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"

@@ -8,9 +8,10 @@ from diffpolicy.policy.protocol import Policy
 
 
 class Ema:
-    """average += (1 - decay) * (weights - average), decay = min(max_decay, 1 - (1 + step)^-power).
+    """average += (1 - decay) * (weights - average), with decay = min(max_decay, 1 - (1 + step)^-power).
 
-    The warm-up is Diffusion Policy's; the decay follows from the step alone, so that there is no counter to lose.
+    The warm-up of the decay is that of Diffusion Policy (Chi et al. 2023). The decay depends only on the step, so there
+    is no counter to save.
     """
 
     def __init__(self, policy: Policy, power: float, max_decay: float) -> None:
@@ -21,16 +22,17 @@ class Ema:
         self._max_decay = max_decay
 
     def decay(self, step: int) -> float:
-        """Of the update after optimiser step `step`, counted from 0."""
+        """The decay of the update after optimiser step `step`, counted from 0."""
         return min(self._max_decay, 1.0 - (1.0 + step) ** -self._power)
 
     def sync(self, policy: Policy) -> None:
-        """Take over what is not averaged, since only training needs it."""
+        """Copy the tensors that only training needs, which are not averaged."""
         acting = policy.acting_state()
         others = {name: value for name, value in policy.state_dict().items() if name not in acting}
         self.policy.load_state_dict(others, strict=False)
 
     @torch.no_grad()
     def update(self, policy: Policy, step: int) -> None:
+        """Move the average towards the weights after optimiser step `step`."""
         average, weights = list(self.policy.parameters()), list(policy.parameters())
         torch._foreach_lerp_(average, weights, 1.0 - self.decay(step))  # pyright: ignore

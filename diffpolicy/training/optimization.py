@@ -1,6 +1,6 @@
-"""One step of the optimiser: AdamW with warm-up and cosine, clipped gradients, then the averages.
+"""The optimiser step: AdamW with warm-up and cosine decay, gradient clipping, and the average of the weights.
 
-Randomness, learning rate and decay of the average are functions of (seed, step).
+Random numbers, learning rate and EMA decay are functions of (seed, step).
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from diffpolicy.training.sharded_loss import ShardedLoss
 
 
 class Optimization:
-    """Trains `policy`, and lets `ema` follow.
+    """Trains `policy` and updates `ema`.
 
     Attributes:
-        optimizer: with a group for each of the policy's.
+        optimizer: AdamW, with one group for each parameter group of the policy.
     """
 
     def __init__(self, policy: Policy, ema: Ema, config: TrainerConfig, seed: int, ranks: Ranks) -> None:
@@ -37,11 +37,11 @@ class Optimization:
         )
 
     def share(self) -> None:
-        """From now on all processes average their gradients; called when the weights are what training begins with."""
+        """Average the gradients over all processes from now on; call this once the initial weights are loaded."""
         self._loss = self._ranks.parallel(self._loss)
 
     def step(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """Loss and gradient norm of optimiser step `step`, which stay on the device."""
+        """Run optimiser step `step`; returns the loss and the gradient norm, scalars that stay on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step) * group.get("lr_scale", 1.0)
         generator = torch.Generator(batch.actions.device).manual_seed(mixed_seed(self._seed, 1, step))
@@ -56,7 +56,7 @@ class Optimization:
         return loss.detach(), grad_norm
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of the settings."""
+        """The autocast context of the precision in the settings."""
         if self._config.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._policy.device.type, dtype=torch.bfloat16)

@@ -1,7 +1,6 @@
-"""Observations that must be read from disk, read by worker processes ahead of the step that needs them.
+"""Reads observations from disk in worker processes, ahead of the step that needs them.
 
-Processes, not threads: much of the work of reading many small pieces is Python's own, which the threads of one process
-do by turns.
+It uses processes, not threads: reading many small pieces spends much of its time in Python code, which holds the GIL.
 """
 
 import multiprocessing
@@ -19,34 +18,34 @@ from torch import Tensor
 
 from diffpolicy.data.stream import StreamedRows
 
-AHEAD = 2  # batches for every worker that are read, or wait, at the same time
+AHEAD = 2  # batches per worker that are being read or are waiting
 
 Step = tuple[int, slice]
-"""Optimiser step, and which rows of its batch."""
+"""(optimiser step, rows of its batch)."""
 
 Arrays = dict[str, np.ndarray]
-"""{key: [batch, n_obs_steps, *row]}; tensors would travel in shared memory, of which containers have little."""
+"""{key: [batch, n_obs_steps, *row]}; tensors would be sent through shared memory, which is scarce in containers."""
 
 
 class ReadAhead:
-    """The observations of batches, in the order of the steps; at most AHEAD * workers of them, and one more, exist.
+    """The observations of batches, in the order of the steps. At most AHEAD * workers + 1 batches exist at a time.
 
-    Without workers they are read when they are asked for. The workers end with `close`, or with this process.
+    Without workers a batch is read when it is asked for. The workers end with `close`, or with this process.
     """
 
     def __init__(
         self, observations: Mapping[str, StreamedRows], rows_of: Callable[[Step], Tensor], workers: int
     ) -> None:
-        """`rows_of` says which rows a step needs, [batch, n_obs_steps]."""
+        """`rows_of` returns the data set rows that a step needs, [batch, n_obs_steps]."""
         self._observations, self._rows_of, self._workers = observations, rows_of, workers
         self._pool: ProcessPoolExecutor | None = None
         self._reading: deque[tuple[Step, Future[Arrays]]] = deque()
 
     def read(self, step: Step) -> dict[str, Tensor]:
-        """{key: [batch, n_obs_steps, *row]}, read beforehand where `step` follows the one before.
+        """{key: [batch, n_obs_steps, *row]}, already read ahead if `step` follows the previous one.
 
         Raises:
-            OSError: data that cannot be read, a worker that died.
+            OSError: the data cannot be read, or a worker died.
         """
         try:
             arrays = self._ahead(step).result() if self._workers else _arrays(self._observations, self._rows_of(step))
@@ -57,14 +56,14 @@ class ReadAhead:
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
     def close(self) -> None:
-        """End the workers, which first finish what they are reading."""
+        """End the workers after they finish the batches they are reading."""
         self._reading.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     def _ahead(self, step: Step) -> Future[Arrays]:
-        """The batch of `step`; after it as many as may wait are begun."""
+        """The batch of `step`; also starts reading as many of the next ones as may wait."""
         if not self._reading or self._reading[0][0] != step:
             self.close()
         if self._pool is None:
@@ -81,11 +80,14 @@ def _arrays(observations: Mapping[str, StreamedRows], rows: Tensor) -> Arrays:
     return {key: value[rows].numpy() for key, value in observations.items()}
 
 
-_observations: Mapping[str, StreamedRows] = {}  # of a worker, which gets them once
+_observations: Mapping[str, StreamedRows] = {}  # in a worker process, set once by _begin
 
 
 def _begin(observations: Mapping[str, StreamedRows]) -> None:
-    """Of a worker. A terminal's signals go to all processes, but the trainer needs batches until it has saved."""
+    """Initialise a worker.
+
+    It ignores signals: a terminal sends them to all processes, but the trainer needs batches until it has saved.
+    """
     global _observations
     _observations = observations
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -97,7 +99,7 @@ def _end_with_the_trainer() -> None:
     trainer = multiprocessing.parent_process()
     if trainer is not None:
         trainer.join()
-        os._exit(1)  # it was killed: nobody waits for what is being read
+        os._exit(1)  # the trainer was killed: nobody waits for the batches
 
 
 def _read(rows: np.ndarray) -> Arrays:

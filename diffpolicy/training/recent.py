@@ -1,4 +1,4 @@
-"""Loss and gradient norm of the steps since the last row that was logged; they stay on the device until asked for."""
+"""Loss and gradient norm of the steps since the last logged row; they stay on the device until they are needed."""
 
 import math
 
@@ -9,29 +9,29 @@ from diffpolicy.system.distributed import Ranks
 
 
 class RecentSteps:
-    """Of this process; what is asked for is of the whole batch."""
+    """Stores the values of this process; `checked` averages them over all processes."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._steps: list[Tensor] = []  # [2] each
 
     def add(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """One more step."""
+        """Add the scalars of one step."""
         self._steps.append(torch.stack([loss, grad_norm]))
 
     def clear(self) -> None:
-        """They have been logged."""
+        """Forget all steps after they were logged."""
         self._steps.clear()
 
     def restore(self, values: Tensor) -> None:
-        """Go on from what `checked` gave."""
+        """Restore the steps [steps, 2] that `checked` returned before an interruption."""
         self._steps = list(values)
 
     def checked(self) -> Tensor:
-        """[steps, 2] loss and gradient norm; finite, so the weights are too and may be saved.
+        """Loss and gradient norm of all steps, [steps, 2]. They are finite, so the weights are finite and can be saved.
 
         Raises:
-            FloatingPointError: they are not.
+            FloatingPointError: a loss or a gradient norm is not finite.
         """
         if not self._steps:
             return torch.empty(0, 2)
@@ -39,7 +39,7 @@ class RecentSteps:
         loss, grad_norm = recent.mean(dim=0).tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"loss {loss}, gradient norm {grad_norm}: begin anew with a lower trainer.learning_rate, or look for "
+                f"loss {loss}, gradient norm {grad_norm}: start again with a lower trainer.learning_rate, or look for "
                 "outliers in the data"
             )
         return recent

@@ -1,11 +1,11 @@
-"""The checkpoints of one training run: step_N folders, and the names `last` and `best`.
+"""The checkpoints of one training run: step_N folders, and the links `last` and `best`.
 
-    checkpoints/step_1000/{config.json, model.safetensors}                                what acts
-    checkpoints/step_2000/{config.json, model.safetensors, training_state.safetensors}    what training goes on from
+    checkpoints/step_1000/{config.json, model.safetensors}                                enough to act
+    checkpoints/step_2000/{config.json, model.safetensors, training_state.safetensors}    enough to resume training
     checkpoints/{last, best}                                                              relative links
 
-`last` changes only when the folder that it will name is whole, so a process killed at any moment leaves one to resume
-from. The newest two keep their training state: the second is for the day when the first is found damaged.
+`last` moves only once its new target is complete, so a process that is killed at any point leaves a checkpoint to
+resume from. The newest two keep their training state, in case the newest one is damaged.
 """
 
 import shutil
@@ -19,18 +19,18 @@ from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.system import checkpoint
 
 Content = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
-"""config.json, the tensors of the averaged model, those of the training state."""
+"""(config.json, tensors of the averaged model, tensors of the training state)."""
 
 
 class RunCheckpoints:
-    """Writes to and reads from FOLDER/checkpoints, for one process at a time."""
+    """Writes and reads FOLDER/checkpoints; only one process may use it at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "checkpoints"
         self._written: set[int] = set()
 
     def clean(self) -> None:
-        """Remove what killed writers left."""
+        """Remove the unfinished files of killed writers."""
         for stale in self._folder.glob(".step_*"):
             shutil.rmtree(stale, ignore_errors=True)
 
@@ -42,45 +42,45 @@ class RunCheckpoints:
         state: Mapping[str, Tensor],
         is_best: bool = False,
     ) -> None:
-        """Write step_N, and let `last`, and `best` if it is, name it; what an earlier process left there is replaced.
+        """Write step_N and point `last` at it, and `best` if `is_best`; replaces a step_N from an earlier process.
 
         Raises:
-            OSError: it cannot be written; `last` is as before.
+            OSError: it cannot be written; `last` is unchanged.
         """
         folder = self._of(step)
         if step not in self._written:
-            if folder.exists():  # past the point from which the run was resumed, perhaps damaged
+            if folder.exists():  # newer than the step that the run resumed from, perhaps damaged
                 shutil.rmtree(folder)
             checkpoint.write(folder, config, {"model": model, "training_state": state})
             self._written.add(step)
-        if is_best:  # before `last`: a run that is resumed from there must not have to choose it again
+        if is_best:  # before `last`, because a run that resumes from `last` does not choose again
             checkpoint.point(self._folder / "best", folder)
         checkpoint.point(self._folder / "last", folder)
         for older in sorted(number for number in self._steps() if number < step)[:-1]:
             (self._of(older) / "training_state.safetensors").unlink(missing_ok=True)
 
     def read_last(self) -> Content:
-        """What `last` names, verified.
+        """Read and verify the checkpoint that `last` points at.
 
         Raises:
-            ValueError: it is missing or damaged; the message names the newest that is not.
+            ValueError: it is missing or damaged; the message names the newest intact checkpoint.
         """
         last = self._folder / "last"
         try:
             content, model, state = _read(checkpoint.resolve(last))
         except (OSError, ValueError) as error:
             raise ValueError(f"{error}; {self._advice(last)}") from error
-        self._written.add(int(content["step"]))  # never to be replaced: there may be no other
+        self._written.add(int(content["step"]))  # never replace it: it may be the only one
         return content, model, state
 
     def left(self, can_go_on: bool) -> str:
-        """What an error says of them: which is the last, and how to go on from it."""
+        """A sentence for an error message: the last checkpoint and, if `can_go_on`, how to resume from it."""
         try:
             name = checkpoint.resolve(self._folder / "last").resolve(strict=True).name
         except (OSError, ValueError):
             return "no checkpoint had been written yet"
-        how = f": go on from it with resume=true hydra.run.dir={self._folder.parent}" if can_go_on else ""
-        return f"{self._folder / name}, the last one written, is as it was{how}"
+        how = f": resume from it with resume=true hydra.run.dir={self._folder.parent}" if can_go_on else ""
+        return f"{self._folder / name}, the last one written, is intact{how}"
 
     def _advice(self, last: Path) -> str:
         for step in sorted(self._steps(), reverse=True):
@@ -89,8 +89,8 @@ class RunCheckpoints:
             except (OSError, ValueError):
                 continue
             name = self._of(step).name
-            return f"{name} is whole: to go on from it, run `ln -sfn {name} {last}` and then the same command again"
-        return "no other checkpoint of this run can be resumed from: begin anew in another folder"
+            return f"{name} is intact: to resume from it, run `ln -sfn {name} {last}` and then the same command again"
+        return "no other checkpoint of this run can be resumed from: start again in another folder"
 
     def _of(self, step: int) -> Path:
         return self._folder / f"step_{step}"

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, figures/curves.png and, if wished, Weights & Biases."""
+"""Logging of a run's metrics: metrics.jsonl, figures/curves.png and, optionally, Weights & Biases."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from diffpolicy.system.files import write_text
 from diffpolicy.training.settings import LoggerConfig
 
-PANELS = {  # title -> the metrics drawn in it
+PANELS = {  # title -> metrics drawn in the panel
     "loss": ("loss", "validation_loss"),
     "score": ("mean_score", "success_rate"),
     "learning rate": ("learning_rate",),
@@ -17,7 +17,7 @@ PANELS = {  # title -> the metrics drawn in it
 
 
 def check_logger(logger: LoggerConfig) -> None:
-    """Raise ValueError on settings that cannot work."""
+    """Raise ValueError unless the name and the mode of the logger are known."""
     if logger.name not in ("none", "wandb"):
         raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
     if logger.mode not in ("online", "offline"):
@@ -27,7 +27,11 @@ def check_logger(logger: LoggerConfig) -> None:
 class Metrics:
     """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl.
 
-    On resume, rows past `step` are dropped, and unless it `is_evaluated` that step's scores, which will come again.
+    On resume, rows after `step` are dropped. Unless `is_evaluated`, so are the scores of that step, which will be
+    written again.
+
+    Raises:
+        ValueError: wandb is not installed or does not start.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Metrics:
         self._wandb = _start_wandb(folder, logger, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row."""
         self.rows.append({"step": step, **values})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.rows[-1]) + "\n")
@@ -70,12 +75,13 @@ class Metrics:
         figure.savefig(path, dpi=120)
 
     def close(self) -> None:
+        """Finish the Weights & Biases run, if there is one."""
         if self._wandb is not None:
             self._wandb.finish()
 
 
 class NoMetrics:
-    """What processes besides the first have in place of `Metrics`."""
+    """No-op logger for the other ranks."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -88,7 +94,7 @@ class NoMetrics:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole rows; a line that a killed process left unfinished is dropped."""
+    """Read the complete rows; a line that a killed process left unfinished is dropped."""
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""What follows from the settings of a run: checks, data, learning rate, and what a resumed run must share."""
+"""What is derived from a run's settings: checks, the policy, the learning rate, and what a resumed run must share."""
 
 import hashlib
 import math
@@ -19,19 +19,20 @@ from diffpolicy.system.tables import read_settings, settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
 CHOICES = ("model", "diffusion", "encoder", "codec")
-REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # free to differ on resume
+REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # may differ on resume
+# Data settings that do not change the batches, so they may differ on resume too.
 WHERE = (
     "format",
     "stream",
     "workers",
-)  # of data; batches do not depend on where it lies, so these are free to differ too
+)
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
 ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
 AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Raise ValueError on settings that cannot work."""
+    """Raise ValueError if a setting of the training loop is out of range."""
     for names, low, is_above in ((AT_LEAST_1, 1, False), (ABOVE_0, 0, True), (AT_LEAST_0, 0, False)):
         for name in names:
             value = getattr(trainer, name)
@@ -46,7 +47,7 @@ def check_trainer(trainer: TrainerConfig) -> None:
 
 
 def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
-    """Those of the policy that is trained, with the settings of every choice filled in."""
+    """The settings of the policy to train, with the settings of every choice filled in."""
     kinds = {2: "vector", 4: "image"}  # by the dimensions of [n_steps, *shape]
     specs = {
         key: ObservationSpec(kinds[len(value.shape)], tuple(value.shape[1:]))
@@ -68,7 +69,11 @@ def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
 
 
 def new_policy(config: TrainConfig, data: Demonstrations) -> Policy:
-    """Not trained yet. Refuses what cannot be sampled before any work."""
+    """Build the untrained policy and fit its normalisation; checks the sampler and guidance before any work is done.
+
+    Raises:
+        ValueError: settings or data do not fit together.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         policy = build_policy(policy_settings(config, data))
@@ -79,14 +84,14 @@ def new_policy(config: TrainConfig, data: Demonstrations) -> Policy:
 
 
 def learning_rate(trainer: TrainerConfig, step: int) -> float:
-    """Linear warm-up, then a half cosine to 0 at the last step."""
+    """The learning rate of optimiser step `step`: linear warm-up, then a half cosine to 0 at the last step."""
     warmup = min(1.0, (step + 1) / max(1, trainer.warmup_steps))
     progress = max(0.0, (step - trainer.warmup_steps) / max(1, trainer.steps - trainer.warmup_steps))
     return trainer.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]:
-    """All on which the weights and the choice of the best checkpoint depend."""
+    """Everything that the weights and the choice of the best checkpoint depend on."""
     everything = asdict(config)
     policy = asdict(policy_settings(config, data))
     return {
@@ -100,7 +105,7 @@ def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]
 
 
 def fingerprint(data: Demonstrations) -> str:
-    """SHA-256 of actions, observations and episode ends."""
+    """SHA-256 of the actions, observations and episode ends."""
     digest = hashlib.sha256(data.episode_ends.tobytes())
     for values in (data.actions, *(data.observations[key] for key in sorted(data.observations))):
         for block in values.split(BLOCK_ROWS):
@@ -109,19 +114,19 @@ def fingerprint(data: Demonstrations) -> str:
 
 
 def check_same_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming what differs, unless a run may go on with these settings.
+    """Raise ValueError, naming the differences, unless a run may resume with these settings.
 
-    Settings that came later than the run have their defaults there.
+    Settings that are newer than the run count as having their defaults.
     """
     before, now = _flatten(_filled(found)), _flatten(expected)
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if different:
         listed = ", ".join(f"{name} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different)
-        raise ValueError(f"resume: the settings differ: {listed}; give the same, or a new folder")
+        raise ValueError(f"resume: the settings differ: {listed}; use the same, or a new folder")
 
 
 def _filled(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run, complete."""
+    """Fill in the settings that a run of an earlier version does not have."""
     defaults = {"policy": "diffusion", "encoder": "low_dim", "codec": "normalizer"}
     filled = {**defaults, **found}
     choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS, "sampler": SAMPLERS}

@@ -1,4 +1,4 @@
-"""The settings of every choice as hydra's schemas: a file in configs/sampler begins with `defaults: [NAME_schema]`."""
+"""Hydra schemas for the settings of every choice; a file in configs/sampler starts with `defaults: [NAME_schema]`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ GROUPS: Mapping[str, Mapping[str, Entry[Any]]] = {
 
 
 def register_choices() -> None:
-    """Make them known to hydra."""
+    """Register the schemas with hydra as GROUP/NAME_schema."""
     for group, table in GROUPS.items():
         for name, entry in table.items():
             ConfigStore.instance().store(group=group, name=f"{name}_schema", node=entry.settings(name=name))

@@ -9,22 +9,22 @@ from diffpolicy.policy.settings import WindowConfig
 
 @dataclass
 class DataConfig:
-    """Demonstrations: where they are, and which arrays are action and observations."""
+    """The demonstrations: where they are, and which arrays are the action and the observations."""
 
     path: str
     action: str = "action"
-    # {key: [array, ...]}, arrays as "state" or "state[:2]"; a typed dict would refuse new keys
+    # {key: [array, ...]}, where an array is "state" or "state[:2]"; Any, because hydra refuses new keys in a typed dict
     observations: Any = None
     normalizer: str = "limits"
     format: str = "zarr"
     validation_fraction: float = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
-    workers: int = 2  # processes that read them
+    workers: int = 2  # processes that read streamed observations
 
 
 @dataclass
 class TrainerConfig:
-    """The training loop; lengths in optimiser steps."""
+    """The training loop; all lengths are in optimiser steps."""
 
     steps: int = 5000
     batch_size: int = 256
@@ -35,8 +35,8 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
-    precision: str = "float32"  # or bfloat16, by autocast
-    compile: bool = False  # the network, by torch.compile, which needs a C++ compiler or, on a GPU, Triton
+    precision: str = "float32"  # or bfloat16, with autocast
+    compile: bool = False  # torch.compile the network; needs a C++ compiler or, on a GPU, Triton
     log_every: int = 50
     validate_every: int = 500
     evaluate_every: int = 2500
@@ -45,7 +45,7 @@ class TrainerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Evaluation during training; its seeds are not those of reported figures."""
+    """Evaluation during training; its seeds differ from those of reported results."""
 
     episodes: int = 20
     seed: int = 50_000
@@ -54,7 +54,7 @@ class EvaluationConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where metrics go besides metrics.jsonl."""
+    """Where to log metrics besides metrics.jsonl."""
 
     name: str = "none"  # or wandb
     project: str = "diffpolicy"
@@ -63,21 +63,21 @@ class LoggerConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that `train_policy.py` reads; for the choices (model, diffusion, ...) see `PolicyConfig`."""
+    """All settings of `train_policy.py`; see `PolicyConfig` for the choices (model, diffusion, ...)."""
 
     task: str
     data: DataConfig
-    env: EnvConfig | None = None  # none: evaluation is off
+    env: EnvConfig | None = None  # None turns evaluation off
     window: WindowConfig = field(default_factory=WindowConfig)
     policy: str = "diffusion"
     model: Any = "unet1d"
     diffusion: Any = "denoising"
     encoder: Any = "low_dim"
     codec: Any = "normalizer"
-    sampler: Any = "ddim"  # of the evaluation during training
+    sampler: Any = "ddim"  # for the evaluation during training
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0
-    device: str = "auto"  # cuda, mps or cpu, the first there is
+    device: str = "auto"  # the first available of cuda, mps and cpu
     resume: bool = False

@@ -10,7 +10,7 @@ from diffpolicy.system.distributed import Ranks
 
 
 class ShardedLoss(nn.Module):
-    """The loss of this process' part of a batch, as a forward: there is where DistributedDataParallel acts."""
+    """The loss of this process's part of a batch, computed in `forward`, where DistributedDataParallel needs it."""
 
     def __init__(self, policy: Policy, ranks: Ranks) -> None:
         super().__init__()

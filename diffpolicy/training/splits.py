@@ -1,4 +1,4 @@
-"""The demonstrations of a run: batches of windows to train on, and fixed windows to validate on."""
+"""The split of the demonstrations into batches of windows for training and fixed windows for validation."""
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ VALIDATION_WINDOWS = 1024
 def split_windows(
     config: TrainConfig, data: Demonstrations, device: torch.device
 ) -> tuple[WindowBatches, Batch | None]:
-    """Batches of the training split, and the validation windows if there are any.
+    """Batches of the training split, and the validation windows, or None if validation_fraction is 0.
 
     Raises:
-        ValueError: a split without a window.
+        ValueError: a split has no window.
     """
     train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
     batches = _windows("training", config, data, train, device)

@@ -1,4 +1,4 @@
-"""Weights, optimiser's moments and what else training goes on from, as named tensors and back."""
+"""Conversion of the training state (weights, optimiser moments, counters) to named tensors and back."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ NUMBERS = ("best_score", "is_evaluated", "recent")
 
 
 def pack(policy: Policy, optimizer: torch.optim.Optimizer, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names are model.NAME, optimizer.NAME.MOMENT by the parameter's name, and those of `numbers`: NUMBERS."""
+    """Pack the training state under the names model.NAME, optimizer.NAME.MOMENT and those of `numbers`, NUMBERS."""
     state = {f"model.{name}": value for name, value in policy.state_dict().items()}
     names = _names(policy, optimizer)
     for index, moments in optimizer.state_dict()["state"].items():
@@ -21,10 +21,10 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, numbers: Mapping[str,
 
 
 def unpack(state: Mapping[str, Tensor], policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Load weights and moments; returns the numbers.
+    """Load the weights and moments of a packed state; returns its numbers.
 
     Raises:
-        ValueError: tensors that do not fit the policy, or numbers missing.
+        ValueError: the tensors do not fit the policy, or a number is missing.
     """
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     checkpoint.check_tensors("training state", weights, policy.state_dict())
@@ -37,7 +37,7 @@ def unpack(state: Mapping[str, Tensor], policy: Policy, optimizer: torch.optim.O
     for name, value in state.items():
         if name.startswith("optimizer."):
             parameter, _, moment = name.removeprefix("optimizer.").rpartition(".")
-            index = int(parameter) if parameter.isdecimal() else index_of.get(parameter)  # format 1 counted them
+            index = int(parameter) if parameter.isdecimal() else index_of.get(parameter)  # format 1 used indices
             if index is None:
                 raise ValueError(f"training state: moments of {parameter}, which the policy does not have")
             moments.setdefault(index, {})[moment] = value
@@ -46,6 +46,6 @@ def unpack(state: Mapping[str, Tensor], policy: Policy, optimizer: torch.optim.O
 
 
 def _names(policy: Policy, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Of the parameters, in the optimiser's order."""
+    """The names of the parameters, in the optimiser's order."""
     name_of = {id(parameter): name for name, parameter in policy.named_parameters()}
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

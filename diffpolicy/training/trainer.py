@@ -1,7 +1,7 @@
-"""The one training loop: AdamW with warm-up and cosine, EMA, validation, evaluation, checkpoints, resume.
+"""The training loop for all methods: optimisation, EMA, validation, evaluation, checkpoints and resuming.
 
-All randomness is a function of (seed, step), and so are learning rate and EMA decay: what must be saved is weights,
-averages and the optimiser's moments.
+Random numbers, learning rate and EMA decay are functions of (seed, step). A checkpoint therefore only needs the
+weights, their averages and the optimiser's moments.
 """
 
 import contextlib
@@ -42,15 +42,15 @@ from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
 from diffpolicy.training.state import pack, unpack
 
-AGREE_EVERY = 10  # steps, between the moments when several processes ask each other whether to stop
+AGREE_EVERY = 10  # steps between the points where several processes agree whether to stop
 
 
 class Trainer:
-    """Trains a policy as `config` says, in the run folder `folder`; of several processes only the first writes there.
+    """Trains a policy as configured, in the run folder `folder`. With several processes, only the first writes there.
 
     Raises:
-        ValueError: settings or data that do not fit, a checkpoint of other settings or a damaged one on resume.
-        FileNotFoundError: no data.
+        ValueError: settings or data do not fit or, on resume, the checkpoint is damaged or has other settings.
+        FileNotFoundError: there is no data set.
     """
 
     def __init__(self, config: TrainConfig, folder: str | Path, ranks: Ranks = ALONE) -> None:
@@ -74,12 +74,12 @@ class Trainer:
         self._rows = ranks.rows(self.batches.batch_size)
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         if config.trainer.compile:
-            self.policy.network.compile(fullgraph=True)  # the average's stays as it is: evaluations have other batches
+            self.policy.network.compile(fullgraph=True)  # not the average: its batch size varies
         self.optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
         self.checkpoints = RunCheckpoints(folder)
         self.step = 0
         self.best_score = -math.inf
-        self._is_evaluated = True  # false in a checkpoint that was saved on being stopped during an evaluation
+        self._is_evaluated = True  # False in a checkpoint saved when an evaluation was interrupted
         self._recent = RecentSteps(ranks)
         self._stop = StopSignals()
         if config.resume:
@@ -87,11 +87,11 @@ class Trainer:
         self.optimization.share()
 
     def run(self) -> signal.Signals | None:
-        """Train to the last step, or until SIGTERM or Ctrl-C, which is then returned; all done so far is saved.
+        """Train to the last step, or until SIGTERM or Ctrl-C; then save and return the signal.
 
         Raises:
-            OSError: a file cannot be written, an evaluation failed.
-            FloatingPointError: a loss or gradient that is not finite.
+            OSError: a file cannot be written, data cannot be read, or a process died.
+            FloatingPointError: a loss or gradient norm is not finite.
         """
         steps = self.config.trainer.steps
         bar = tqdm(
@@ -109,14 +109,14 @@ class Trainer:
                     self._train(metrics, bar)
                 except StoppedError:
                     self._save()
-        except FloatingPointError as error:  # the same settings would give it again
+        except FloatingPointError as error:  # resuming would fail again
             left = self.checkpoints.left(can_go_on=False)
             raise FloatingPointError(f"training, step {self.step}: {error}; {left}") from error
         except OSError as error:
             kind = ChildProcessError if isinstance(error, ChildProcessError) else OSError
             left = self.checkpoints.left(can_go_on=True)
             raise kind(f"training, step {self.step}: {error}; {left}") from error
-        self.ranks.largest(0)  # the end of a process would end the first, which may still write
+        self.ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
         return self._stop.received if self.step < steps or not self._is_evaluated else None
 
     def _open(self) -> Metrics | NoMetrics:
@@ -127,7 +127,7 @@ class Trainer:
         return Metrics(self.folder, self.config.logger, asdict(self.config), self.step, self._is_evaluated)
 
     def _stop_if_asked(self) -> None:
-        """All processes stop at the same step, whichever got the signal."""
+        """Stop all processes at the same step, whichever of them got the signal."""
         if number := self.ranks.largest(self._stop.received or 0):
             self._stop.received = signal.Signals(number)
         self._stop.check()
@@ -159,7 +159,7 @@ class Trainer:
         self._validate_and_evaluate(metrics, bar)
 
     def train_step(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step; the loss and the gradient norm stay on the device."""
+        """Run one optimiser step; returns the loss and the gradient norm, scalars that stay on the device."""
         return self.optimization.step(self.batches.batch(self.step, self._rows), self.step)
 
     def _validate_and_evaluate(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
@@ -178,7 +178,7 @@ class Trainer:
             self._save(is_best=True)
 
     def _evaluation(self, env: EnvConfig) -> dict[str, float]:
-        """Score and success of the averaged weights; saves the step where the evaluation does not come to its end."""
+        """Score and success rate of the averaged weights; saves a checkpoint if the evaluation is interrupted."""
         config = self.config.evaluation
         self._is_evaluated = False
 
@@ -189,17 +189,17 @@ class Trainer:
         try:
             episodes = sharded(self.ranks, range(config.seed, config.seed + config.episodes), run)
         except Exception as error:
-            self._stop_if_asked()  # a signal to all processes ends the env's too
+            self._stop_if_asked()  # a signal to all processes also kills the env processes
             self._save()
-            if isinstance(error, OSError | EOFError):  # what a pipe to a dead process raises
-                raise ChildProcessError(f"the evaluation broke off, an env died ({error!r})") from error
+            if isinstance(error, OSError | EOFError):  # raised by a pipe to a dead process
+                raise ChildProcessError(f"the evaluation failed because an env died ({error!r})") from error
             raise
         self._is_evaluated = True
         summary = summarize(episodes)
         return {key: summary[key] for key in ("mean_score", "success_rate")}
 
     def _validation_loss(self) -> float:
-        """The averaged weights' loss on the validation windows, with the same levels and noise every time."""
+        """The loss of the averaged weights on the validation windows, with the same levels and noise every time."""
         assert self.validation is not None
         self.ema.sync(self.policy)
         generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 2))
@@ -224,7 +224,7 @@ class Trainer:
         self.checkpoints.write(self.step, checkpoint_config(average), average.acting_state(), state, is_best)
 
     def _resume(self) -> None:
-        """Go on from checkpoints/last as if there had been no interruption."""
+        """Restore the state from checkpoints/last, as if there had been no interruption."""
         content, model, state = self.checkpoints.read_last()
         check_same_settings(content["training"], self.settings)
         self.ema.policy.load_state_dict(model, strict=False)

@@ -1,4 +1,4 @@
-"""Random robots, obstacles and plans under random limits, and what a certificate of them turns out to be worth.
+"""Random robots, obstacles and plans under random limits, and a dense check of their certificates.
 
 Shape legend: B robots, n rows of a plan, P = n + 1 prefixes, M obstacles.
 """
@@ -18,8 +18,8 @@ from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import Start
 
-HOLD_S = 5.0  # watched after the last command
-ROBOTS = 50  # in one certificate
+HOLD_S = 5.0  # time that is checked after the last command
+ROBOTS = 50  # per certificate
 ROUNDING = 1e-9  # units; the certificate is float64
 SERVOS = (
     Servo(100.0, 20.0, 0.02, 5),  # critical
@@ -32,7 +32,7 @@ SERVOS = (
 
 @dataclass(frozen=True)
 class Robots:
-    """One batch: what is measured, what is true, and the plan."""
+    """One batch: the measured and the true states, and the plan."""
 
     history: np.ndarray  # [B, 3, 2]
     commands: np.ndarray  # [B, n, 2]
@@ -96,7 +96,7 @@ def random_assumptions(rng: np.random.Generator, servo: Servo, rest_speed: float
 
 
 def random_solids(rng: np.random.Generator, slots: int, start: np.ndarray) -> Solids:
-    """Discs, boxes that stand at an angle, thin walls and triangles; some of them move; the first lies in the way."""
+    """Random discs, rotated boxes, thin walls and triangles; some of them move, and the first is in the way."""
     shape = len(start), slots
     center = rng.uniform(0.0, 10.0, (*shape, 2))
     if slots:
@@ -114,7 +114,7 @@ def random_solids(rng: np.random.Generator, slots: int, start: np.ndarray) -> So
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
     x, y = local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos
     vertices = np.stack([x, y], -1) + center[..., None, :]
-    vertices = np.where(rng.random((*shape, 1, 1)) < 0.5, vertices, vertices[:, :, ::-1])  # either way round
+    vertices = np.where(rng.random((*shape, 1, 1)) < 0.5, vertices, vertices[:, :, ::-1])  # either orientation
     radius = np.where((kind[..., 0, 0] == 0) | (rng.random(shape) < 0.2), rng.uniform(0.0, 0.8, shape), 0.0)
     speed = np.where(rng.random(shape) < 0.3, rng.uniform(0.0, 1.5, shape), 0.0)
     return Solids(vertices, radius, speed, rng.random(shape) < 0.8)
@@ -123,7 +123,7 @@ def random_solids(rng: np.random.Generator, slots: int, start: np.ndarray) -> So
 def random_robots(rng: np.random.Generator, assumptions: Assumptions, servo: Servo, n: int = 3) -> Robots:
     batch = (ROBOTS,)
     position = rng.uniform(1.0, 9.0, (*batch, 2))
-    size = np.exp(rng.uniform(np.log(0.01), np.log(1.0), (*batch, 1, 1)))  # of a step; several speeds of travel
+    size = np.exp(rng.uniform(np.log(0.01), np.log(1.0), (*batch, 1, 1)))  # of a step, for a range of speeds
     heading = _directions(rng, batch)[:, None]
     steps = size * (heading + 0.3 * rng.normal(size=(*batch, n + 2, 2)))
     first = position[:, None] + rng.uniform(0.0, 1.0, (*batch, 1, 1)) * size * heading
@@ -145,10 +145,11 @@ def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def worst_of_certified(
     found: Certificate, robots: Robots, demands: Demands, assumptions: Assumptions, servo: Servo, seed: int
 ) -> np.ndarray:
-    """By how much each prefix [B, P] of a plan oversteps, -inf if uncertified: with its way to stop, or with its last
-    command held for ever, or the last one of any part of the way to stop (whatever sends them has died).
+    """The worst violation of each prefix [B, P] of a plan, -inf if the prefix is not certified.
 
-    A prefix counts as certified where it may be sent or, prefix 0, where stopping now is certified.
+    It is checked with its way to stop, with its last command held forever, and with every part of the way to stop whose
+    last command is held forever (the sender has died). A prefix counts as certified if it may be sent; prefix 0 counts
+    if stopping now is certified.
     """
     rng = np.random.default_rng(seed)
     batch, n, _ = robots.commands.shape
@@ -181,7 +182,7 @@ def worst_of_certified(
 
 
 def servo_ticks(way: np.ndarray, ticks: int) -> np.ndarray:
-    """The last command held up to `ticks`."""
+    """Extend commands to `ticks` by holding the last one."""
     return np.concatenate([way, np.repeat(way[:, -1:], ticks - way.shape[1], 1)], 1)
 
 
@@ -197,7 +198,7 @@ def _chosen(robots: Robots, index: np.ndarray) -> Robots:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one batch: the worst overstepping of anything certified, rows certified [B], rows asked for."""
+    """The result for one batch: the worst violation of anything certified, rows certified [B], rows requested."""
 
     worst: float
     length: np.ndarray

@@ -1,7 +1,6 @@
-"""What a certificate promises, checked the slow way: plain loops over sub-steps, samples along every segment, numpy.
+"""A slow check of what a certificate promises: plain numpy loops over sub-steps, with samples along every segment.
 
-Nothing here calls the code under test. Everything is a count of units by which a limit is overstepped; at most 0 is
-allowed.
+Nothing here calls the code under test. Results are the amounts by which a limit is violated; at most 0 is allowed.
 
 Shape legend: B cases, T ticks, R sub-steps, M obstacles, V vertices.
 """
@@ -24,7 +23,7 @@ class Servo:
     substeps: int
 
     def motion(self, inputs: Array, position: Array, velocity: Array) -> tuple[Array, Array]:
-        """Positions [B, 1 + R, 2] from the present on and velocities, for the command of every sub-step [B, R, 2]."""
+        """Positions and velocities [B, 1 + R, 2] from the present on, for one command per sub-step [B, R, 2]."""
         positions, velocities = [position], [velocity]
         for command in np.moveaxis(inputs, 1, 0):
             velocity = velocity + self.substep_s * (self.stiffness * (command - position) - self.damping * velocity)
@@ -34,12 +33,12 @@ class Servo:
         return np.stack(positions, 1), np.stack(velocities, 1)
 
     def held(self, commands: Array, ticks: int) -> Array:
-        """Commands [B, T, 2] one a sub-step [B, R, 2], the last one held up to `ticks`."""
+        """Expand commands [B, T, 2] to one per sub-step [B, R, 2], holding the last one up to `ticks`."""
         rest = np.repeat(commands[:, -1:], max(0, ticks - commands.shape[1]), axis=1)
         return np.repeat(np.concatenate([commands, rest], 1), self.substeps, axis=1)
 
     def late(self, history: Array, commands: Array, ticks: int, delays: npt.NDArray[np.int64]) -> Array:
-        """As `held`, but each command comes its own delay [B, 3 + T] late; the newest that has come counts.
+        """Like `held`, but each command arrives after its own delay [B, 3 + T]; the newest one to arrive is in force.
 
         `history` [B, 3, 2] was sent in the ticks before the present.
         """
@@ -53,7 +52,7 @@ class Servo:
 
 @dataclass(frozen=True)
 class Solids:
-    """Convex polygons [B, M, V, 2] with rounded corners, which may move as fast as `speed`."""
+    """Convex polygons [B, M, V, 2] with rounded corners, which may move at up to `speed`."""
 
     vertices: Array
     radius: Array
@@ -64,7 +63,7 @@ class Solids:
         return Solids(self.vertices[case], self.radius[case], self.speed[case], self.is_used[case])
 
     def distance(self, points: Array) -> Array:
-        """[B, N, M] from points [B, N, 2] to where the obstacles are at the present; inf where there is none."""
+        """Distances [B, N, M] from points [B, N, 2] to the obstacles at the present; inf for unused slots."""
         p = points[:, :, None, None]
         a = self.vertices[:, None]
         b = np.roll(a, -1, axis=-2)
@@ -85,20 +84,20 @@ def _area(vertices: Array) -> Array:
 
 @dataclass(frozen=True)
 class Demands:
-    """The limits of one set of cases; None where there is none."""
+    """The limits of one set of cases; None means no limit."""
 
     workspace: tuple[float, float] | None = None  # of commands
     command_step: float | None = None  # speed of commands, units/s
     command_acceleration: float | None = None
     speed: float | None = None  # of the motion
-    distance: float | None = None  # kept from obstacles, by the motion
+    distance: float | None = None  # of the motion from obstacles
     command_distance: float | None = None
     rest_speed: float = 0.05
     extra: dict[str, float] = field(default_factory=dict)
 
 
-SAMPLES = 20  # of every segment
-QUIET_SPEED = 1e-3  # units/s: below it for good, every tenth sub-step is looked at
+SAMPLES = 20  # per segment
+QUIET_SPEED = 1e-3  # units/s; once all robots stay below it, only every tenth sub-step is checked
 QUIET_STRIDE = 10
 
 
@@ -113,7 +112,7 @@ def violation(
     position: Array,
     velocity: Array,
 ) -> Array:
-    """How far each case [B] oversteps its worst limit; commands [B, T, 2] as sent, inputs as they take effect."""
+    """The worst violation of any limit in each case [B]; commands [B, T, 2] as sent, inputs as they take effect."""
     worst = np.full(len(commands), -np.inf)
     sent = np.concatenate([history, commands], 1)
     if demands.workspace is not None:
@@ -131,7 +130,7 @@ def violation(
         path, velocities = servo.motion(inputs, position, velocity)
         speeds = np.linalg.norm(velocities, axis=-1)
         mean = np.linalg.norm(np.diff(path, axis=1), axis=-1) / servo.substep_s
-        # of a sub-step: at both of its ends and in the mean
+        # The speed of a sub-step: the largest of both ends and the mean.
         over_all = np.concatenate([speeds[:, :1], np.maximum(np.maximum(speeds[:, 1:], speeds[:, :-1]), mean)], axis=1)
         if demands.speed is not None:
             worst = np.maximum(worst, speeds[:, 1:].max(1) - demands.speed)
@@ -142,9 +141,9 @@ def violation(
 
 
 def _closeness(path: Array, speeds: Array, step_s: float, solids: Solids, distance: float, rest_speed: float) -> Array:
-    """How much nearer [B] than `distance` any sample of a path [B, 1 + R, 2] comes to any obstacle.
+    """How much closer [B] than `distance` any sample of a path [B, 1 + R, 2] comes to any obstacle.
 
-    An obstacle may be anywhere that its speed allows; while the robot stands, one that moves is not its fault.
+    An obstacle may be anywhere that its speed allows. While the robot stands still, moving obstacles do not count.
     """
     rows = np.arange(1, path.shape[1])
     moving = (speeds[:, 1:] > QUIET_SPEED).any(0)

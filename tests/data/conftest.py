@@ -12,7 +12,7 @@ SPECS = {"action": ((2,), "float32"), "state": ((3,), "float32"), "count": ((), 
 
 
 def episode(length: int, tag: int) -> dict[str, np.ndarray]:
-    """Arrays in which every number tells its episode and step."""
+    """Arrays in which every number identifies its episode and step."""
     step = np.arange(length)
     return {
         "action": np.stack([step, np.full(length, tag)], axis=1).astype(np.float32),
@@ -37,5 +37,5 @@ def recorded_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recorded(recorded_once: Path, tmp_path: Path) -> Path:
-    """A directory with three episodes of 4, 1 and 6 steps and attributes {"seed": i}; each test has its own."""
+    """A directory with three episodes of 4, 1 and 6 steps and attributes {"seed": i}; a new one for each test."""
     return Path(shutil.copytree(recorded_once, tmp_path / "recorded.zarr"))

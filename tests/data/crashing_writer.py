@@ -1,7 +1,7 @@
-"""Run by test_crash.py: changes a buffer without pause in a forked child and kills it; one line of input per kill.
+"""A program run by test_crash.py: a forked child changes a buffer without pause, and each line of input kills it once.
 
-Input: how many lines the child first writes to the log file, and how many seconds later it is killed: counting what is
-done makes progress sure on a slow machine too. Output: "killed". The child logs what the buffer told it to be done.
+Input: how many lines the child first writes to the log file, and how many seconds later it is killed. Counting lines
+guarantees progress even on a slow machine. Output: "killed". The child logs every operation that has completed.
 """
 
 import os
@@ -20,7 +20,7 @@ store.CHUNK_ROWS = 64  # so that most episodes cross a chunk border
 def work(path: str, log: int) -> None:
     random = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     buffer = ReplayBuffer.open(path, mode="a")
-    tag = time.time_ns()  # never used before, also where all earlier episodes were dropped
+    tag = time.time_ns()  # never used before, even if all earlier episodes were dropped
     while True:
         tag += 1
         length = int(random.integers(1, 200))

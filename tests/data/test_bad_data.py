@@ -73,7 +73,7 @@ DAMAGE = {
     "flipped bit": (flip_bit("data/state"), r"array 'state': truncated or corrupt"),
     "truncated chunk": (truncate("data/action"), r"array 'action': truncated or corrupt"),
     "flipped bit in the ends": (flip_bit("meta/episode_ends"), r"meta/episode_ends: truncated or corrupt"),
-    "missing chunk": (remove("data/state/c"), r"array 'data/state' misses 1 of 1 chunks"),
+    "missing chunk": (remove("data/state/c"), r"array 'data/state' is missing 1 of 1 chunks"),
     "missing chunk of the ends": (remove("meta/episode_ends/c"), r"chunk meta/episode_ends/c/0 is missing"),
     "missing array": (remove("data/count"), r"no array data/count"),
     "missing ends": (remove("meta/episode_ends"), r"no array meta/episode_ends"),

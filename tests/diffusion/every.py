@@ -1,4 +1,4 @@
-"""Every schedule, and every sampler on every schedule: an entry added to the tables inherits the tests."""
+"""Every schedule, and every sampler on every schedule, so that a new entry in the tables inherits the tests."""
 
 import functools
 import inspect
@@ -30,7 +30,7 @@ CHOICES = [
     {"name": "predictor_corrector", "langevin_steps": 2, "langevin_rate": 0.3},
 ]
 EVERY_SAMPLER = [settings_of(TABLES, "sampler", choice) for choice in CHOICES]
-NEEDS_SIGNAL = ("heun", "reverse_sde", "predictor_corrector", "langevin")  # at the first level
+NEEDS_SIGNAL = ("heun", "reverse_sde", "predictor_corrector", "langevin")  # their first level must hold signal
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ REFUSED = [case for case in _cases() if not case.is_defined and case.config.step
 
 
 def per_sampler(test: Callable[[SamplerCase], None]) -> Callable[[str], None]:
-    """One test case per sampler, on everything that it is defined for."""
+    """Make one test case per sampler, which runs on every schedule that the sampler is defined for."""
 
     @pytest.mark.parametrize("sampler", CASES)
     @functools.wraps(test)

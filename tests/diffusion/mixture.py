@@ -1,4 +1,4 @@
-"""Gaussian mixtures, whose density and clean estimate are known exactly: the oracle that no network can be.
+"""Gaussian mixtures, an oracle whose density and clean estimate are known exactly.
 
 Component k has weight p_k, mean m_k and variance v; noisy, it is N(alpha m_k, total) with total = alpha^2 v + sigma^2:
 
@@ -17,12 +17,12 @@ from diffpolicy.diffusion.samplers.table import Row
 
 @dataclass(frozen=True)
 class Mixture:
-    """A distribution of waypoints; a condition, where there is one, sets the weights.
+    """A Gaussian mixture over waypoints; a condition, if there is one, sets the weights.
 
     Attributes:
-        means: [component, action]
-        std: of each component, in every direction.
-        weights: [component], or [batch, 1, component], those of each condition.
+        means: [component, action].
+        std: standard deviation of each component in every direction.
+        weights: [component], or [batch, 1, component] for one set per condition.
     """
 
     means: Tensor
@@ -36,13 +36,13 @@ class Mixture:
         return (row.alpha * self.std**2 / total) * x + (row.sigma**2 / total) * (weights @ self.means)
 
     def log_density(self, x: Tensor, row: Row) -> Tensor:
-        """Of noisy waypoints at the row's level, [batch, horizon]."""
+        """Log-density of noisy waypoints at the row's level, [batch, horizon]."""
         total = self._total(row)
         gaussian = -0.5 * x.square().sum(-1) / total - 0.5 * x.shape[-1] * math.log(2 * math.pi * total)
         return gaussian + torch.logsumexp(self._fit(x, row), dim=-1)
 
     def quantiles(self, direction: Tensor, count: int) -> Tensor:
-        """Of the projection on a unit direction [action], at (i + 1/2) / count, [count]; without condition."""
+        """Quantiles (i + 1/2) / count of the projection on a unit direction [action], [count]; needs no condition."""
         centres = self.means @ direction
         low, high = float(centres.min() - 6 * self.std), float(centres.max() + 6 * self.std)
         grid = torch.linspace(low, high, 20_000, dtype=torch.float64)
@@ -50,7 +50,7 @@ class Mixture:
         return grid[torch.searchsorted(below, (torch.arange(count).double() + 0.5) / count)]
 
     def wasserstein(self, samples: Tensor, directions: Tensor) -> float:
-        """Wasserstein-1 distance of samples [count, action], the mean over projections on directions [n, action]."""
+        """Sliced Wasserstein-1 distance of samples [count, action], the mean over directions [n, action]."""
         projected = (samples @ directions.T).sort(dim=0).values
         truth = torch.stack([self.quantiles(direction, len(samples)) for direction in directions], dim=1)
         return float((projected - truth).abs().mean())
@@ -59,7 +59,7 @@ class Mixture:
         return row.alpha**2 * self.std**2 + row.sigma**2
 
     def _fit(self, x: Tensor, row: Row) -> Tensor:
-        """log(p_k N(x; alpha m_k, total)) up to what all components share, [batch, horizon, component]."""
+        """log(p_k N(x; alpha m_k, total)) up to a term that all components share, [batch, horizon, component]."""
         square = self.means.square().sum(-1)
         return self.weights.log() + (row.alpha * (x @ self.means.T) - 0.5 * row.alpha**2 * square) / self._total(row)
 

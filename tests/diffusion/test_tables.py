@@ -107,8 +107,8 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
             for name in ("langevin", "predictor_corrector")
             for bad in (0.0, -0.1, 1.1, math.nan)
         ),
-        ({"name": "langevin", "langevin_steps": 0}, "0 Langevin steps a level, expected at least 1"),
-        ({"name": "predictor_corrector", "langevin_steps": -1}, "-1 Langevin steps a level, expected at least 0"),
+        ({"name": "langevin", "langevin_steps": 0}, "0 Langevin steps per level, expected at least 1"),
+        ({"name": "predictor_corrector", "langevin_steps": -1}, "-1 Langevin steps per level, expected at least 0"),
         ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
         ({"name": "nonsense"}, f"sampler: 'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS))}"),
         (

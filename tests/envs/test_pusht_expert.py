@@ -151,7 +151,7 @@ def test_processes_of_torchrun_make_the_same_file_and_go_on_where_they_were_stop
     process.terminate()
     process.wait()
     assert not output.exists()
-    for said in ("made, with", "kept as it was, with the same"):
+    for said in ("made, with", "already exists, with the same"):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
         assert f"{output}: {said} 4 episodes, " in done.stdout, done.stderr
         assert output.read_bytes() == reference.read_bytes()

@@ -1,7 +1,7 @@
-"""Ways to break the core that a test should notice: a seeded choice among all signs, indices, bounds and conditions.
+"""Mutants of the core that a test should notice: a seeded choice among all signs, indices, bounds and conditions.
 
-A mutant is one expression of one file replaced by a near miss of it. Left alone is what no test should tell apart:
-annotations, texts, messages of errors and warnings, decorators, defaults, what stands outside of functions.
+A mutant replaces one expression of one file with a similar, wrong one. Code that tests need not distinguish is left
+alone: annotations, strings, error and warning messages, decorators, defaults, and code outside of functions.
 """
 
 import ast
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# How many of the mutants each room gets.
+# Mutants per room, out of 60.
 SHARES = {
     "diffusion": 13,
     "constraints": 12,
@@ -34,9 +34,9 @@ ORDER: dict[type[ast.cmpop], type[ast.cmpop]] = {
 BOUNDS = {"clamp", "clamp_", "clamp_min", "clamp_max", "clip", "abs", "nan_to_num"}
 OPPOSITES = {"min": "max", "minimum": "maximum", "amin": "amax", "argmin": "argmax", "cummin": "cummax"}
 OPPOSITES |= {other: one for one, other in OPPOSITES.items()}
-MODULES = {"torch", "np", "numpy", "math", "F"}  # whose functions take the value as their first argument
-SILENT = {"print", "warn", "warning", "info"}  # calls whose arguments are texts
-TEXTUAL = (ast.JoinedStr, ast.List, ast.ListComp, ast.Tuple, ast.Dict)  # what + joins rather than adds
+MODULES = {"torch", "np", "numpy", "math", "F"}  # their functions take the value as the first argument
+SILENT = {"print", "warn", "warning", "info"}  # calls whose arguments are messages
+TEXTUAL = (ast.JoinedStr, ast.List, ast.ListComp, ast.Tuple, ast.Dict)  # + concatenates these
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Mutant:
     """One change of one file.
 
     Attributes:
-        path: of the file, relative to the tree.
-        line: of the change, from 1.
-        start, end: of what is replaced, in bytes of the file.
+        path: path of the file, relative to the tree.
+        line: line of the change, counted from 1.
+        start, end: byte range in the file that is replaced.
     """
 
     path: str
@@ -68,7 +68,7 @@ class Mutant:
 
 
 def choose(tree: Path, seed: int = 0, count: int = 60) -> list[Mutant]:
-    """`count` mutants of TREE/diffpolicy by SHARES; in a room all kinds get their turn, no line is taken twice."""
+    """Choose `count` mutants of TREE/diffpolicy by SHARES; a room cycles through all kinds and uses no line twice."""
     generator = random.Random(seed)
     chosen: list[Mutant] = []
     for room, share in SHARES.items():
@@ -118,7 +118,7 @@ class _Finder(ast.NodeVisitor):
         self._depth -= 1
 
     def visit_If(self, node: ast.If) -> None:
-        """Not turned round where it only raises: everything would be refused, and every test would notice."""
+        """Skip the negation if the branch only raises: it would reject everything, which every test notices."""
         is_trivial = all(isinstance(statement, ast.Raise) for statement in node.body)
         if not is_trivial:
             self._note(node, (("negation", negation),))
@@ -164,7 +164,7 @@ class _Finder(ast.NodeVisitor):
                 self.mutants.append(Mutant(self._path, place.lineno, kind, start, end, before, text))
 
 
-Change = Callable[[ast.AST], Iterator[tuple[ast.expr, str]]]  # what of the node is replaced, and by what
+Change = Callable[[ast.AST], Iterator[tuple[ast.expr, str]]]  # node -> (part to replace, replacement)
 Changes = tuple[tuple[str, Change], ...]
 
 
@@ -181,7 +181,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _whole(node: ast.AST) -> int | None:
-    """The number that a constant index is."""
+    """The value of a constant integer index; None for anything else."""
     sign = -1 if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else 1
     inner = node.operand if isinstance(node, ast.UnaryOp) else node
     is_whole = isinstance(inner, ast.Constant) and type(inner.value) is int
@@ -189,7 +189,7 @@ def _whole(node: ast.AST) -> int | None:
 
 
 def sign(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """a + b for a - b and the other way; -a to a."""
+    """a + b to a - b and vice versa; -a to a."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
         if not (_is_text(node.left) or _is_text(node.right)):
             other = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
@@ -199,13 +199,13 @@ def sign(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def comparison(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """< for <=, == for != and so on, the first of a chain."""
+    """< to <=, == to != and so on, for the first operator of a chain."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in ORDER:
         yield node, _text(ast.Compare(node.left, [ORDER[type(node.ops[0])](), *node.ops[1:]], node.comparators))
 
 
 def index(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """A constant index or bound of a slice off by one, away from 0."""
+    """Move a constant index or slice bound by one, away from 0."""
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
         indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         for one in indices:
@@ -217,7 +217,7 @@ def index(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def bound(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """A missing clamp, clip or abs."""
+    """Remove a clamp, clip or abs."""
     if isinstance(node, ast.Call) and _name(node.func) in BOUNDS:
         is_method = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") not in MODULES
         if is_method:
@@ -227,7 +227,7 @@ def bound(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def swap(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """The branches of a where; the minimum for the maximum."""
+    """Swap the branches of a where, or minimum and maximum."""
     if not isinstance(node, ast.Call):
         return
     if _name(node.func) == "where" and len(node.args) == 3:
@@ -242,7 +242,7 @@ def swap(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def constant(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """0 for 1 and 1 for 0 in a sum, a product or a comparison."""
+    """0 to 1 and 1 to 0 in a sum, product or comparison."""
     if isinstance(node, ast.BinOp | ast.Compare):
         operands = [node.left, node.right] if isinstance(node, ast.BinOp) else node.comparators
         for one in operands:
@@ -251,7 +251,7 @@ def constant(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def junction(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """And for or, or for and; x if a else y with the branches swapped."""
+    """`and` to `or` and vice versa; swap the branches of x if a else y."""
     if isinstance(node, ast.BoolOp):
         yield node, _text(ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values))
     elif isinstance(node, ast.IfExp):
@@ -259,7 +259,7 @@ def junction(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def negation(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """A condition or a returned answer turned round."""
+    """Negate a condition or a returned comparison."""
     tested = node.test if isinstance(node, ast.If) else None
     if isinstance(node, ast.Return) and isinstance(node.value, ast.Compare | ast.BoolOp):
         tested = node.value

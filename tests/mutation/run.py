@@ -1,7 +1,7 @@
-"""Which test notices which mutant: python tests/mutation/run.py
+"""Find which test notices which mutant: python tests/mutation/run.py
 
-Every mutant is made in a copy of the tree in a temporary folder, whose tests run on it until the first that fails;
-those of the mutant's own room come first. A run that takes too long counts as noticed. The tree itself is only read.
+Every mutant is applied to a copy of the tree in a temporary folder. The tests run there until the first failure, those
+of the mutant's own room first. A run that takes too long counts as noticed. The tree itself is only read.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from pathlib import Path
 import mutants
 
 TREE = Path(__file__).parents[2]
-# Rooms whose tests are tried after the mutant's own, before all others.
+# Rooms whose tests run after those of the mutant's own room and before all others.
 NEIGHBOURS = ("diffusion", "constraints", "codecs", "networks", "safety", "policy", "control", "data", "evaluation")
-AGAIN = ("test_instruction_sets.py",)  # runs other tests once more
+AGAIN = ("test_instruction_sets.py",)  # repeats other tests
 NO_TESTS = 5  # pytest's exit status
 NOTICED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
 NOT_COPIED = (".git", ".venv", "outputs", "__pycache__", ".*_cache", ".hypothesis", "dist", "build")
@@ -31,7 +31,7 @@ NOT_COPIED = (".git", ".venv", "outputs", "__pycache__", ".*_cache", ".hypothesi
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests said of a mutant; `by` is empty where it survived."""
+    """The result of the tests on a mutant; `by` is the test that noticed it, empty if it survived."""
 
     number: int
     mutant: mutants.Mutant
@@ -56,7 +56,7 @@ class Copy:
         assert Path(where).is_relative_to(folder), f"the tests would run on {where}, not on the copy"
 
     def test(self, room: str, skipped: list[str], timeout_s: float, stop: bool = True) -> list[str]:
-        """The tests that fail, those of `room` first; where `stop`, only the first."""
+        """The tests that fail, those of `room` first; only the first one if `stop`."""
         settings = ["-q", "--no-header", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow"]
         settings += [*(["-x"] if stop else []), *(f"--deselect={name}" for name in skipped)]
         found: list[str] = []
@@ -74,7 +74,7 @@ class Copy:
         return found[:1] if stop else found
 
     def _stages(self, room: str) -> list[list[str]]:
-        """The room's own tests, those of the core, all others: none is loaded before it is needed."""
+        """The room's own tests, those of the core, and all others, so that none is loaded before it is needed."""
         tests = self.folder / "tests"
         folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))} - {"mutation"}
         near = [name for name in NEIGHBOURS if name in folders and name != room]
@@ -96,7 +96,7 @@ class Copy:
         try:
             out, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # with the workers that it started
+            os.killpg(process.pid, 9)  # including its workers
             process.communicate()
             raise
         return subprocess.CompletedProcess(command, process.returncode, out)
@@ -114,7 +114,7 @@ def try_out(copy: Copy, number: int, mutant: mutants.Mutant, skipped: list[str],
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """A Markdown table, a line per mutant."""
+    """A Markdown table with one line per mutant."""
     noticed = sum(bool(one.by) for one in outcomes)
     lines = [f"{noticed} of {len(outcomes)} mutants are noticed.", "", "| mutant | place | change | noticed by | s |"]
     lines.append("|---|---|---|---|---|")

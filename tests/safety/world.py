@@ -1,4 +1,4 @@
-"""A simulated world for controllers with safety: robots that follow their commands as the declared plant says."""
+"""A simulated world for controllers with safety: robots that follow commands exactly like the declared plant."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -55,7 +55,7 @@ def observation(batch: int = 2) -> dict[str, np.ndarray]:
 
 @dataclass
 class World:
-    """Robots that follow their commands as the plant says; keeps what happened tick by tick."""
+    """Robots that follow commands like the plant, with a record of every tick."""
 
     position: np.ndarray
     velocity: np.ndarray
@@ -85,11 +85,11 @@ class World:
 
     @property
     def rungs(self) -> list[str]:
-        """Of the first robot."""
+        """The rungs of the first robot, one per tick."""
         return [str(report.rung[0]) for report in self.reports]
 
     def overstepped(self, demands: Demands, obstacles: Obstacles, ticks_held: int = 30) -> np.ndarray:
-        """[ticks, B], by how much each action oversteps if it is the last one ever sent, and held."""
+        """The violation [ticks, B] of each action if it is the last one ever sent and is held."""
         worst = []
         for tick, ((position, velocity), action) in enumerate(zip(self.states, self.actions, strict=True)):
             past = [self.states[0][0]] * 3 + self.actions[:tick]

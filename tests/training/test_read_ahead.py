@@ -165,7 +165,7 @@ def test_data_that_vanish_midway_leave_the_checkpoint_and_say_how_to_go_on(data_
                 shutil.rmtree(data / "data")
             return super().train_step()
 
-    message = r"training, step 1\d: data cannot be read: .*data\.zarr.*missing.*step_8, .* is as it was: go on from it"
+    message = r"training, step 1\d: data cannot be read: .*data\.zarr.*missing.*step_8, .* is intact: resume from it"
     with pytest.raises(OSError, match=message):
         Robbed(streamed(data, 1), tmp_path / "run").run()
     assert not multiprocessing.active_children()

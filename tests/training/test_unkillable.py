@@ -105,7 +105,7 @@ def test_the_script_says_how_to_go_on(repository: Path, data_set: Path, tmp_path
     assert process.returncode == 143
     step = DiffusionPolicy.from_pretrained(last(tmp_path)).metadata["step"]
     assert said.splitlines()[-1] == (
-        f"SIGTERM: step {step} of 100000 is saved; to go on, run the same command with resume=true "
+        f"SIGTERM: step {step} of 100000 is saved; to resume, run the same command with resume=true "
         f"hydra.run.dir={tmp_path}"
     )
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(data_set: Path, tmp_path: Path
     said = (tmp_path / "error").read_text()
     assert said.startswith("OSError: training, step "), said
     assert "File too large" in said
-    assert f"{name}, the last one written, is as it was: go on from it with resume=true hydra.run.dir={folder}" in said
+    assert f"{name}, the last one written, is intact: resume from it with resume=true hydra.run.dir={folder}" in said
     assert last(folder).readlink() == name
     assert not list(folder.glob("checkpoints/.step_*"))
     process = begin_or_resume(config, folder)
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_good_one_before_it_named(
     checkpoints = tmp_path / "cut" / "checkpoints"
     damage(checkpoints / "step_24", how)
     resumed = settings(data_set, trainer=RARELY, resume=True)
-    advice = f"step_16 is whole: to go on from it, run `ln -sfn step_16 {checkpoints / 'last'}`"
+    advice = f"step_16 is intact: to resume from it, run `ln -sfn step_16 {checkpoints / 'last'}`"
     with pytest.raises(ValueError, match=advice):
         Trainer(resumed, tmp_path / "cut")
     subprocess.run(["ln", "-sfn", "step_16", str(checkpoints / "last")], check=True)
@@ -233,7 +233,7 @@ def test_an_evaluation_that_breaks_off_is_saved_before_and_made_again(
     (tmp_path / "event").write_text(event)
     trainer = Trainer(with_evaluation(data_set, tmp_path), tmp_path / "cut")
     if event == "death":
-        message = r"training, step 9: the evaluation broke off, an env died .*step_9, .* is as it was: go on from it"
+        message = r"training, step 9: the evaluation failed because an env died .*step_9, .* is intact: resume from it"
         with pytest.raises(ChildProcessError, match=message):
             trainer.run()
     else:

@@ -1,4 +1,4 @@
-"""Denoising: a schedule, what the network predicts at its levels, and how much each level counts."""
+"""The denoising objective: a noise schedule, a parameterization of the network's output, and weights of the levels."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,10 +17,13 @@ from diffpolicy.diffusion.weighting import LevelDistribution, Weighting, elbo, s
 
 @dataclass
 class DenoisingConfig:
-    """Noise schedule, parameterization, and how much each level counts; each a choice of its table.
+    """Settings of `Denoising`.
 
     Attributes:
-        condition_dropout: share of windows whose observations a learned null condition replaces.
+        schedule, parameterization, weighting, level_distribution: choices from the tables in policy/build.py.
+        num_levels: levels of the schedule.
+        zero_terminal_snr: whether to rescale the schedule so that its last level holds no signal.
+        condition_dropout: share of windows whose observations are replaced by a learned null condition.
     """
 
     name: str = "denoising"
@@ -34,12 +37,12 @@ class DenoisingConfig:
 
 
 class LevelColumns(NamedTuple):
-    """What training needs of levels: a column each.
+    """The values of noise levels that training needs, one column each.
 
     Attributes:
         on_clean, on_noise: the target is on_clean * clean + on_noise * noise.
-        weight: of the squared error.
-        share: of the draws that fall on this level or one before.
+        weight: weight of the squared error.
+        share: probability that a draw falls on this level or an earlier one.
     """
 
     alpha: Tensor
@@ -53,7 +56,7 @@ class LevelColumns(NamedTuple):
 
 
 class LevelTable(nn.Module):
-    """The columns of all levels, float32, in one tensor [levels, columns], from which a batch takes rows at once."""
+    """The columns of all levels in one float32 tensor [levels, columns], so that a batch needs a single look-up."""
 
     values: Tensor
 
@@ -64,17 +67,23 @@ class LevelTable(nn.Module):
 
     @property
     def columns(self) -> LevelColumns:
-        """[levels] each."""
+        """The columns, each [levels]."""
         return LevelColumns(*self.values.unbind(dim=1))
 
     def at(self, level: Tensor) -> LevelColumns:
-        """Of these levels [batch], [batch, 1, 1] each."""
+        """The columns at the levels `level` [batch], each [batch, 1, 1]."""
         return LevelColumns(*self.values[level, :, None, None].unbind(dim=1))
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Trajectories [batch, horizon, action], the noise to be added, shaped like them, and the levels [batch]."""
+    """A training batch.
+
+    Attributes:
+        clean: trajectories [batch, horizon, action].
+        noise: the noise to add, shaped like clean.
+        level: indices of levels [batch].
+    """
 
     clean: Tensor
     noise: Tensor
@@ -82,15 +91,15 @@ class NoisyBatch:
 
 
 class Denoising(nn.Module):
-    """Predict `parameterization`'s target at the levels of `schedule` (Ho et al. 2020, eq. 14); an `Objective`.
+    """Predict the target of `parameterization` at random levels of `schedule` (Ho et al. 2020, eq. 14); an `Objective`.
 
     Args:
-        weighting: of the squared error at each level.
-        levels: how often each level is drawn.
+        weighting: weight of the squared error at each level.
+        levels: probability of drawing each level.
         condition_dropout: see `Objective`.
 
     Raises:
-        ValueError: parts that do not fit each other, or a schedule that does not end in noise.
+        ValueError: the parts do not fit together, or the schedule does not end in noise.
     """
 
     def __init__(
@@ -107,7 +116,7 @@ class Denoising(nn.Module):
         schedule.check()
         if parameterization.needs_signal and not (schedule.levels.alpha > 0).all():
             raise ValueError(
-                "objective: the schedule has a level with alpha 0, where noise and score tell nothing of the clean "
+                "objective: the schedule has a level with alpha 0, where noise and score say nothing about the clean "
                 "trajectory; use the parameterization clean, v, flow or edm"
             )
         if weighting is elbo and levels is not uniform:
@@ -117,27 +126,27 @@ class Denoising(nn.Module):
         self.table = self._table()
 
     def attach(self, network: nn.Module) -> None:
-        """There is no target to be copied."""
+        """Do nothing: there are no target networks."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """None: the network is all that is trained."""
+        """An empty list: only the network is trained."""
         return []
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
-        """Levels and noise for `clean` [batch, horizon, action]."""
+        """Draw levels and noise for `clean` [batch, horizon, action]; see `Objective.draw`."""
         total, rows = shared_draws(part, len(clean))
         level = self.draw_levels(total, generator)
         noise = torch.randn(total, *clean.shape[1:], generator=generator, device=clean.device)
         return NoisyBatch(clean, noise[rows], level[rows])
 
     def draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of levels [count], int64."""
+        """Draw indices of levels, int64 [count]."""
         share = self.table.columns.share
         chance = torch.rand(count, generator=generator, device=share.device)
         return torch.searchsorted(share[:-1].contiguous(), chance, right=True)
 
     def loss(self, network: ConditionedNetwork, batch: NoisyBatch, step: int = 0) -> Tensor:
-        """Weighted mean squared error of the network's output against its target, a scalar."""
+        """The weighted mean squared error between the network's output and its target, a scalar."""
         level = self.table.at(batch.level)
         noisy = level.alpha * batch.clean + level.sigma * batch.noise
         output = network(level.input_scale * noisy, level.time.flatten())
@@ -145,10 +154,10 @@ class Denoising(nn.Module):
         return (level.weight * (output - target).square()).mean()
 
     def stepped(self, network: nn.Module, step: int) -> None:
-        """Nothing follows the network."""
+        """Do nothing: there are no target networks."""
 
     def denoiser(self, network: Conditioned) -> Denoise:
-        """The clean estimate [batch, horizon, action] of a noisy x at a row's level."""
+        """A function of x [batch, horizon, action] and a row that returns the clean estimate, shaped like x."""
 
         def denoise(x: Tensor, row: Row) -> Tensor:
             skip, out = self.parameterization.clean_from_output(row.alpha, row.sigma)

@@ -1,4 +1,4 @@
-"""What the trainer and the policy ask of a training objective; denoising is one of several."""
+"""The interface that the trainer and the policy need from a training objective, such as `Denoising`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,20 @@ from diffpolicy.diffusion.samplers.table import Number
 from diffpolicy.diffusion.schedule import Schedule
 
 Part = tuple[int, int]
-"""(index, count): a batch is one of `count` equal parts of a larger one, for all of which randomness is drawn."""
+"""(index, count): the batch is part `index` of `count` equal parts of a larger batch.
+
+Random numbers are drawn for the whole larger batch, so that a result does not depend on the number of parts.
+"""
 
 WHOLE: Part = (0, 1)
 
 
 @dataclass(frozen=True)
 class ConditionedNetwork:
-    """A network at the condition of a batch in training: x [B, ...], time [B] and, if it sees one, stop time [B]."""
+    """A network with the condition of a training batch fixed.
+
+    It takes x [B, ...], time [B] and, if the network was built for it, the stop time [B]; it returns a tensor like x.
+    """
 
     network: Callable[..., Tensor]
     fields: Sequence[Tensor]
@@ -28,27 +34,27 @@ class ConditionedNetwork:
         return self.network(x, time, *self.fields, *stop)
 
     def of(self, other: Callable[..., Tensor]) -> "ConditionedNetwork":
-        """Another network, such as an averaged target, at the same condition."""
+        """Another network, such as an averaged target network, with the same condition."""
         return ConditionedNetwork(other, self.fields)
 
 
 class Conditioned(Protocol):
-    """A network at one condition, while it samples: x [B, ...], time and stop time of the whole batch -> like x."""
+    """A network with a fixed condition, for sampling: x [B, ...], one time and stop time for the batch -> like x."""
 
     def __call__(self, x: Tensor, time: Number, stop: Number | None = None, /) -> Tensor: ...
 
 
 class Objective(Protocol):
-    """How a network is trained, and what its output means. An `nn.Module`.
+    """How a network is trained and how its output is interpreted. An `nn.Module`.
 
-    What it trains besides the network, an averaged target, a teacher, step counters: all are parameters and buffers of
-    the module, so that they move with the policy and are part of the training state. A checkpoint to act with leaves
-    them out.
+    Everything that it keeps besides the network (an averaged target, a teacher, step counters) is a parameter or buffer
+    of the module, so that it moves with the policy and is part of the training state. Checkpoints for acting leave it
+    out.
     """
 
     @property
     def schedule(self) -> Schedule:
-        """The levels on which the network is trained."""
+        """The noise schedule that the network is trained on."""
         ...
 
     @property
@@ -57,38 +63,39 @@ class Objective(Protocol):
         ...
 
     def attach(self, network: nn.Module) -> None:
-        """Called once, when the network is made: targets are copied from it here."""
+        """Called once, when the network is created. Target networks are copied from it here."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups of what it trains besides the network: `params`, and settings of AdamW.
+        """Optimiser groups of the parameters that it trains besides the network: `params` and settings of AdamW.
 
-        `lr_scale`, if there, multiplies the learning rate.
+        An optional `lr_scale` multiplies the learning rate.
         """
         ...
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Any:
-        """The batch that `loss` is of: encoded trajectories `clean` [B, ...] and all that is random besides.
+        """Draw everything random that `loss` needs for the encoded trajectories `clean` [B, ...].
 
         Args:
-            generator: on the device of `clean`; draws of a part are cut from those of the whole.
+            generator: on the device of `clean`.
+            part: which part of a larger batch this is; its numbers are a slice of those drawn for the whole.
         """
         ...
 
     def loss(self, network: ConditionedNetwork, batch: Any, step: int) -> Tensor:
-        """The training loss, a scalar, of what `draw` gave at optimiser step `step`."""
+        """The training loss, a scalar, for a `batch` from `draw` at optimiser step `step`."""
         ...
 
     def stepped(self, network: nn.Module, step: int) -> None:
-        """Called after optimiser step `step`: averaged targets follow the network here."""
+        """Called after optimiser step `step`. Averaged target networks are updated here."""
         ...
 
     def denoiser(self, network: Conditioned) -> Denoise:
-        """The clean estimate of a noisy x at a row's level."""
+        """A function (x, row) that returns the clean estimate of the noisy x at the row's level."""
         ...
 
 
 def shared_draws(part: Part, rows: int) -> tuple[int, slice]:
-    """How many rows all parts draw together, and which of them are this part's."""
+    """The number of rows that all parts draw together, and the slice of them that belongs to this part."""
     index, count = part
     return rows * count, slice(index * rows, (index + 1) * rows)

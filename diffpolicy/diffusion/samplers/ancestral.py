@@ -1,7 +1,13 @@
-"""DDPM and DDIM: one family, told apart by how much fresh noise a step adds.
+"""DDPM and DDIM: one family of samplers, which differ in how much fresh noise a step adds.
 
-Legend: now and after, the levels that a step leads from and to; beta, the variance that lies between them;
-s, the standard deviation of fresh noise; eta, its share of the posterior's.
+    x = alpha_after * clean + sqrt(sigma_after^2 - s^2) * (x - alpha_now * clean) / sigma_now + s * noise
+
+This is Song et al. 2021a, eq. 12. With a = sqrt(sigma_after^2 - s^2) / sigma_now it is a row of a table:
+
+    x = a * x + (alpha_after - a * alpha_now) * clean + s * noise
+
+Legend: now and after, the levels at the start and the end of a step; beta, the variance that the forward process adds
+between them; s, the standard deviation of the fresh noise; eta, the ratio of s to the posterior's standard deviation.
 """
 
 from dataclasses import dataclass, field
@@ -36,10 +42,13 @@ class DdpmConfig:
 
 
 def ddim(now: Levels, eta: float = 0.0) -> StepTable:
-    """DDIM (Song et al. 2021a, eq. 12 and 16): deterministic at eta 0, DDPM with posterior variance at eta 1.
+    """DDIM (Song et al. 2021a, eq. 12 and 16): deterministic for eta 0, DDPM with the posterior variance for eta 1.
 
-    At eta 0 it is Euler's method for the probability-flow ODE, in sigma / alpha (Karras et al. 2022) as well as along
+    With eta 0 it is Euler's method for the probability-flow ODE, both in sigma / alpha (Karras et al. 2022) and along
     the straight path of flow matching.
+
+    Raises:
+        ValueError: eta is not between 0 and 1.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"sampler: eta {eta} must be between 0 (deterministic) and 1 (DDPM)")
@@ -50,9 +59,12 @@ def ddim(now: Levels, eta: float = 0.0) -> StepTable:
 
 
 def ddpm(now: Levels, variance: str = "posterior") -> StepTable:
-    """DDPM (Ho et al. 2020, eq. 7): the posterior's mean, with its variance (beta-tilde) or the larger beta.
+    """DDPM (Ho et al. 2020, eq. 7): the mean of the posterior, with its variance (beta-tilde) or with the larger beta.
 
-    `variance` is "posterior" or "beta"; they bound the reverse process from both sides (section 3.2).
+    `variance` is "posterior" or "beta", the lower and upper bound for the reverse process (section 3.2).
+
+    Raises:
+        ValueError: the variance is neither of them.
     """
     if variance not in ("posterior", "beta"):
         raise ValueError(f"sampler: variance {variance!r} must be 'posterior' or 'beta'")

@@ -1,8 +1,8 @@
-"""Samplers that walk by the score: the reverse-time SDE, Langevin correctors, annealed Langevin dynamics.
+"""Samplers that follow the score: the reverse-time SDE, Langevin correctors, and annealed Langevin dynamics.
 
-Every step size is fixed beforehand; one that follows the norm of the score does not fit a table. Legend: now and
-after, the levels that a step leads from and to; lambda = log(alpha / sigma); score = (alpha * clean - x) / sigma^2;
-rate, the length of a Langevin step over sigma^2.
+All step sizes are fixed in advance, because a size that depends on the norm of the score does not fit a table. Legend:
+now and after, the levels at the start and the end of a step; lambda = log(alpha / sigma); score = (alpha * clean - x) /
+sigma^2; rate, the length of a Langevin step divided by sigma^2.
 """
 
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ _Rows = list[tuple[int, float, float, float]]  # index of the level, a, b, s
 
 @dataclass
 class LangevinConfig:
-    """Settings of `langevin`; steps counts levels."""
+    """Settings of `langevin`; `steps` is the number of levels."""
 
     name: str = "langevin"
     steps: int = 10
     spacing: str = "trailing"
-    langevin_steps: int = 5  # at each level
-    langevin_rate: float = 0.5  # length of a Langevin step over sigma^2
+    langevin_steps: int = 5  # per level
+    langevin_rate: float = 0.5  # length of a Langevin step divided by sigma^2
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
@@ -35,22 +35,29 @@ class PredictorCorrectorConfig:
     name: str = "predictor_corrector"
     steps: int = 10
     spacing: str = "trailing"
-    langevin_steps: int = 1  # at each level
-    langevin_rate: float = 0.1  # length of a Langevin step over sigma^2
+    langevin_steps: int = 1  # per level
+    langevin_rate: float = 0.1  # length of a Langevin step divided by sigma^2
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def reverse_sde(now: Levels) -> StepTable:
-    """Euler-Maruyama steps of the reverse-time SDE (Song et al. 2021b, eq. 6), the last one to the clean estimate.
+    """Euler-Maruyama steps of the reverse-time SDE (Song et al. 2021b, eq. 6); the last one returns the clean estimate.
 
-    With drift f x and diffusion g: f = d log(alpha) / dt and g^2 = -2 sigma^2 d lambda / dt, so a step needs only the
-    increments of log(alpha) and lambda.
+    With drift f x and diffusion g, f = d log(alpha) / dt and g^2 = -2 sigma^2 d lambda / dt. A step therefore needs
+    only the increments of log(alpha) and lambda.
+
+    Raises:
+        ValueError: the first level holds no signal.
     """
     return predictor_corrector(now, corrector_steps=0, rate=1.0)
 
 
 def predictor_corrector(now: Levels, corrector_steps: int = 1, rate: float = 0.1) -> StepTable:
-    """A step of the reverse-time SDE, then Langevin steps at the level reached (Song et al. 2021b, algorithm 1)."""
+    """Steps of the reverse-time SDE, each followed by Langevin steps at the new level (Song et al. 2021b, algorithm 1).
+
+    Raises:
+        ValueError: a setting is out of range, or the first level holds no signal.
+    """
     _check(corrector_steps, 0, rate)
     steps = _euler_maruyama(now)
     rows: _Rows = []
@@ -62,9 +69,13 @@ def predictor_corrector(now: Levels, corrector_steps: int = 1, rate: float = 0.1
 
 
 def langevin(now: Levels, steps_per_level: int = 5, rate: float = 0.5) -> StepTable:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): a walk at each level, then on to the next.
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): Langevin steps at each level, from noisy to clean.
 
-    On the way x keeps its signal-to-noise ratio's meaning by the factor alpha_after / alpha_now, 1 for VE.
+    Between levels x is multiplied by alpha_after / alpha_now, which is 1 for VE, so that its signal has the scale of
+    the next level.
+
+    Raises:
+        ValueError: a setting is out of range, or the first level holds no signal.
     """
     _check(steps_per_level, 1, rate)
     if not now.alpha[0] > 0:
@@ -87,7 +98,7 @@ _NO_SIGNAL = (
 
 
 def _euler_maruyama(now: Levels) -> list[tuple[float, float, float]]:
-    """(a, b, s) of every step."""
+    """(a, b, s) of every step: x + drift x + 2 h sigma^2 score + sqrt(2 h) sigma noise, with h the step in lambda."""
     if not now.alpha[0] > 0:
         raise ValueError(_NO_SIGNAL.format("the reverse-time SDE"))
     h = np.diff(now.lambdas)
@@ -97,13 +108,13 @@ def _euler_maruyama(now: Levels) -> list[tuple[float, float, float]]:
 
 
 def _langevin(now: Levels, level: int, rate: float) -> tuple[float, float, float]:
-    """x + rate sigma^2 score + sqrt(2 rate) sigma noise."""
+    """(a, b, s) of one Langevin step: x + rate sigma^2 score + sqrt(2 rate) sigma noise."""
     return 1.0 - rate, rate * float(now.alpha[level]), float(now.sigma[level]) * (2.0 * rate) ** 0.5
 
 
 def _check(steps: int, least: int, rate: float) -> None:
     if steps < least:
-        raise ValueError(f"sampler: {steps} Langevin steps a level, expected at least {least}")
+        raise ValueError(f"sampler: {steps} Langevin steps per level, expected at least {least}")
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"sampler: rate {rate} must be above 0 and at most 1")
 

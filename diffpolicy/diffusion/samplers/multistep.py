@@ -1,10 +1,10 @@
-"""Multistep solvers of the probability-flow ODE in lambda: earlier clean estimates give the order.
+"""Multistep solvers of the probability-flow ODE in lambda. They reach order 2 by reusing earlier clean estimates.
 
-Legend: now and after, the levels that a step leads from and to; lambda = log(alpha / sigma); h, the step in lambda;
-decay, exp(-h); ratio, the step before over this one.
+Legend: now and after, the levels at the start and the end of a step; lambda = log(alpha / sigma); h, the step in
+lambda; decay, exp(-h); ratio, the previous h divided by this one.
 
-A first level without signal (lambda minus infinity) makes the first step infinitely long: in that limit the step is
-DDIM's, and the step after it is of order 1.
+A first level without signal (lambda = -infinity) makes the first step infinitely long. In that limit it is a DDIM step,
+and the step after it has order 1.
 """
 
 import numpy as np
@@ -14,14 +14,25 @@ from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 
 def dpmpp_2m(now: Levels) -> StepTable:
-    """DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2): order 2, one evaluation a step, the last of order 1."""
+    """DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2): order 2 with one evaluation per step; the last has order 1.
+
+    With D = (1 + 1 / (2 ratio)) * clean - 1 / (2 ratio) * clean[-1] a step is
+
+        x = sigma_after / sigma_now * x + alpha_after * (1 - exp(-h)) * D
+    """
     after = now.followed_by_clean()
     a, b, past = after.sigma / now.sigma, after.alpha * (1.0 - _decay(now, after)), _extrapolation(now)
     return StepTable(now, a=a, b=b * (1.0 + past), s=np.zeros_like(a), c=(-b * past)[:, None])
 
 
 def dpmpp_2m_sde(now: Levels) -> StepTable:
-    """The same for the reverse-time SDE, SDE-DPM-Solver++ (Lu et al. 2022b, eq. 18)."""
+    """SDE-DPM-Solver++ 2M, the same method for the reverse-time SDE (Lu et al. 2022b, eq. 18).
+
+    With D as in `dpmpp_2m` a step is
+
+        x = sigma_after / sigma_now * exp(-h) * x + alpha_after * (1 - exp(-2 h)) * D
+            + sigma_after * sqrt(1 - exp(-2 h)) * noise
+    """
     after = now.followed_by_clean()
     decay = _decay(now, after)
     a, b, past = after.sigma / now.sigma * decay, after.alpha * (1.0 - decay**2), _extrapolation(now)
@@ -30,15 +41,15 @@ def dpmpp_2m_sde(now: Levels) -> StepTable:
 
 
 def unipc(now: Levels) -> StepTable:
-    """UniPC of order 2 with B(h) = exp(h) - 1 (Zhao et al. 2023, algorithms 5 to 8, data prediction).
+    """UniPC of order 2 with B(h) = exp(h) - 1 and data prediction (Zhao et al. 2023, algorithms 5 to 8).
 
-    The corrector that a step begins with and the predictor that follows are one row: the state before the predictor
-    is eliminated, which leaves three clean estimates.
+    A row is the corrector of the previous step and the predictor of this one. Eliminating the state between them leaves
+    three clean estimates.
     """
     after = now.followed_by_clean()
     a, scale, past = after.sigma / now.sigma, after.alpha * (1.0 - _decay(now, after)), _extrapolation(now)
     predictor = scale[:, None] * np.stack([1.0 + past, -past, np.zeros_like(past)], axis=1)  # on clean[0], [-1], [-2]
-    corrector = np.zeros_like(predictor)  # what it adds to the predicted state that a row starts from
+    corrector = np.zeros_like(predictor)  # what the corrector adds to the predicted state x
     h = np.diff(now.lambdas)
     for i in range(1, len(now)):
         weights = _corrector_weights(h[i - 1], h[i - 2] if i > 1 else np.inf)
@@ -52,14 +63,14 @@ def _decay(now: Levels, after: Levels) -> FloatArray:
 
 
 def _extrapolation(now: Levels) -> FloatArray:
-    """1 / (2 ratio): how far a step extrapolates from the earlier estimate to this one; 0 in steps of order 1."""
+    """1 / (2 ratio), how far a step extrapolates beyond the latest clean estimate; 0 for steps of order 1."""
     past, h = np.zeros(len(now)), np.diff(now.lambdas)
     past[1:-1] = h[1:] / (2.0 * h[:-1])
     return past
 
 
 def _corrector_weights(h: float, h_before: float) -> FloatArray:
-    """Weights of the estimates at a step's end, at its start and one step earlier [3]; they add up to 1."""
+    """Weights [3] of the estimates at the end of a step, at its start, and one step earlier; they sum to 1."""
     if not np.isfinite(h_before):  # order 1
         return np.array([0.5, 0.5, 0.0])
     ratio, phi_1 = -h_before / h, np.expm1(-h)

@@ -1,25 +1,26 @@
-"""What all samplers can be told; those with further settings have a dataclass of their own beside their table."""
+"""Settings that all samplers share. Samplers with more settings have their own dataclass next to their table."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class GuidanceConfig:
-    """What steers the samples, besides the observations; the defaults steer nothing."""
+    """Guidance of the samples beyond the observations; the defaults turn it off."""
 
-    weight: float = 0.0  # classifier-free: (1 + weight) with condition - weight without
-    rescale: float = 0.0  # share of the conditional estimate's standard deviation that is restored
-    threshold: float = 1.0  # quantile of dynamic thresholding; 1: no more than the data's limits
+    weight: float = 0.0  # classifier-free: (1 + weight) * conditional - weight * unconditional
+    rescale: float = 0.0  # how far to restore the standard deviation of the conditional estimate, 0 to 1
+    threshold: float = 1.0  # quantile of dynamic thresholding; 1 turns it off
     epsilon_scale: float = 1.0  # divides the noise estimate
 
 
 @dataclass
 class SamplerConfig:
-    """A sampler without further settings, by name.
+    """The name and settings of a sampler that has no others.
 
     Attributes:
-        spacing: of the levels that it visits, an entry of `SPACINGS`.
-        guidance: what steers the samples besides the observations.
+        steps: number of steps.
+        spacing: spacing of the levels that it visits, an entry of `SPACINGS`.
+        guidance: guidance of the samples beyond the observations.
     """
 
     name: str

@@ -1,8 +1,9 @@
-"""A sampler is a table: one row of coefficients per evaluation of the network.
+"""Samplers as tables: one row of coefficients per evaluation of the network.
 
     x = a * x + b * clean + sum_j c[j] * clean[-j - 1] + s * noise
 
-Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the one j + 1 rows earlier.
+Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the estimate j + 1 rows earlier; noise,
+fresh standard normal noise.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ Number = Any
 
 @dataclass(frozen=True)
 class Row:
-    """The level that a step starts from, and the coefficients that lead to the next.
+    """The level that a step starts from, and the coefficients of the step.
 
     Attributes:
-        stop: the time of the level that the step leads to, for a network that learned to see it; else None.
+        alpha, sigma, time, input_scale: the level; see diffusion/schedule.py.
+        a, b, s, c: the coefficients; see the formula at the top of this file.
+        stop: the time of the level at the end of the step, for a network that was trained with it; else None.
     """
 
     alpha: Number
@@ -52,14 +55,14 @@ class Row:
 
 
 def rows_at(levels: Levels) -> tuple[Row, ...]:
-    """The levels by themselves, to ask a denoiser there: rows that return the clean estimate."""
+    """Rows for calling a denoiser at these levels without sampling; each row returns the clean estimate."""
     zero = np.zeros(len(levels))
     return StepTable(levels, a=zero, b=zero + 1.0, s=zero).rows
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """Coefficients [rows], or [rows, past] for c, at the levels `now`.
+    """The coefficients of a sampler at the levels `now`: a, b and s [rows], and c [rows, past].
 
     Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension.
 
@@ -86,6 +89,7 @@ class StepTable:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
+        """The rows as Python floats, in the order in which they run."""
         now = self.now
         past = np.zeros((len(now), 0)) if self.c is None else self.c
         columns = (now.alpha, now.sigma, now.time, now.input_scale, self.a, self.b, self.s)

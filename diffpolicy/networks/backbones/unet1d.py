@@ -1,7 +1,7 @@
 """The conditional 1D temporal U-Net of Diffusion Policy (Chi et al. 2023, figure 2a).
 
-Every layer is there and shaped as in the published network, so that its weights map onto this one name by name;
-tests/networks holds the map. Shape legend: B batch, H horizon, A action, D condition.
+Every layer has the shape of the published one, so published weights can be loaded by mapping their names;
+tests/networks has the map. Shape legend: B batch, H horizon, A action, D condition.
 """
 
 from collections.abc import Sequence
@@ -31,15 +31,18 @@ class UNet1dConfig:
 
 
 class UNet1d(nn.Module):
-    """Output of the denoising network at (x, time), given a vector as condition; a `Backbone`.
+    """Temporal U-Net that is conditioned on a vector; a `Backbone`.
 
     Args:
-        action_dim: A, of the trajectory that is denoised.
-        condition_dim: D, the flattened observations.
-        widths: channels of each level; between two levels the length is halved.
-        time_embedding_dim: features of the embedded time.
-        kernel_size: of every convolution block, odd.
-        groups: of every group normalisation; divides each width.
+        action_dim: A, the features of the trajectory that is denoised.
+        condition_dim: D, the features of the flattened observations.
+        widths: channels of each level; the length is halved from one level to the next.
+        time_embedding_dim: features of the embedded time, even and at least 4.
+        kernel_size: odd kernel size of every convolution block.
+        groups: number of groups in every group normalisation; divides each width.
+
+    Raises:
+        ValueError: a setting is out of range, or the settings do not match.
     """
 
     reads: tuple[str, ...] = ("vector",)
@@ -78,11 +81,11 @@ class UNet1d(nn.Module):
 
     @classmethod
     def from_settings(cls, config: UNet1dConfig, encoded_shape: tuple[int, int], condition: ConditionShape) -> "UNet1d":
-        """For trajectories [horizon, A] of this shape.
+        """Build the network for trajectories of `encoded_shape` [horizon, A].
 
         Raises:
             LookupError: the condition has no vector.
-            ValueError: a horizon that cannot be halved between the levels, or settings that do not fit each other.
+            ValueError: the horizon cannot be halved between the levels, or the settings do not match.
         """
         horizon, action_dim = encoded_shape
         (condition_dim,) = condition.of("vector")
@@ -117,10 +120,10 @@ class UNet1d(nn.Module):
         return self.head(x).transpose(1, 2)
 
     def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
-        """On a CPU in float32 or float64 unrolled for the given times and horizon; then forward hooks are not called.
+        """Fix the condition: on a CPU in float32 or float64, the network is unrolled for these times and this horizon.
 
-        Where that cannot serve (gradients, autocast, torch.compile, another time, shape or subclass) it is called as it
-        is.
+        The unrolled form does not call forward hooks. Where it does not apply (gradients, autocast, torch.compile, a
+        different time or shape, a subclass) the network is called directly.
         """
         as_it_is = plain(self, condition)
         (vector,) = condition.fields(self.reads)
@@ -137,7 +140,7 @@ class UNet1d(nn.Module):
         return unrolled_or_plain
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All in one group."""
+        """All parameters in one group, with the trainer's settings."""
         return [{"params": list(self.parameters())}]
 
 

@@ -1,16 +1,16 @@
-"""The U-Net's forward pass for sampling on a CPU: the function of `UNet1d.forward` in fewer and cheaper calls.
+"""A faster forward pass of `UNet1d` for sampling on a CPU: the same function with fewer and cheaper calls.
 
-- What depends on the condition or the time alone is computed once for all steps of a chunk.
-- Activations lie in memory as [B, T, C] between rows of zeros: what a kernel sees is a view, and a convolution is one
-  product of matrices with the weights as they lie.
-- The columns of a product are shared out among the threads, as a batch of products: of a few rows, the library leaves
-  one product to one thread.
-- Buffers and views are made once for all steps.
+- Whatever depends only on the condition or the time is computed once for all steps of a chunk.
+- Activations are stored as [B, T, C] between rows of zeros. What a kernel sees is then a view, and a convolution is a
+  single matrix product with the weights as they are stored.
+- The columns of a product are split among the threads as a batch of products, because the BLAS library runs a product
+  with few rows on a single thread.
+- Buffers and views are created once for all steps.
 
-The parameters are read in place at every call: there is no copy of them that a training step could leave behind.
+The parameters are read in place at every call, so there is no copy that a training step could make stale.
 
 Shape legend: B batch, H horizon, A action, D condition, T time steps, L time steps out, C channels, O channels out,
-K taps of the kernel, R times, F features of all FiLM layers, P parts of the columns of a product.
+K kernel taps, R times, F features of all FiLM layers, P parts into which the columns of a product are split.
 """
 
 import functools
@@ -22,17 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_COLUMNS = 16  # of a part of a product
-Layer = Any  # a part of the network; what a module consists of is unknown to type checkers
+LEAST_COLUMNS = 16  # fewest columns in a part of a product
+Layer = Any  # a part of the network; type checkers do not know the attributes of a module
 Make = Callable[[], Tensor]  # computes a tensor [B, O, L, 1], channels last in memory
 
 
 class UnrolledUNet1d:
-    """A `UNet1d` as a list of steps on buffers of its own, for one condition [B, D] and one horizon.
+    """A `UNet1d` as a list of steps on its own buffers, for one condition [B, D] and one horizon.
 
     Attributes:
-        times: those that it can be called with.
-        shape: of x and the output, (B, H, A).
+        times: the times that it can be called with.
+        shape: the shape (B, H, A) of x and the output.
     """
 
     def __init__(self, network: Layer, condition: Tensor, times: Sequence[float], horizon: int) -> None:
@@ -42,7 +42,7 @@ class UnrolledUNet1d:
         self._steps: list[Callable[[], object]] = []
         margin = max(1, block[0].kernel_size[0] // 2)
         self._rows = functools.partial(_Rows, condition, margin)
-        self._between = functools.cache(self._rows)  # within a residual block, so that blocks can share them
+        self._between = functools.cache(self._rows)  # buffers within a residual block, which blocks can share
         self._scratch = functools.cache(lambda purpose, size: condition.new_empty(size))
         x = self._input = self._rows(*self.shape[1:])
         skips: list[_Rows] = []
@@ -57,7 +57,7 @@ class UnrolledUNet1d:
         self._hidden = self._conv_block(block, x)
 
     def __call__(self, x: Tensor, time: float) -> Tensor:
-        """x [B, H, A] at one of the times -> [B, H, A]."""
+        """x [B, H, A] at one of `times` -> [B, H, A]."""
         self._film.set(time)
         self._input.inner.copy_(x)
         for step in self._steps:
@@ -90,7 +90,11 @@ class UnrolledUNet1d:
         return out
 
     def _grow(self, x: "_Rows", layer: Layer) -> "_Rows":
-        """Stride 2, padding 1, 4 taps: rows 2 t and 2 t + 1 meet taps 1 and 2 at t, 3 at t - 1 and 0 at t + 1."""
+        """Transposed convolution with stride 2, padding 1 and 4 taps.
+
+        Output row 2 t is the sum of tap 1 of input row t and tap 3 of row t - 1; output row 2 t + 1 is the sum of tap 2
+        of row t and tap 0 of row t + 1.
+        """
         out = self._rows(2 * x.length, layer.out_channels)
         parts = _parts(layer.out_channels)
         weight = layer.weight.view(x.channels, parts, -1).transpose(0, 1)  # [P, C, O / P * 4]
@@ -118,12 +122,12 @@ class UnrolledUNet1d:
         return lambda: F.mish(torch.group_norm(convolution(), groups, weight, bias, eps), inplace=True)
 
     def _convolution(self, layer: Layer, x: "_Rows") -> Make:
-        """What it makes is good until the next convolution."""
+        """A function that computes the convolution; its result is valid until the next convolution runs."""
         windows = x.windows(layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
         batch, length, parts = *windows.shape[:2], _parts(layer.out_channels)
         weight = layer.weight.view(parts, -1, windows[0, 0].numel()).transpose(1, 2)  # [P, C * K, O / P]
         bias = layer.bias.view(parts, 1, -1)
-        is_matrix = windows.is_contiguous()  # of one tap and one robot
+        is_matrix = windows.is_contiguous()  # a single tap and a batch of 1
         copy = windows if is_matrix else self._scratch("windows", windows.numel()).view(windows.shape)
         matrix = copy.view(1, -1, weight.shape[1]).expand(parts, -1, -1)  # [P, B * L, C * K]
         size = batch * length * layer.out_channels
@@ -143,11 +147,11 @@ class UnrolledUNet1d:
 
 
 class _Rows:
-    """A tensor [B, T, C] between `margin` rows of zeros, of the batch and type of `like` [B, D].
+    """A tensor [B, T, C] between `margin` rows of zeros, with the batch size and dtype of `like` [B, D].
 
     Attributes:
-        inner: the tensor, a view.
-        image: the same as [B, C, T, 1], which torch's layers take for channels last.
+        inner: a view of the tensor without the margins.
+        image: the same view as [B, C, T, 1], which torch's layers treat as channels last.
     """
 
     def __init__(self, like: Tensor, margin: int, length: int, channels: int) -> None:
@@ -157,14 +161,14 @@ class _Rows:
         self.image = self.inner.transpose(1, 2).unsqueeze(3)
 
     def windows(self, kernel: int, stride: int, padding: int) -> Tensor:
-        """What each position of a kernel sees, a view [B, L, C, K]."""
+        """The input of a kernel at each of its positions, a view [B, L, C, K]."""
         (batch, rows, channels), start = self._padded.shape, (self._margin - padding) * self.channels
         shape = (batch, (self.length + 2 * padding - kernel) // stride + 1, channels, kernel)
         return self._padded.as_strided(shape, (rows * channels, stride * channels, 1, channels), start)
 
 
 class _Film:
-    """Scale and bias of every residual block, for the condition and the time that was set."""
+    """FiLM scale and bias of every residual block, for one condition and the time given to `set`."""
 
     def __init__(self, network: Layer, condition: Tensor, times: Sequence[float]) -> None:
         self._place = {time: place for place, time in enumerate(dict.fromkeys(times))}
@@ -185,12 +189,12 @@ class _Film:
 
 
 def _parts(channels: int) -> int:
-    """Into how many equal parts a product with so many columns is cut: as many as divide them and the threads."""
+    """The number of equal parts into which `channels` columns are split; it divides the number of threads."""
     return math.gcd(max(1, channels // LEAST_COLUMNS), torch.get_num_threads())
 
 
 def may_unroll(x: Tensor) -> bool:
-    """Whether a network at the condition `x` can be unrolled: plain arithmetic on a CPU."""
+    """Whether a network can be unrolled at the condition `x`: float32 or float64 on a CPU, no autocast or compile."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

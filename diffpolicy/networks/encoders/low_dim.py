@@ -1,4 +1,4 @@
-"""Low-dimensional observations to one conditioning vector."""
+"""The encoder that concatenates low-dimensional observations into one conditioning vector."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ from diffpolicy.networks.observation import ObservationSpec
 
 
 class LowDimEncoder(nn.Module):
-    """Normalised vectors, flattened over time and keys; an `Encoder`.
+    """Flatten normalised vectors over time and keys; an `Encoder`.
 
-    {key: [batch, n_obs_steps, features]} -> vector [batch, n_obs_steps * sum of features]; within a step the keys are
+    {key: [batch, n_obs_steps, features]} -> vector [batch, n_obs_steps * sum of features]. Within a step the keys are
     in alphabetical order.
 
     Raises:
-        ValueError: an observation that is no vector.
+        ValueError: an observation is not a vector.
     """
 
     def __init__(self, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> None:

@@ -13,7 +13,7 @@ from diffpolicy.networks.layers.conv import Conv1d, GroupNormMish
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of a scalar at geometric frequencies (Vaswani et al. 2017): [B] -> [B, dim]."""
+    """Sines and cosines of a scalar at geometrically spaced frequencies (Vaswani et al. 2017): [B] -> [B, dim]."""
 
     frequency: Tensor  # [dim / 2]
 
@@ -29,7 +29,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution over time that keeps the length, group normalisation, Mish: [B, C, T] -> [B, C', T]."""
+    """Convolution over time that keeps the length, then group normalisation and Mish: [B, C, T] -> [B, C', T]."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel_size: int, groups: int) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class ConvBlock(nn.Sequential):
 
 
 class ConditionalResidualBlock(nn.Module):
-    """Two convolution blocks around a residual; FiLM scales and shifts between them (Perez et al. 2018).
+    """Two convolution blocks with a residual connection, and FiLM between them (Perez et al. 2018).
 
     Input [B, C, T] and condition [B, D]; output [B, C', T].
     """

@@ -1,9 +1,9 @@
-"""Convolution and group normalisation with Mish for short sequences, faster on a CPU than torch's own.
+"""Convolution and group normalisation with Mish for short sequences, faster on a CPU than the layers of torch.
 
 The layers have the parameters, the shapes and, up to rounding, the results of nn.Conv1d, nn.ConvTranspose1d and
-nn.GroupNorm followed by nn.Mish. On a CPU they keep a [B, C, T] tensor in the memory order [T, B, C]. The rows that
-meet one tap of the kernel are then matrices as they lie: one product per tap, with no unfolded copy and no padding
-rows. Elsewhere (another device, autocast, torch.compile, small batches) they are torch's own.
+nn.GroupNorm followed by nn.Mish. On a CPU they store a [B, C, T] tensor in the memory order [T, B, C]. The rows that
+meet one tap of the kernel then form a matrix without copying: one product per tap, with no unfolded copy and no
+padding rows. In all other cases (another device, autocast, torch.compile, small batches) they call torch's layers.
 
 Shape legend: B batch, C or I channels in, O channels out, K taps of the kernel, T time steps, L time steps out.
 """
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Pairs = list[tuple[slice, slice]]  # per tap: the rows of the long and of the short sequence that meet there
-SMALL_BATCH = 64  # below, the calls cost more than the arithmetic
+SMALL_BATCH = 64  # below this size the calls cost more than the arithmetic
 
 
 class Conv1d(nn.Conv1d):
-    """nn.Conv1d with a bias, zeros as padding, no dilation and no channel groups: [B, I, T] -> [B, O, L]."""
+    """nn.Conv1d with a bias and zero padding, without dilation or channel groups: [B, I, T] -> [B, O, L]."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not _time_first_pays(input):
@@ -32,7 +32,7 @@ class Conv1d(nn.Conv1d):
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
-    """nn.ConvTranspose1d with a bias, no dilation, channel groups or output padding: [B, I, T] -> [B, O, L]."""
+    """nn.ConvTranspose1d with a bias, without dilation, channel groups or output padding: [B, I, T] -> [B, O, L]."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None or not _time_first_pays(input):
@@ -53,7 +53,7 @@ class GroupNormMish(nn.GroupNorm):
 
 
 def concatenate(*parts: Tensor) -> Tensor:
-    """Tensors [B, C, T] one after another along the channels, in the memory order of the layers above."""
+    """Concatenate tensors [B, C, T] along the channels, in the memory order of the layers above."""
     if not _time_first_pays(parts[0]):
         return torch.cat(parts, dim=1)
     return torch.cat([part.permute(2, 0, 1) for part in parts], dim=2).permute(1, 2, 0)
@@ -66,12 +66,12 @@ def _time_first_pays(x: Tensor) -> bool:
 
 
 def _time_first(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
-    """`function`, which works on [T, B, C] in memory, for x [B, C, T]."""
+    """Apply `function`, which works on [T, B, C], to x [B, C, T]."""
     return function.apply(x.permute(2, 0, 1).contiguous(), *arguments).permute(1, 2, 0)
 
 
 def _pairs(kernel: int, stride: int, padding: int, long: int, short: int) -> Pairs:
-    """Row s of the short sequence meets row stride s + tap - padding of the long one, where that exists."""
+    """The rows that meet at each tap: row s of the short sequence, row stride * s + tap - padding of the long one."""
     pairs = []
     for shift in range(-padding, kernel - padding):
         first = max(0, -(shift // stride))
@@ -82,7 +82,7 @@ def _pairs(kernel: int, stride: int, padding: int, long: int, short: int) -> Pai
 
 
 class _Taps(torch.autograd.Function):
-    """out[after] += x[before] @ weight[tap] over the taps: x [T, B, I], weight [K, I, O], bias [O] -> [L, B, O]."""
+    """out[after] += x[before] @ weight[tap] for each tap: x [T, B, I], weight [K, I, O], bias [O] -> [L, B, O]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs, length: int) -> Tensor:
@@ -123,7 +123,7 @@ class _GroupNormMish(torch.autograd.Function):
         centred = x - _group_mean(x.mean(0), groups)
         inverse_std = (_group_mean(centred.square().mean(0), groups) + eps).rsqrt()  # [B, C]
         z = torch.addcmul(bias.expand_as(inverse_std).contiguous(), centred, inverse_std * weight)
-        e = z.clamp(max=20).exp_()  # beyond 20 the tanh is 1 to the last bit of a float64
+        e = z.clamp(max=20).exp_()  # beyond 20 the tanh is 1 in float64
         e_plus_1 = e + 1
         n = torch.addcmul(e, e, e_plus_1)
         n_plus_2 = n + 2
@@ -149,5 +149,5 @@ class _GroupNormMish(torch.autograd.Function):
 
 
 def _group_mean(x: Tensor, groups: int) -> Tensor:
-    """[B, C], with each value replaced by the mean over its group of channels."""
+    """Replace each value of x [B, C] with the mean over its group of channels."""
     return x.unflatten(1, (groups, -1)).mean(-1, keepdim=True).expand(-1, -1, x.shape[1] // groups).flatten(1)
