@@ -46,7 +46,7 @@ SHELVES = {
         "fallback",
     ),
     "control": ("controller wrapper",),
-    "data": ("store stream", "arrays", "replay_buffer", "demonstrations sources"),
+    "data": ("store stream", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("parts", "generate"),
     "diffusion": (
         "samplers/table schedules weighting",

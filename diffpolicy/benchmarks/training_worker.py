@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
-from diffpolicy.data.sources import find_data_set
+from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.windows import split_episodes, window_indices
 from diffpolicy.networks.layers import conv
 from diffpolicy.system.shipped import CONFIGS

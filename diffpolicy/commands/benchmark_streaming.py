@@ -17,8 +17,8 @@ import zarr
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
 from diffpolicy.data.demonstrations import load_demonstrations
+from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.data.sources import find_data_set
 from diffpolicy.data.store import open_root
 from diffpolicy.data.windows import window_indices
 from diffpolicy.policy.settings import WindowConfig

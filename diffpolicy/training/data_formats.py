@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
-from diffpolicy.data.sources import find_data_set
 from diffpolicy.system.tables import lookup
 from diffpolicy.training.settings import DataConfig
 

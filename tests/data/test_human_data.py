@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffpolicy.data.demonstrations import load_demonstrations
+from diffpolicy.data.locate import DOWNLOADS, checksum, find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.data.sources import DOWNLOADS, checksum, find_data_set
 from diffpolicy.data.windows import window_indices
 
 NAME = "pusht_human/pusht_cchi_v7_replay.zarr"

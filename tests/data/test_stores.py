@@ -18,8 +18,8 @@ import torch
 import zarr
 
 from diffpolicy.data.demonstrations import load_demonstrations
+from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.data.sources import find_data_set
 
 
 def as_directory(source: Path, folder: Path) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from one_case import over
 
+from diffpolicy.data.locate import Download, cache_folder, checksum, find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.data.sources import Download, cache_folder, checksum, find_data_set
 
 NAME = "toy/recorded.zarr"
 KEYS = ("action", "state")
