@@ -3,8 +3,10 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -222,3 +224,28 @@ class RegressionPolicy(nn.Module):
         normalized = {key: normalizer.encode(observations[key]) for key, normalizer in self.normalizers.items()}
         (vector,) = self.encoder(normalized).fields(("vector",))
         return self.network(vector).unflatten(1, (self.config.window.horizon, -1))
+
+
+class NpzFolder:
+    """Episodes as a folder of .npz files: a `DataSource`."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        files = sorted(Path(location).glob("*.npz"))
+        episodes = [dict(np.load(file, allow_pickle=False)) for file in files]
+        self._arrays = {key: np.concatenate([one[key] for one in episodes]) for key in episodes[0]}
+        self.episode_ends = np.cumsum([len(next(iter(one.values()))) for one in episodes])
+        self.n_episodes, self.n_steps, self.keys = len(files), int(self.episode_ends[-1]), list(self._arrays)
+        self.specs = {key: (value.shape[1:], value.dtype) for key, value in self._arrays.items()}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._arrays[key]
+
+    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        return self._arrays[key][start:stop]
+
+    def take(self, key: str, rows: np.ndarray) -> np.ndarray:
+        return self._arrays[key][rows]
+
+    def close(self) -> None:
+        pass

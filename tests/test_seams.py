@@ -17,7 +17,7 @@ from seams import CosineCodec, RegressionPolicy, TokenEncoder, TokenReader, With
 from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
 from diffpolicy.constraints import Box, Quantity
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
-from diffpolicy.networks.condition import Condition, ConditionShape
+from diffpolicy.networks.condition import Condition, ConditionShape, NotGivenError
 from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy import build, kinds
 from diffpolicy.policy.analysis import PolicyAnalysis
@@ -123,7 +123,7 @@ def test_a_condition_repeats_and_mixes_all_of_its_fields_by_row() -> None:
     assert mixed.vector.tolist() == [[0.0], [2.0]]
     assert mixed.tokens.tolist() == [[[0.0]], [[4.0]]]
     assert one.repeated(2).tokens.flatten().tolist() == [3.0, 4.0, 3.0, 4.0]
-    with pytest.raises(LookupError, match="tokens"):
+    with pytest.raises(NotGivenError, match="tokens"):
         Condition(one.vector).fields(("vector", "tokens"))
 
 

@@ -88,8 +88,14 @@ class LateCall(gymnasium.Wrapper):
         if result[2] or result[3] or self._random.random() >= 0.05:
             return result
         later = self.env.step(action)
-        contacts = {key: result[4][key] + later[4][key] for key in ("contact_substeps", "contact_substeps_at_rest")}
-        return *later[:4], {**later[4], **contacts}
+        counts = [key for key in ("contact_substeps", "contact_substeps_at_rest") if key in later[4]]
+        contacts = {key: result[4][key] + later[4][key] for key in counts}
+        return (
+            later[0],
+            max(float(result[1]), float(later[1])),
+            *later[2:4],
+            {**later[4], **contacts},
+        )  # scores are largest rewards
 
 
 def empty_slots() -> dict[str, npt.NDArray[Any]]:

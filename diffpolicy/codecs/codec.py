@@ -39,7 +39,8 @@ class Codec(Protocol):
     def metric(self) -> Tensor | None:
         """Squared length in encoded units of one physical unit of each action feature, [action].
 
-        None if it differs between waypoints; a projection then acts on the decoded plan.
+        None if it differs between waypoints. A user's `constrain` then acts on the decoded plan; a controller with
+        safety, whose projection needs the metric, is refused.
         """
         ...
 

@@ -95,7 +95,7 @@ class PolicyController:
                 raise ValueError(f"reset: {len(seeds)} robots, expected at most inference_batch {self.inference_batch}")
             self._chunking, self._layer = self._new_chunking(len(seeds)), self._safety_layer(len(seeds))
             mask = np.ones(len(seeds), dtype=bool)
-        elif mask.dtype != np.bool_:
+        elif (mask := np.asarray(mask)).dtype != np.bool_:
             raise ValueError(f"reset: mask is {mask.dtype}, expected bool, one per robot")
         if not len(mask) == len(seeds) == len(self._chunking):
             raise ValueError(f"reset: {len(seeds)} seeds, mask of {len(mask)}, expected {len(self._chunking)} of each")

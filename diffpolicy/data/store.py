@@ -116,7 +116,10 @@ def _open_path(path: Path, mode: str) -> zarr.Group:
 
 def _open_directory(path: Path, mode: str) -> zarr.Group:
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-        raise ValueError(f"{path}: not a zarr group, found neither zarr.json (format 3) nor .zgroup (format 2)")
+        raise ValueError(
+            f"{path}: not a zarr group, found neither zarr.json (format 3) nor .zgroup (format 2); "
+            "in training, data.format names another format"
+        )
     with reading(str(path)):
         return zarr.open_group(str(path), mode="r" if mode == "r" else "r+")
 

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
+class NotGivenError(ValueError):
+    """A field of the condition is asked for that the encoder does not give; its text is the name of the field."""
+
+
 @dataclass(frozen=True)
 class ConditionShape:
     """The shapes of an encoder's output: for each field of `Condition` its shape without the batch, or None."""
@@ -24,11 +28,11 @@ class ConditionShape:
         """The shape of a field.
 
         Raises:
-            LookupError: the encoder does not return this field.
+            NotGivenError: the encoder does not return this field.
         """
         shape = self.given().get(field)
         if shape is None:
-            raise LookupError(field)
+            raise NotGivenError(field)
         return shape
 
     def null(self) -> nn.ParameterDict:
@@ -57,11 +61,11 @@ class Condition:
         """The fields with these names, in order.
 
         Raises:
-            LookupError: a field is None.
+            NotGivenError: a field is None.
         """
         found = [getattr(self, name) for name in names]
         if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
-            raise LookupError(missing[0])
+            raise NotGivenError(missing[0])
         return found
 
     def mixed(self, mask: Tensor, other: "Condition") -> "Condition":

@@ -65,7 +65,7 @@ def plain(network: Backbone, condition: Condition) -> AtCondition:
     """Fix the condition of `network` without changing how it computes.
 
     Raises:
-        LookupError: the condition lacks a field that the network reads.
+        NotGivenError: the condition lacks a field that the network reads.
     """
     fields = condition.fields(network.reads)
 

@@ -29,7 +29,7 @@ from diffpolicy.diffusion.weighting import (
     Weighting,
 )
 from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
-from diffpolicy.networks.condition import ConditionShape
+from diffpolicy.networks.condition import ConditionShape, NotGivenError
 from diffpolicy.networks.encoders.low_dim import LowDimEncoder
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import Choice, Entry, NameOnly, lookup, made, settings_of
@@ -212,8 +212,11 @@ def build_network(config: PolicyConfig, encoded_shape: tuple[int, int], conditio
     """
     config.window.check()
     try:
-        return made(BACKBONES, "model", config.model, encoded_shape, condition)
-    except LookupError as error:
+        network: Any = made(BACKBONES, "model", config.model, encoded_shape, condition)
+        for field in network.reads:
+            condition.of(field)
+        return network
+    except NotGivenError as error:
         model = settings_of(BACKBONES, "model", config.model).name
         encoder = settings_of(ENCODERS, "encoder", config.encoder).name
         raise ValueError(

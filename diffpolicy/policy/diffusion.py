@@ -93,7 +93,8 @@ class DiffusionPolicy(nn.Module):
             )
         if config.threshold != 1.0 and self.codec.limits != (-1.0, 1.0):
             raise ValueError(
-                f"guidance: threshold {config.threshold} needs actions normalised to [-1, 1], data.normalizer=limits"
+                f"guidance: threshold {config.threshold} needs actions encoded into [-1, 1]: codec=normalizer with "
+                f"data.normalizer=limits; this policy's {type(self.codec).__name__} has limits {self.codec.limits}"
             )
         return build_guide(config)
 

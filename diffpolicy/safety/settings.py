@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -51,6 +52,7 @@ class Safety:
     certify: bool = True
 
     def __post_init__(self) -> None:
+        _check_constraints(self.constraints)
         if self.mode not in MODES:
             raise ValueError(f"safety: mode {self.mode!r} must be one of {', '.join(MODES)}")
         if self.candidates < 1 or self.slots < 0 or self.iterations < 1 or self.polish_rounds < 0:
@@ -83,3 +85,16 @@ class Safety:
     def acts_on_motion(self) -> bool:
         """Whether a constraint needs the robot's position and velocity."""
         return any(constraint.quantity.acts_on == "motion" for constraint in self.constraints)
+
+
+def _check_constraints(constraints: Any) -> None:
+    if not isinstance(constraints, Sequence):
+        raise ValueError(f"safety: constraints is a {type(constraints).__name__}, expected a list of constraints")
+    for index, one in enumerate(constraints):
+        missing = [name for name in ("quantity", "prox", "margin") if not hasattr(one, name)]
+        if missing or isinstance(one, type):
+            kind = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            found = f"{kind} without {missing[0]}" if missing else kind
+            raise ValueError(
+                f"safety: constraints[{index}] is {found}, expected an object with quantity, prox and margin"
+            )

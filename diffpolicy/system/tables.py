@@ -111,9 +111,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else read_settings(hint, _mapping(value, where), where)
     if origin is list and isinstance(value, list | tuple):
-        return [_read(inner[0], one, where) for one in value]
+        return [_read(inner[0], one, f"{where}[{index}]") for index, one in enumerate(value)]
     if origin is dict:
-        return {key: _read(inner[1], one, where) for key, one in _mapping(value, where).items()}
+        return {key: _read(inner[1], one, f"{where}[{key!r}]") for key, one in _mapping(value, where).items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or hint

@@ -10,6 +10,7 @@ from diffpolicy.constraints.planar.obstacles import no_obstacles
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.projector import Projector
 from diffpolicy.constraints.trajectory import Start
+from diffpolicy.safety import KeepOut, Quantity, Safety
 from diffpolicy.safety.build import SafetyConfig, build_safety
 
 TICKS = 8
@@ -48,3 +49,26 @@ def test_without_errors_the_projection_aims_two_percent_below_the_limit() -> Non
     (limit,) = (one for one in safety.constraints if one.quantity.order == 1)
     scene = Scene(no_obstacles(1), torch.zeros(1))
     assert float(limit.prox(fast, scene)(fast)[0, 0, 0]) == pytest.approx(245.0)
+
+
+class WithoutMargin:
+    quantity = Quantity("commands")
+
+    def prox(self, reference, scene):
+        return lambda y: y
+
+
+@pytest.mark.parametrize(
+    ("constraints", "message"),
+    [
+        (KeepOut(15.0), "constraints is a KeepOut, expected a list of constraints"),
+        (
+            [KeepOut(15.0), WithoutMargin()],
+            r"constraints\[1\] is a WithoutMargin without margin, expected",
+        ),
+        ([KeepOut], r"constraints\[0\] is the class KeepOut without quantity, expected"),
+    ],
+)
+def test_what_is_no_constraint_is_refused_where_it_is_declared(constraints, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Safety(constraints)

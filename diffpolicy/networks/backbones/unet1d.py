@@ -84,7 +84,7 @@ class UNet1d(nn.Module):
         """Build the network for trajectories of `encoded_shape` [horizon, A].
 
         Raises:
-            LookupError: the condition has no vector.
+            NotGivenError: the condition has no vector.
             ValueError: the horizon cannot be halved between the levels, or the settings do not match.
         """
         horizon, action_dim = encoded_shape

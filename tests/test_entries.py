@@ -1,0 +1,115 @@
+"""Every entry of the tables of encoders, backbones, codecs and data formats keeps to its protocol; so does the second
+user of each in seams.py. A new entry inherits these."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from seams import CosineCodec, NpzFolder, TokenEncoder, TokenReader
+from torch.testing import assert_close
+from walk import record
+
+from diffpolicy.networks.condition import Condition, ConditionShape
+from diffpolicy.networks.observation import vector
+from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS
+from diffpolicy.policy.settings import PolicyConfig
+from diffpolicy.system.tables import made
+from diffpolicy.training.data_formats import FORMATS
+
+SEES = {"goal": vector(2), "position": vector(3)}
+SHAPE = (8, 2)
+GIVEN = ConditionShape(vector=(10,), tokens=(4, 16))
+
+
+def encoders() -> dict[str, Any]:
+    return {**{name: made(ENCODERS, "encoder", name, SEES, 2) for name in ENCODERS}, "tokens": TokenEncoder(SEES, 2)}
+
+
+def backbones() -> dict[str, Any]:
+    torch.manual_seed(0)
+    ours = {name: made(BACKBONES, "model", name, SHAPE, GIVEN) for name in BACKBONES}
+    return {**ours, "reader": TokenReader.from_settings(None, SHAPE, GIVEN)}
+
+
+def codecs() -> dict[str, Any]:
+    policy = PolicyConfig(SEES, 2)
+    return {**{name: made(CODECS, "codec", name, policy) for name in CODECS}, "cosines": CosineCodec(2, SHAPE[0])}
+
+
+@pytest.mark.parametrize("name", encoders())
+def test_an_encoder_gives_what_it_says_row_by_row(name: str) -> None:
+    encoder = encoders()[name]
+    seen = {key: torch.randn(3, 2, spec.features) for key, spec in SEES.items()}
+    found, alone = encoder(seen), encoder({key: value[1:2] for key, value in seen.items()})
+    for field, shape in encoder.output.given().items():
+        value = getattr(found, field)
+        assert value.shape == (3, *shape)
+        assert_close(getattr(alone, field), value[1:2], rtol=0, atol=1e-6)
+    assert {f for f in ("vector", "tokens") if getattr(found, f) is not None} == set(encoder.output.given())
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_a_backbone_keeps_the_shape_and_is_the_same_at_a_fixed_condition(name: str) -> None:
+    network = backbones()[name].double()
+    condition = Condition(torch.randn(3, 10).double(), torch.randn(3, 4, 16).double())
+    x = torch.randn(3, *SHAPE).double()
+    with torch.no_grad():
+        expected = network(x, torch.full((3,), 7.0), *condition.fields(network.reads))
+        assert expected.shape == x.shape
+        for times in ((), (99.0, 7.0)):
+            assert_close(network.at_condition(condition, times, SHAPE[0])(x, 7.0), expected, rtol=0, atol=1e-8)
+    grouped = [parameter for group in network.parameter_groups() for parameter in group["params"]]
+    assert {id(one) for one in grouped} == {id(one) for one in network.parameters()}
+    assert len(grouped) == len(list(network.parameters())), "each in one group"
+
+
+@pytest.mark.parametrize("name", codecs())
+def test_a_codec_returns_the_actions_and_knows_its_stretch(name: str) -> None:
+    codec = codecs()[name]
+    assert not codec.is_fitted
+    data = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 0.5]) + 3.0
+    codec.fit(data)
+    assert codec.is_fitted
+    codec = codec.double()
+    plan = data[: SHAPE[0]].double()
+    encoded = codec.encode(plan[None])
+    assert encoded.shape == (1, *codec.encoded_shape(SHAPE[0]))
+    assert_close(codec.decode(encoded), plan[None], rtol=0, atol=1e-5)  # statistics and bases are float32
+    jacobian = torch.autograd.functional.jacobian(lambda one: codec.encode(one[None])[0], plan).reshape(16, -1)
+    if (found := codec.log_determinant(SHAPE[0])) is not None:
+        assert_close(found, torch.linalg.slogdet(jacobian).logabsdet, rtol=0, atol=1e-5)
+    if codec.metric is not None:
+        assert_close(codec.metric.repeat(SHAPE[0]), (jacobian.mT @ jacobian).diagonal(), rtol=1e-9, atol=0)
+    if codec.limits is not None:
+        low, high = codec.limits
+        windows = codec.encode(data.double().unfold(0, SHAPE[0], 1).mT)
+        assert float(windows.min()) >= low - 1e-5
+        assert float(windows.max()) <= high + 1e-5
+
+
+def npz(folder: Path) -> Path:
+    """The walk's data set as a folder of episodes."""
+    source = FORMATS["zarr"](str(record(folder / "walk.zarr")))
+    ends = source.episode_ends
+    target = folder / "npz"
+    target.mkdir()
+    for index, (start, stop) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        arrays = {key: source.rows(key, int(start), int(stop)) for key in source.keys}
+        np.savez(target / f"{index:03d}.npz", **arrays)
+    return target
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "npz"])
+def test_a_data_source_gives_the_same_rows_whichever_way_it_is_asked(name: str, tmp_path: Path) -> None:
+    path = npz(tmp_path) if name == "npz" else record(tmp_path / "data.zarr")
+    source = {**FORMATS, "npz": NpzFolder}[name](str(path))
+    assert (source.n_episodes, source.n_steps) == (10, 200)
+    assert source.episode_ends.tolist() == list(range(20, 201, 20))
+    for key, (shape, dtype) in source.specs.items():
+        whole = source[key]
+        assert (whole.shape, whole.dtype) == ((200, *shape), dtype)
+        np.testing.assert_array_equal(source.rows(key, 13, 57), whole[13:57])
+        np.testing.assert_array_equal(source.take(key, np.array([3, 19, 20, 199])), whole[[3, 19, 20, 199]])
+    source.close()
