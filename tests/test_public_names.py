@@ -15,7 +15,7 @@ NAMES = {
 }
 
 
-@over("room", NAMES)
+@over("room", [*NAMES])
 def test_a_room_gives_the_names_that_it_lists(room: str) -> None:
     module = importlib.import_module(room)
     assert set(NAMES[room].split()) <= set(module.__all__)

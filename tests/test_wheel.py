@@ -185,6 +185,7 @@ def test_it_evaluates_the_shipped_checkpoint(train_python: Path, tmp_path: Path)
 
 
 @linked
+@pytest.mark.slow
 def test_it_records_demonstrations(train_python: Path, tmp_path: Path):
     done = installed(train_python, "diffpolicy-demos", tmp_path, "task=reach", "episodes=1", "output=one.zarr.zip")
     assert "one.zarr.zip: made, with 1 episodes" in done
@@ -192,6 +193,7 @@ def test_it_records_demonstrations(train_python: Path, tmp_path: Path):
 
 
 @linked
+@pytest.mark.slow
 def test_it_knows_the_settings_of_the_sampler_benchmark(train_python: Path, tmp_path: Path):
     done = installed(train_python, "diffpolicy-benchmark-samplers", tmp_path, "--cfg", "job")
     assert "latency_calls: 50\n" in done
@@ -199,6 +201,7 @@ def test_it_knows_the_settings_of_the_sampler_benchmark(train_python: Path, tmp_
 
 
 @linked
+@pytest.mark.slow
 def test_a_task_of_the_users_own_trains_from_a_folder_of_theirs(train_python: Path, tmp_path: Path):
     folder = make_task(tmp_path / "tasks")
     short = ["evaluation.episodes=1", "evaluation.inference_batch=1", "sampler.steps=1", "hydra.run.dir=run"]

@@ -16,7 +16,7 @@ from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.build import TABLES
 from diffpolicy.system.replay import Function, Replay
 
-A_KIND_EACH = ("ddim", "dpmpp_2m", "heun", "predictor_corrector")  # plain, multistep, with corrections, with noise
+A_KIND_EACH = ("dpmpp_2m", "heun", "predictor_corrector")  # with earlier estimates, with corrections, with noise
 EVERY_SAMPLER = [name if name in A_KIND_EACH else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TABLES)]
 
 

@@ -180,14 +180,15 @@ def build_objective(choice: Choice) -> Any:
     return made(OBJECTIVES, "diffusion", choice)
 
 
-def build_sampler(schedule: Schedule, choice: Choice) -> Sampler:
+def build_sampler(schedule: Schedule, choice: Choice, steps: int | None = None) -> Sampler:
     """Build a sampler for a schedule: its table, or the adapter of a diffusers scheduler.
 
     Raises:
         ImportError: the sampler needs diffusers, which is not installed.
         ValueError: an unknown sampler or setting, or one that does not fit the schedule.
     """
-    return made(SAMPLERS, "sampler", choice, schedule)
+    settings = settings_of(SAMPLERS, "sampler", choice)
+    return made(SAMPLERS, "sampler", settings if steps is None else replace(settings, steps=steps), schedule)
 
 
 def build_codec(config: PolicyConfig) -> Any:

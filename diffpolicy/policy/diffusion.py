@@ -3,7 +3,6 @@
 Shape legend: B batch, H horizon, A action.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
 from diffpolicy.policy.sampling import ActionChunk, replayed, sampled
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.replay import Replays
-from diffpolicy.system.tables import Choice, settings_of
+from diffpolicy.system.tables import Choice
 
 
 class DiffusionPolicy(nn.Module):
@@ -74,10 +73,7 @@ class DiffusionPolicy(nn.Module):
         Raises:
             ValueError: an unknown sampler or setting, or one that does not fit the schedule.
         """
-        settings = settings_of(build.SAMPLERS, "sampler", choice)
-        if steps is not None:
-            settings = dataclasses.replace(settings, steps=steps)
-        return build.build_sampler(self.objective.schedule, settings)
+        return build.build_sampler(self.objective.schedule, choice, steps)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """Build the guidance for these settings; None if they turn it off.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from one_case import over
 
+from diffpolicy.data.archive import unpack_zip
 from diffpolicy.data.locate import Download, cache_folder, checksum, find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
@@ -122,6 +123,18 @@ def test_a_failed_download_leaves_nothing_behind(server, cache, archive, tmp_pat
         find_data_set(NAME, downloads(f"{server}/{file}", "0" * 64))
     assert files_in(cache) == []
     assert list(tmp_path.rglob("evil.txt")) == []
+
+
+def test_a_zip_may_unpack_to_as_much_as_the_limit_and_to_no_byte_more(tmp_path):
+    path = tmp_path / "two.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("one", bytes(600))
+        made.writestr("two", bytes(400))
+    unpack_zip(path, tmp_path / "whole", "two.zip", limit_bytes=1000)
+    assert {path.name: path.stat().st_size for path in files_in(tmp_path / "whole")} == {"one": 600, "two": 400}
+    with pytest.raises(ValueError, match=r"two.zip: unpacks to 1000 bytes, expected at most 999"):
+        unpack_zip(path, tmp_path / "refused", "two.zip", limit_bytes=999)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_without_a_network_the_url_and_the_way_out_are_named(cache):

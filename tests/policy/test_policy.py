@@ -174,7 +174,8 @@ def test_windows_that_do_not_fit_are_refused(window: WindowConfig, message: str)
         DiffusionPolicy(PolicyConfig({"goal": 2}, 2, window=window))
 
 
-@pytest.mark.parametrize("parameterization", ["epsilon", "v"])  # clean: test_trainer.py
+# clean: test_trainer.py
+@pytest.mark.parametrize("parameterization", ["epsilon", pytest.param("v", marks=pytest.mark.slow)])
 def test_a_trained_policy_returns_the_demonstrated_actions(parameterization: str) -> None:
     """One observation, one demonstrated plan: after some steps of training, sampling gives that plan."""
     torch.manual_seed(0)

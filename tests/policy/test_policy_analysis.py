@@ -79,7 +79,7 @@ def test_the_elbo_is_below_the_log_likelihood_of_a_policy_on_its_own_plans() -> 
     assert (bound < exact).all()
 
 
-@over("schedule", SCHEDULES)
+@over("schedule", [*SCHEDULES])
 def test_every_schedule_gives_a_density_and_a_way_back(schedule: str) -> None:
     analysis = PolicyAnalysis(policy_with(schedule=schedule, num_levels=1000))
     assert analysis.log_likelihood(observation(), plan(), steps=4).physical.isfinite().all()

@@ -10,7 +10,7 @@ from diffpolicy.constraints.limits import NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
-from diffpolicy.safety.dead_end import BACK, CHUNKS_BACK, FOLLOW, NEW, PATIENCE, DeadEnd
+from diffpolicy.safety.dead_end import BACK, CHUNKS_BACK, FOLLOW, NEW, PATIENCE, TRAIL_LENGTH, DeadEnd
 from diffpolicy.safety.layer import SafetyLayer
 from diffpolicy.safety.samples import Samples
 from diffpolicy.safety.surroundings import Surroundings
@@ -91,6 +91,23 @@ def test_the_way_back_is_the_way_there_reversed_as_fast_as_it_was_walked_and_end
     dead_end = turned(walked(30))
     x = [dead_end.next_rows(ROBOTS[:1], at(start)[:1], 2)[0, :, 0].tolist() for start in (30.0, 10.0, 0.0)]
     assert x == [[20.0, 10.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_robot_that_stands_still_does_not_forget_the_way_there() -> None:
+    dead_end = walked(30)
+    for _ in range(2 * TRAIL_LENGTH):
+        dead_end.visit(at(30.0))
+    rows = turned(dead_end).next_rows(ROBOTS[:1], at(30.0)[:1], 2)
+    assert rows[0, :, 0].tolist() == [20.0, 10.0]
+
+
+def test_the_way_back_is_not_remembered_as_a_way_there() -> None:
+    dead_end = turned(walked(30))
+    x = []
+    for place in (30.0, 20.0, 10.0):
+        dead_end.visit(at(place))
+        x.append(float(dead_end.next_rows(ROBOTS[:1], at(place)[:1], 1)[0, 0, 0]))
+    assert x == [20.0, 10.0, 0.0]
 
 
 def test_a_robot_that_walked_slowly_goes_back_slowly() -> None:
