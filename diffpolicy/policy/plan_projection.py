@@ -130,7 +130,7 @@ class PlanProjection:
 
     def _projected(self, demand: Projection, plan: Tensor, row: Row, step: int) -> Tensor:
         projected = demand.project(plan, row, step)
-        if projected is None:  # pyright: ignore[reportUnnecessaryComparison]: a user's function may forget to return
+        if projected is None:  # pyright: ignore[reportUnnecessaryComparison]: a user's function may return None
             raise ValueError("constraint: returned None, expected the plan")
         if projected.shape != plan.shape:
             raise ValueError(f"constraint: returned shape {list(projected.shape)}, expected {list(plan.shape)}")

@@ -160,7 +160,7 @@ ERRORS = {
     "horizon": (["window.horizon=15"], "horizon 15 must be divisible by 4"),
     "unknown schedule": (["diffusion.schedule=sine"], "expected one of cosine, flow, karras, linear"),
     "refused schedule": (["diffusion.schedule=linear"], "terminal signal-to-noise ratio"),
-    "nothing to resume": (["resume=true"], "name the run's folder with hydra.run.dir=DIR"),
+    "nothing to resume": (["resume=true"], "give the run's folder with hydra.run.dir=DIR"),
     "unknown device": (["device=tpu"], "'tpu' is not available"),
 }
 
