@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from one_case import over
 
+from diffpolicy.training.schemas import register_choices
 from diffpolicy.training.settings import TrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ def test_its_settings_exist(command: str) -> None:
     overrides = [word for word in overrides if "=" in word and not word.startswith(("hydra.", "hydra/"))]
     single = [re.sub(r"=(\w+)(,\w+)+$", r"=\1", word) for word in overrides]
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    register_choices()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         compose("train", overrides=single)
 

@@ -15,13 +15,13 @@ from diffpolicy.benchmarks.planning_time import WARM_UP, planning_times_ms
 from diffpolicy.benchmarks.safety_scenes import SCENES, register_scene
 from diffpolicy.commands.command import command
 from diffpolicy.control.controller import PolicyController
-from diffpolicy.policy.build import lookup
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
 from diffpolicy.system.shipped import find_checkpoint
+from diffpolicy.system.tables import lookup
 
 NAME = "benchmark_planning"
 

@@ -21,13 +21,13 @@ from diffpolicy.commands.command import command
 from diffpolicy.evaluation.evaluate import check_evaluation
 from diffpolicy.evaluation.rollout import make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.build import lookup
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
 from diffpolicy.system.shipped import find_checkpoint
+from diffpolicy.system.tables import lookup
 
 NAME = "safety"
 UNTIMED: dict[str, float] = dict.fromkeys(

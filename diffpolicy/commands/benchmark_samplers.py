@@ -32,7 +32,7 @@ from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
 from diffpolicy.system.shipped import CONFIGS
-from diffpolicy.system.tables import settings_of
+from diffpolicy.system.tables import read_settings, settings_of
 
 NAME = "benchmark_samplers"
 SAMPLER_FILES = CONFIGS / "sampler"
@@ -76,7 +76,9 @@ class BenchmarkSamplersConfig:
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
     contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
-    contestants |= {label: Contestant(**one) for label, one in (config.others or {}).items()}
+    contestants |= {
+        label: read_settings(Contestant, one, f"others: {label}") for label, one in (config.others or {}).items()
+    }
     loaded = {label: _load(one, config) for label, one in contestants.items()}  # reject bad settings first
     if len({str(policy.metadata.get("task")) for policy, *_ in loaded.values()}) > 1:
         raise ValueError("others: policies of different tasks cannot be compared")

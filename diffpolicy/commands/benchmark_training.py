@@ -18,7 +18,7 @@ from diffpolicy.benchmarks.child import Child
 from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
-from diffpolicy.policy.build import lookup
+from diffpolicy.system.tables import lookup
 
 WORKER = Path(training_worker.__file__)
 OURS = "diffpolicy"

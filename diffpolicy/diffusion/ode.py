@@ -142,6 +142,6 @@ def great_circle(first: Tensor, second: Tensor, fraction: float) -> Tensor:
     axes = tuple(range(1, first.dim()))
     lengths = torch.sqrt(torch.sum(first**2, axes, keepdim=True) * torch.sum(second**2, axes, keepdim=True))
     cosine = torch.sum(first * second, axes, keepdim=True) / lengths
-    angle = torch.arccos(torch.clamp(cosine, -1.0, 1.0 - 1e-6))
+    angle = torch.arccos(torch.clamp(cosine, 1e-6 - 1.0, 1.0 - 1e-6))
     on_first, on_second = torch.sin((1.0 - fraction) * angle), torch.sin(fraction * angle)
     return (on_first * first + on_second * second) / torch.sin(angle)
