@@ -21,7 +21,7 @@ from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 CHOICES = ("model", "diffusion", "encoder", "codec")
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # may differ on resume
 # Data settings that do not change the batches, so they may differ on resume too.
-WHERE = ("format", "stream", "workers")  # of data: batches do not depend on these
+WHERE = ("format", "stream", "workers")
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
 ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
 AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
