@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from one_case import over
 
 from diffpolicy.codecs.normalizer import BLOCK_ROWS, KINDS, Normalizer
 
@@ -56,6 +57,15 @@ def test_round_trip_and_no_nan_for_any_range_constant_ones_included(
 def test_a_constant_feature_maps_to_zero_and_keeps_its_unit(kind: str) -> None:
     normalizer = fitted(torch.full((10, 1), 0.3), kind)
     torch.testing.assert_close(normalizer.encode(torch.tensor([[0.3], [1.3]])), torch.tensor([[0.0], [1.0]]))
+
+
+@over("kind", KINDS)
+@over("low, high, varies", [(0, 9e-7, False), (0, 1.1e-6, True), (-1e3, -999.9995, False), (1e3, 1000.002, True)])
+def test_less_than_a_millionth_of_a_unit_or_of_the_values_is_no_variation(
+    kind: str, low: float, high: float, varies: bool
+) -> None:
+    normalizer = fitted(torch.tensor([[low], [high]], dtype=torch.float64), kind)
+    assert (float(normalizer.scale) != 1.0) == varies
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([[float("nan")]]), torch.tensor([[float("inf")]])])
