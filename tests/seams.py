@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from diffpolicy.policy.build import resolved
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.pretrained import write_pretrained
-from diffpolicy.policy.sampling import ActionChunk
+from diffpolicy.policy.sampling import ActionChunk, Sampling
 from diffpolicy.policy.settings import PolicyConfig
 
 
@@ -159,6 +160,14 @@ class OneEvaluation:
         return 1
 
 
+@dataclass
+class OneEvaluationConfig:
+    """Settings of a sampler that has none."""
+
+    name: str = "one_evaluation"
+    steps: int = 1
+
+
 class RegressionPolicy(nn.Module):
     """A policy trained by least squares: no noise, no levels, one evaluation."""
 
@@ -191,8 +200,8 @@ class RegressionPolicy(nn.Module):
     def sampler(self, choice: Any = None, steps: int | None = None) -> OneEvaluation:
         return OneEvaluation()
 
-    def guide(self, config: Any) -> None:
-        return None
+    def sampling(self, choice: Any = None, steps: int | None = None) -> Sampling:
+        return Sampling(OneEvaluation(), None, OneEvaluationConfig())
 
     def loss(self, observations, actions, generator, part=(0, 1), step=0) -> Tensor:
         return (self._plan(observations) - self.codec.encode(actions)).square().mean()

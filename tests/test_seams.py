@@ -3,6 +3,7 @@
 These are not a U-Net, a low-dimensional encoder, a normaliser, denoising, or even diffusion.
 """
 
+import dataclasses
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,8 @@ from seams import CosineCodec, RegressionPolicy, TokenEncoder, TokenReader, With
 from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
 from diffpolicy.constraints import Box, Quantity
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.evaluation.evaluate import latency_ms, report
+from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.condition import Condition, ConditionShape, NotGivenError
 from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy import build, kinds
@@ -27,6 +30,7 @@ from diffpolicy.safety import Safety, State, Surroundings
 from diffpolicy.system import checkpoint
 from diffpolicy.system.tables import Entry, NameOnly
 from diffpolicy.training import run_settings
+from diffpolicy.training.settings import EvaluationConfig
 from diffpolicy.training.trainer import Trainer
 
 WINDOW = WindowConfig(horizon=8, n_obs_steps=2, n_action_steps=4)
@@ -204,6 +208,27 @@ def test_a_regression_policy_trains_saves_loads_and_acts_by_the_same_code(tmp_pa
     for _ in range(20):
         (action,) = safe.select_action({"state": [[position, goal]]}, Surroundings(state))[0]
         assert action <= 0.2
+
+
+def test_a_regression_policy_is_evaluated_while_and_after_it_trains(tmp_path: Path) -> None:
+    env = EnvConfig("MountainCarContinuous-v0", {"max_episode_steps": 40})
+    config = walk.settings(
+        walk.record(tmp_path / "walk.zarr"),
+        policy="regression",
+        sampler={"name": "one_evaluation"},
+        env=env,
+        evaluation=EvaluationConfig(episodes=2),
+        trainer={"steps": 8, "evaluate_every": 8},
+    )
+    Trainer(config, tmp_path / "run").run()
+    assert (tmp_path / "run" / "checkpoints" / "best").exists()
+    assert Trainer(dataclasses.replace(config, resume=True), tmp_path / "run").step == 8
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "best")
+    found = report(policy, env, {"name": "one_evaluation"}, range(2), inference_batch=2)
+    assert (found["n_episodes"], found["evaluations"]) == (2, 1)
+    assert found["sampler"] == {"name": "one_evaluation", "steps": 1}
+    (latency,) = latency_ms([(policy, "one_evaluation")], repeats=3)
+    assert latency["p50"] > 0.0
 
 
 def test_a_checkpoint_of_another_kind_of_policy_is_refused_by_name(tmp_path: Path) -> None:

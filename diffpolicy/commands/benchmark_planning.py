@@ -20,7 +20,6 @@ from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
-from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import lookup
 
 NAME = "benchmark_planning"
@@ -47,7 +46,7 @@ def main(config: BenchmarkPlanningConfig, folder: Path) -> None:
     if config.episodes < 1 or min(config.batches, default=0) < 1:
         raise ValueError(f"episodes {config.episodes} and batches {config.batches} must be at least 1")
     demands = lookup(SCENES, "scene", config.scene).demands
-    policy = DiffusionPolicy.from_pretrained(find_checkpoint(config.checkpoint), choose_device(config.device))
+    policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     safety = build_safety(demands)
     assert safety is not None
     rows = [one for batch in config.batches for one in measure(policy, safety, config, batch)]

@@ -26,7 +26,6 @@ from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
-from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import lookup
 
 NAME = "safety"
@@ -55,7 +54,7 @@ class BenchmarkSafetyConfig:
 @command("benchmark_safety", BenchmarkSafetyConfig)
 def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
-    policy = DiffusionPolicy.from_pretrained(find_checkpoint(config.checkpoint), choose_device(config.device))
+    policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     check_scenes(policy, config.scenes)
     methods = config.methods or list(COMPARED)
     runs = [(scene, fault, method) for scene in config.scenes for fault in config.faults for method in methods]

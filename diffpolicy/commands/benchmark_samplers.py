@@ -104,8 +104,7 @@ def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Poli
     policy, env = load_for_evaluation(contestant.checkpoint, config.task, config.env, device)
     samplers = [_settings(name, steps) for name, counts in contestant.samplers.items() for steps in counts]
     for sampler in samplers:
-        policy.sampler(sampler)
-        policy.guide(sampler.guidance)
+        policy.sampling(sampler)
     return policy, env, samplers
 
 

@@ -22,7 +22,6 @@ from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import made
 
 MODES, STD = (-0.6, 0.5), 0.12  # the density with two modes
@@ -39,7 +38,7 @@ class PlotDiffusionConfig:
 
 @command("plot_diffusion", PlotDiffusionConfig)
 def main(config: PlotDiffusionConfig, _: Path) -> None:
-    policy = DiffusionPolicy.from_pretrained(find_checkpoint(config.checkpoint))
+    policy = DiffusionPolicy.from_pretrained(config.checkpoint)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in (("schedules", schedules()), ("paths", paths()), ("plan", plan(policy))):

@@ -27,7 +27,6 @@ from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.safety.surroundings import Surroundings
-from diffpolicy.system.shipped import find_checkpoint
 
 SHOWN = ("symmetric", "blocked", "narrow_gap", "random")
 TICKS_AHEAD = 2  # ticks before the moment that is shown, so that the robot is moving
@@ -66,7 +65,7 @@ class Watched:
 
 @command("plot_safety", PlotSafetyConfig)
 def main(config: PlotSafetyConfig, _: Path) -> None:
-    policy = DiffusionPolicy.from_pretrained(find_checkpoint(config.checkpoint))
+    policy = DiffusionPolicy.from_pretrained(config.checkpoint)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     plans(policy, config).savefig(folder / "safety_plans.png", dpi=90)

@@ -11,7 +11,6 @@ RUN, by default outputs/TASK/TIME. SIGTERM and Ctrl-C save a checkpoint and end 
 signal's number.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -26,11 +25,6 @@ from diffpolicy.training.trainer import Trainer
 
 @command("train", TrainConfig)
 def main(config: TrainConfig, folder: Path) -> None:
-    has_checkpoint = os.path.lexists(folder / "checkpoints" / "last")
-    if has_checkpoint and not config.resume:
-        raise ValueError(f"{folder} holds a run; add resume=true to continue it, or choose another hydra.run.dir")
-    if config.resume and not has_checkpoint:
-        raise ValueError(f"resume=true: no checkpoint in {folder}; give the run's folder with hydra.run.dir=DIR")
     with joined() as ranks:
         trainer = Trainer(config, folder, ranks)
         if ranks.is_first:

@@ -42,7 +42,7 @@ class Chunking:
         }
         self._generators = [[torch.Generator() for _ in range(samples)] for _ in range(batch)]
         self._chunks = np.zeros((batch, self._n, config.action_dim), dtype=np.float32)
-        self._position = np.zeros(batch, dtype=np.intp)
+        self._position = np.full(batch, self._n, dtype=np.intp)
         self._is_first = np.ones(batch, dtype=bool)
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Chunking:
         self._position[mask] = self._n
 
     def remember(self, observation: Mapping[str, Tensor]) -> None:
-        """Take in the observation {key: [B, dim]} of this tick. The first one of an episode fills the whole history."""
+        """Take in the observation {key: [B, *shape]} of this tick. The first of an episode fills the whole history."""
         first = torch.from_numpy(self._is_first)
         for key, history in self._history.items():
             history[:, :-1] = history[:, 1:].clone()
@@ -66,7 +66,7 @@ class Chunking:
         self._is_first[:] = False
 
     def observation(self, robots: Tensor) -> dict[str, Tensor]:
-        """What these robots have seen, {key: [Q, n_obs_steps, dim]}."""
+        """What these robots have seen, {key: [Q, n_obs_steps, *shape]}."""
         return {key: history[robots] for key, history in self._history.items()}
 
     def generators(self, robots: Tensor, samples: Tensor) -> list[torch.Generator]:

@@ -22,6 +22,7 @@ from diffpolicy.safety.layer import PlanReport, SafetyLayer
 from diffpolicy.safety.samples import Samples
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
+from diffpolicy.system.tables import Choice, is_choice
 
 
 class PolicyController:
@@ -35,8 +36,8 @@ class PolicyController:
 
     Args:
         policy: a policy that is ready to act, from `DiffusionPolicy.from_pretrained`.
-        sampler: a name, or a table from `policy.sampler`.
-        num_inference_steps: the number of steps of a sampler given by name.
+        sampler: a name, a mapping with a name, settings such as `DdimConfig`, or a sampler from `policy.sampler`.
+        num_inference_steps: overrides the number of steps in the settings; not for a sampler from `policy.sampler`.
         safety: constraints that every action must meet; see docs/safety.md. `last_plan` then reports how the actions of
             the latest tick were decided.
         inference_batch: pads every call of the policy to this batch size, so that an episode is bit-equal alone and
@@ -44,7 +45,8 @@ class PolicyController:
             row. The controller tests this on the processor at hand; if it does not hold, a RuntimeWarning says what to
             choose. No padding by default. The projection of safety works on all rows together, so with it episodes
             agree only to about 1e-6 of the actions' range.
-        guide: steers the samples, from `policy.guide` or your own; see `predict_action_chunk`.
+        guide: steers the samples, from `policy.guide` or your own; see `predict_action_chunk`. By default, the guidance
+            in the sampler's settings.
         constrain: your own projection of every clean estimate, in physical units, without a certificate; see
             `predict_action_chunk`.
 
@@ -52,15 +54,16 @@ class PolicyController:
         last_plan: the `PlanReport` of the latest tick; None without safety.
 
     Raises:
-        ValueError: both safety and constrain are given, or safety is not possible (a constraint acts on the motion but
-            there is no plant, or actions are not normalised by scale and offset).
+        ValueError: the sampler is unknown or does not fit, both safety and constrain are given, inference_batch is
+            below 1, or safety is not possible (a constraint acts on the motion but there is no plant, or actions are
+            not normalised by scale and offset).
     """
 
     def __init__(
         self,
         policy: Policy,
-        sampler: str | Sampler = "ddim",
-        num_inference_steps: int = 10,
+        sampler: Choice | Sampler = "ddim",
+        num_inference_steps: int | None = None,
         safety: Safety | None = None,
         inference_batch: int | None = None,
         guide: Guide | None = None,
@@ -68,8 +71,16 @@ class PolicyController:
     ) -> None:
         if safety is not None and constrain is not None:
             raise ValueError("controller: safety and constrain cannot both be given")
-        if isinstance(sampler, str):
-            sampler = policy.sampler(sampler, num_inference_steps)
+        if inference_batch is not None and inference_batch < 1:
+            raise ValueError(f"controller: inference_batch {inference_batch} must be at least 1")
+        if is_choice(sampler):
+            sampling = policy.sampling(sampler, num_inference_steps)
+            sampler, guide = sampling.sampler, guide or sampling.guide
+        elif num_inference_steps is not None:
+            raise ValueError(
+                f"controller: num_inference_steps {num_inference_steps} is for a sampler given by name or settings; "
+                f"this {type(sampler).__name__} already has its steps"
+            )
         self.policy = policy
         self.sampler = sampler
         self.safety = safety
@@ -89,7 +100,14 @@ class PolicyController:
         Args:
             seeds: the seeds of the noise, one per robot.
             mask: [batch], which robots start over; all by default. The others continue, and their seeds are ignored.
+
+        Raises:
+            ValueError: the seeds are not integers of at least 0, or seeds, mask and batch differ in length. The
+                controller is unchanged.
         """
+        numbers = np.asarray(seeds)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or (numbers < 0).any():
+            raise ValueError(f"reset: seeds are {seeds!r}, expected integers of at least 0, one per robot")
         if mask is None:
             if self.inference_batch is not None and len(seeds) > self.inference_batch:
                 raise ValueError(f"reset: {len(seeds)} robots, expected at most inference_batch {self.inference_batch}")
@@ -109,7 +127,7 @@ class PolicyController:
         """The action of this tick [batch, action], in physical units.
 
         Args:
-            observation: {key: [batch, dim]} of this tick, in physical units.
+            observation: {key: [batch, *shape]} of this tick, in physical units.
             surroundings: what is measured at this tick; used only with safety.
 
         Raises:
@@ -119,6 +137,7 @@ class PolicyController:
         """
         if len(self._chunking) == 0:
             raise ValueError("controller: call reset(seeds) before the first select_action")
+        self.last_plan = None
         surroundings = Surroundings() if surroundings is None else surroundings
         if not isinstance(surroundings, Surroundings):
             raise ValueError(

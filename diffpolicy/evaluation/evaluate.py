@@ -18,13 +18,11 @@ from diffpolicy.evaluation.rollout import Episode, OnTick, make_vector_env, roll
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.evaluation.video import VideoRecorder, Zone
-from diffpolicy.policy.build import SAMPLERS
 from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks
-from diffpolicy.system.shipped import find_checkpoint
-from diffpolicy.system.tables import Choice, settings_of
+from diffpolicy.system.tables import Choice
 
 WARM_UP = 3  # untimed calls
 
@@ -39,7 +37,7 @@ def evaluate(
     on_tick: OnTick | None = None,
 ) -> list[Episode]:
     """Run one episode per seed."""
-    controller = _controller(policy, sampler, inference_batch, safety)
+    controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch))
     try:
         return rollout(controller, vector_env, seeds, env.reset_options, on_tick=on_tick)
@@ -57,7 +55,7 @@ def record_videos(
     safety: Safety | None = None,
 ) -> list[Episode]:
     """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`."""
-    controller = _controller(policy, sampler, inference_batch, safety)
+    controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
     recorder = VideoRecorder(folder, list(seeds), zones=_zones(safety))
     try:
@@ -101,19 +99,13 @@ def _chunk_call(policy: Policy, sampler: Choice) -> Callable[[], None]:
         key: torch.zeros(1, config.window.n_obs_steps, *spec.shape, dtype=spec.dtype)
         for key, spec in config.observations.items()
     }
-    table, guide = policy.sampler(sampler), policy.guide(settings_of(SAMPLERS, "sampler", sampler).guidance)
+    sampling = policy.sampling(sampler)
 
     def call() -> None:
-        policy.predict_action_chunk(observation, [torch.Generator()], table, guide=guide).actions.cpu()
+        generators = [torch.Generator()]
+        policy.predict_action_chunk(observation, generators, sampling.sampler, guide=sampling.guide).actions.cpu()
 
     return call
-
-
-def _controller(policy: Policy, sampler: Choice, inference_batch: int, safety: Safety | None) -> PolicyController:
-    guide = policy.guide(settings_of(SAMPLERS, "sampler", sampler).guidance)
-    return PolicyController(
-        policy, policy.sampler(sampler), safety=safety, inference_batch=inference_batch, guide=guide
-    )
 
 
 def _zones(safety: Safety | None) -> list[Zone]:
@@ -157,7 +149,7 @@ def load_for_evaluation(
         FileNotFoundError: there is no checkpoint of that name.
         ValueError: the checkpoint is for another task than `task`, or its task has no env.
     """
-    policy = load_policy(find_checkpoint(checkpoint), device)
+    policy = load_policy(checkpoint, device)
     found = policy.metadata.get("task")
     if task is not None and task != found:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
@@ -177,7 +169,7 @@ def report(
 ) -> dict[str, Any]:
     """The contents of results.json except for the checkpoint's path and the latency. All ranks share the episodes."""
     monitor = Monitor(safety) if safety else None
-    settings = settings_of(SAMPLERS, "sampler", sampler)
+    sampling = policy.sampling(sampler)
 
     def run(shard: Sequence[int]) -> list[Episode]:
         return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor)
@@ -188,9 +180,9 @@ def report(
         "commit": _commit(),
         "task": policy.metadata.get("task"),
         "training_step": policy.metadata.get("step"),
-        "sampler": asdict(settings),
-        "steps": settings.steps,
-        "evaluations": len(policy.sampler(sampler)),
+        "sampler": asdict(sampling.settings),
+        "steps": sampling.settings.steps,
+        "evaluations": len(sampling.sampler),
         "n_action_steps": policy.config.window.n_action_steps,
         "device": str(policy.device),
         "start_rule": env.reset_options.get("start_rule", "env"),

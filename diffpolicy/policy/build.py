@@ -187,8 +187,13 @@ def build_sampler(schedule: Schedule, choice: Choice, steps: int | None = None) 
         ImportError: the sampler needs diffusers, which is not installed.
         ValueError: an unknown sampler or setting, or one that does not fit the schedule.
     """
+    return made(SAMPLERS, "sampler", sampler_settings(choice, steps), schedule)
+
+
+def sampler_settings(choice: Choice, steps: int | None = None) -> Any:
+    """The settings of a sampler, with `steps` in place of their own unless it is None."""
     settings = settings_of(SAMPLERS, "sampler", choice)
-    return made(SAMPLERS, "sampler", settings if steps is None else replace(settings, steps=steps), schedule)
+    return settings if steps is None else replace(settings, steps=steps)
 
 
 def build_codec(config: PolicyConfig) -> Any:

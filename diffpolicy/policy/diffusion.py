@@ -24,7 +24,7 @@ from diffpolicy.policy import build
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
-from diffpolicy.policy.sampling import ActionChunk, replayed, sampled
+from diffpolicy.policy.sampling import ActionChunk, Sampling, replayed, sampled
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.replay import Replays
 from diffpolicy.system.tables import Choice
@@ -67,13 +67,14 @@ class DiffusionPolicy(nn.Module):
     def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> build.Sampler:
         """A sampler for this policy's schedule: a name, a mapping with a name, or settings such as `DdimConfig`.
 
-        Args:
-            steps: overrides the number of steps in the settings.
-
-        Raises:
-            ValueError: an unknown sampler or setting, or one that does not fit the schedule.
+        `steps` overrides the number in the settings. Raises ValueError if the choice is unknown or does not fit.
         """
         return build.build_sampler(self.objective.schedule, choice, steps)
+
+    def sampling(self, choice: Choice = "ddim", steps: int | None = None) -> Sampling:
+        """The sampler, and the guide that its settings ask for. Raises ValueError as `sampler` and `guide`."""
+        settings = build.sampler_settings(choice, steps)
+        return Sampling(self.sampler(settings), self.guide(settings.guidance), settings)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """Build the guidance for these settings; None if they turn it off.
@@ -107,8 +108,10 @@ class DiffusionPolicy(nn.Module):
     def fit(self, observations: Mapping[str, Samples], actions: Samples) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
-        Images need none. Raises ValueError on data without rows, of the wrong shape or not finite.
+        Images need none. Raises ValueError on data that lacks a key, has no rows, is of the wrong shape or not finite.
         """
+        if missing := [key for key in self._vectors if key not in observations]:
+            raise ValueError(f"fit: the observations lack {', '.join(missing)}; they have {sorted(observations)}")
         for key, normalizer in self._observation_normalizers().items():
             normalizer.fit(observations[key])
         self.codec.fit(actions)
@@ -201,7 +204,7 @@ class DiffusionPolicy(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load and verify a checkpoint folder, or a link to one; the policy is ready to act.
+        """Load and verify a checkpoint folder, on disk or shipped, or a link to one; the policy is ready to act.
 
         Raises:
             FileNotFoundError: there is no checkpoint.

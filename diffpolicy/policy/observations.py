@@ -23,9 +23,12 @@ def checked_observation(
         leading: sizes of the leading dimensions: (batch,) or (batch, n_obs_steps).
 
     Raises:
-        ValueError: the keys differ from those of `specs`, a shape is wrong, a value is not finite, or an image is not
-            uint8.
+        ValueError: it is not a mapping, the keys differ from those of `specs`, a shape is wrong, a value is not finite,
+            or an image is not uint8.
     """
+    if not isinstance(observation, Mapping):
+        kind = type(observation).__name__
+        raise ValueError(f"observation: is a {kind}, expected a mapping with the keys {sorted(specs)}")
     if set(observation) != set(specs):
         raise ValueError(f"observation: keys are {sorted(observation)}, expected {sorted(specs)}")
     tensors: dict[str, Tensor] = {}

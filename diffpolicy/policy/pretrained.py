@@ -9,6 +9,7 @@ from diffpolicy.policy import migration
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig, policy_config
 from diffpolicy.system import checkpoint
+from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import lookup
 
 Kind = TypeVar("Kind", bound=Policy)
@@ -26,7 +27,7 @@ def checkpoint_config(policy: Policy) -> dict[str, Any]:
 
 
 def read_pretrained(folder: str | Path, kinds: Mapping[str, Callable[[PolicyConfig], Kind]]) -> Kind:
-    """Load and verify the policy in a checkpoint folder, or a link to one, on the CPU.
+    """Load and verify the policy in a checkpoint folder, on disk or shipped, or a link to one, on the CPU.
 
     Args:
         kinds: the kinds of policies to accept: name in settings -> class.
@@ -35,7 +36,7 @@ def read_pretrained(folder: str | Path, kinds: Mapping[str, Callable[[PolicyConf
         FileNotFoundError: there is no checkpoint.
         ValueError: it is damaged or of another kind, or tensors are missing, unknown or of the wrong shape.
     """
-    path = checkpoint.resolve(Path(folder).expanduser())
+    path = checkpoint.resolve(find_checkpoint(folder))
     content = checkpoint.read_config(path)
     version = content["format_version"]
     content = migration.migrated(content)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffpolicy.codecs.codec import Codec, Samples
 from diffpolicy.diffusion.objectives.objective import WHOLE, Part
 from diffpolicy.policy.plan_projection import Constrain, Projection
-from diffpolicy.policy.sampling import ActionChunk
+from diffpolicy.policy.sampling import ActionChunk, Sampling
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import Choice
 
@@ -62,8 +62,12 @@ class Policy(Protocol):
         """Build the sampler that draws chunks; its length is the number of network evaluations."""
         ...
 
-    def guide(self, config: Any) -> Any:
-        """Build the guidance of the samples; None if the settings turn it off."""
+    def sampling(self, choice: Choice = "ddim", steps: int | None = None) -> Sampling:
+        """The sampler, and the guide that its settings ask for.
+
+        Raises:
+            ValueError: the choice is unknown or does not fit this policy.
+        """
         ...
 
     def predict_action_chunk(
@@ -91,6 +95,7 @@ class Policy(Protocol):
 
     # Methods of nn.Module, from which a Protocol cannot inherit:
     def parameters(self) -> Any: ...
+    def buffers(self) -> Any: ...
     def named_parameters(self) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...

@@ -5,6 +5,7 @@ Shape legend: B batch, H horizon, A action.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +30,21 @@ class ActionChunk:
 
     actions: Tensor
     plan: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy draws chunks.
+
+    Attributes:
+        sampler: draws them; its length is the number of network evaluations.
+        guide: steers them; None for no guidance.
+        settings: a dataclass from which both were built, with `name` and `steps`.
+    """
+
+    sampler: Any
+    guide: Any
+    settings: Any
 
 
 def sampled(denoise: Denoise, sampler: Sampler, noise: Tensor, projection: PlanProjection) -> Denoised:

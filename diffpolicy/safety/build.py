@@ -1,6 +1,7 @@
 """Builds `Safety` from settings, for a robot that is a disc in the plane."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ def build_safety(config: SafetyConfig) -> Safety | None:
         rest_speed=config.rest_speed,
         delay_substeps=config.delay_substeps,
     )
-    if not all(len(zone) == 3 and all(isinstance(number, int | float) for number in zone) for zone in config.keep_out):
+    if not all(_is_disc(zone) for zone in config.keep_out):
         raise ValueError(f"safety: keep_out {list(config.keep_out)} must be discs [x, y, radius]")
     zones = [disc(x, y, radius) for x, y, radius in config.keep_out]
     return Safety(
@@ -70,6 +71,11 @@ def build_safety(config: SafetyConfig) -> Safety | None:
         period_s=plant.period_s,
         zones=together(zones) if zones else None,
     )
+
+
+def _is_disc(zone: Any) -> bool:
+    numbers = list(zone) if isinstance(zone, Sequence) else []
+    return len(numbers) == 3 and all(isinstance(number, int | float) for number in numbers)
 
 
 def _constraints(config: SafetyConfig, plant: LinearPlant, assumptions: Assumptions) -> list[Constraint]:

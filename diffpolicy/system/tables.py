@@ -72,6 +72,11 @@ def settings_of(table: Mapping[str, Entry[Any]], kind: str, choice: Choice) -> A
     return read_settings(lookup(table, kind, content["name"]).settings, content, f"{kind} {content['name']}")
 
 
+def is_choice(value: Any) -> bool:
+    """Whether `value` is a choice by its type: a name, a mapping, or settings with a name."""
+    return isinstance(value, str | Mapping) or (dataclasses.is_dataclass(value) and hasattr(value, "name"))
+
+
 def made(table: Mapping[str, Entry[Made]], kind: str, choice: Choice, *others: Any) -> Made:
     """Build `choice` from its settings and `others`.
 

@@ -10,8 +10,8 @@ from diffpolicy.policy.protocol import Policy
 class Ema:
     """average += (1 - decay) * (weights - average), with decay = min(max_decay, 1 - (1 + step)^-power).
 
-    The warm-up of the decay is that of Diffusion Policy (Chi et al. 2023). The decay depends only on the step, so there
-    is no counter to save.
+    Buffers are copied. The warm-up of the decay is that of Diffusion Policy (Chi et al. 2023). The decay depends only
+    on the step, so there is no counter to save.
     """
 
     def __init__(self, policy: Policy, power: float, max_decay: float) -> None:
@@ -36,3 +36,5 @@ class Ema:
         """Move the average towards the weights after optimiser step `step`."""
         average, weights = list(self.policy.parameters()), list(policy.parameters())
         torch._foreach_lerp_(average, weights, 1.0 - self.decay(step))  # pyright: ignore
+        for mine, its in zip(self.policy.buffers(), policy.buffers(), strict=True):
+            mine.copy_(its)

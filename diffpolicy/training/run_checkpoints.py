@@ -8,6 +8,7 @@
 resume from. The newest two keep their training state, in case the newest one is damaged.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,14 @@ class RunCheckpoints:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "checkpoints"
         self._written: set[int] = set()
+
+    def check(self, resume: bool) -> None:
+        """Raise ValueError unless there is a run to resume or, without `resume`, none that would be overwritten."""
+        run, has_checkpoint = self._folder.parent, os.path.lexists(self._folder / "last")
+        if has_checkpoint and not resume:
+            raise ValueError(f"{run} holds a run; add resume=true to continue it, or choose another hydra.run.dir")
+        if resume and not has_checkpoint:
+            raise ValueError(f"resume=true: no checkpoint in {run}; give the run's folder with hydra.run.dir=DIR")
 
     def clean(self) -> None:
         """Remove the unfinished files of killed writers."""

@@ -11,7 +11,7 @@ import torch
 from diffpolicy.codecs.normalizer import BLOCK_ROWS
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.networks.observation import ObservationSpec
-from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, SAMPLERS, resolved
+from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, resolved
 from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
@@ -19,8 +19,8 @@ from diffpolicy.system.tables import read_settings, settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
 CHOICES = ("model", "diffusion", "encoder", "codec")
-REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")  # may differ on resume
-# Data settings that do not change the batches, so they may differ on resume too.
+# These may differ on resume; those of the data do not change the batches.
+REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")
 WHERE = ("format", "stream", "workers")
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
 ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
@@ -73,8 +73,7 @@ def new_policy(config: TrainConfig, data: Demonstrations) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         policy = build_policy(policy_settings(config, data))
-    policy.sampler(config.sampler)
-    policy.guide(settings_of(SAMPLERS, "sampler", config.sampler).guidance)
+    policy.sampling(config.sampler)
     policy.fit(data.observations, data.actions)
     return policy
 
@@ -86,14 +85,13 @@ def learning_rate(trainer: TrainerConfig, step: int) -> float:
     return trainer.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def settings_of_run(config: TrainConfig, data: Demonstrations) -> dict[str, Any]:
+def settings_of_run(config: TrainConfig, policy: Policy, data: Demonstrations) -> dict[str, Any]:
     """Everything that the weights and the choice of the best checkpoint depend on."""
-    everything = asdict(config)
-    policy = asdict(policy_settings(config, data))
+    everything, acting = asdict(config), asdict(policy.config)
     return {
         **{name: everything[name] for name in ("task", "env", "window", "evaluation", "seed", "policy")},
-        **{name: policy[name] for name in CHOICES},
-        "sampler": asdict(settings_of(SAMPLERS, "sampler", config.sampler)),
+        **{name: acting[name] for name in CHOICES},
+        "sampler": asdict(policy.sampling(config.sampler).settings),
         "data": _without(everything["data"], WHERE),
         "trainer": _without(everything["trainer"], REPORTING),
         "data_sha256": fingerprint(data),
@@ -109,25 +107,26 @@ def fingerprint(data: Demonstrations) -> str:
     return digest.hexdigest()
 
 
-def check_same_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the differences, unless a run may resume with these settings.
+def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the differences, unless a run of `policy` may resume with these settings.
 
     Settings that are newer than the run count as having their defaults.
     """
-    before, now = _flatten(_filled(found)), _flatten(expected)
+    before, now = _flatten(_filled(policy, found)), _flatten(expected)
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if different:
         listed = ", ".join(f"{name} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different)
         raise ValueError(f"resume: the settings differ: {listed}; use the same, or a new folder")
 
 
-def _filled(found: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the settings that a run of an earlier version does not have."""
     defaults = {"policy": "diffusion", "encoder": "low_dim", "codec": "normalizer"}
     filled = {**defaults, **found}
-    choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS, "sampler": SAMPLERS}
+    choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS}
     for kind, table in choices.items():
         filled[kind] = asdict(settings_of(table, kind, filled[kind]))
+    filled["sampler"] = asdict(policy.sampling(filled["sampler"]).settings)
     for name, schema, free in (("data", DataConfig, WHERE), ("trainer", TrainerConfig, REPORTING)):
         filled[name] = _without(asdict(read_settings(schema, filled[name], f"checkpoint: {name}")), free)
     return filled

@@ -49,7 +49,8 @@ class Trainer:
     """Trains a policy as configured, in the run folder `folder`. With several processes, only the first writes there.
 
     Raises:
-        ValueError: settings or data do not fit or, on resume, the checkpoint is damaged or has other settings.
+        ValueError: settings or data do not fit, the folder holds a run that is not to be resumed or, on resume, the
+            checkpoint is missing, damaged or has other settings.
         FileNotFoundError: there is no data set.
     """
 
@@ -60,14 +61,16 @@ class Trainer:
         if config.env is not None:
             ranks.shard(range(config.evaluation.episodes))
         self.config = config
-        self.folder = folder = Path(folder)
+        self.folder = Path(folder)
+        self.checkpoints = RunCheckpoints(self.folder)
+        self.checkpoints.check(config.resume)
         self.ranks = ranks
         self.device = ranks.device(config.device)
         data = load_data(config.data)
         self.policy = new_policy(config, data)
         if config.env is not None:
             check_env(config.env, self.policy)
-        self.settings = settings_of_run(config, data)
+        self.settings = settings_of_run(config, self.policy, data)
         self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.to(self.device)
         self.batches, self.validation = split_windows(config, data, self.device)
@@ -76,7 +79,6 @@ class Trainer:
         if config.trainer.compile:
             self.policy.network.compile(fullgraph=True)  # not the average: its batch size varies
         self.optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
-        self.checkpoints = RunCheckpoints(folder)
         self.step = 0
         self.best_score = -math.inf
         self._is_evaluated = True  # False in a checkpoint saved when an evaluation was interrupted
@@ -226,7 +228,7 @@ class Trainer:
     def _resume(self) -> None:
         """Restore the state from checkpoints/last, as if there had been no interruption."""
         content, model, state = self.checkpoints.read_last()
-        check_same_settings(content["training"], self.settings)
+        check_same_settings(self.policy, content["training"], self.settings)
         self.ema.policy.load_state_dict(model, strict=False)
         numbers = unpack(state, self.policy, self.optimization.optimizer)
         self.step = int(content["step"])

@@ -98,7 +98,7 @@ def test_three_rows_are_enough_and_two_are_not() -> None:
     found = identify(positions, velocities, commands, PUSHT.substep_s, PUSHT.substeps)
     np.testing.assert_allclose(found.transition, PUSHT.transition, rtol=0, atol=1e-6)  # three unknowns, three rows
     np.testing.assert_allclose(found.drive, PUSHT.drive, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="2 rows do not tell"):
+    with pytest.raises(ValueError, match="2 rows cannot tell position"):
         identify(positions[:3], velocities[:3], commands[:3], PUSHT.substep_s, PUSHT.substeps)
 
 

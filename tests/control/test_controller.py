@@ -8,6 +8,7 @@ import torch
 from one_case import over
 
 from diffpolicy import DiffusionPolicy, PolicyController
+from diffpolicy.diffusion.samplers.ancestral import DdimConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 
 
@@ -92,6 +93,55 @@ def test_an_episode_is_bit_equal_alone_or_among_others(request, policy: str, inf
         seen = [{key: value[[slot]] for key, value in observation(tick, robots).items()} for tick in range(20)]
         alone = np.concatenate([controller.select_action(row) for row in seen])
         np.testing.assert_array_equal(alone, among[:, slot])
+
+
+def test_a_sampler_is_given_by_name_settings_or_itself(small_policy) -> None:
+    settings = {"name": "ddim", "steps": 3}
+    alike = [
+        PolicyController(small_policy, "ddim", 3),
+        PolicyController(small_policy, settings),
+        PolicyController(small_policy, DdimConfig("ddim", steps=7), 3),
+        PolicyController(small_policy, small_policy.sampler(settings)),
+    ]
+    for controller in alike:
+        controller.reset(seeds=[0])
+    episodes = [run(controller, 9) for controller in alike]
+    assert all(np.array_equal(episodes[0], episode) for episode in episodes)
+    with pytest.raises(ValueError, match="num_inference_steps 3 is for a sampler given by name or settings"):
+        PolicyController(small_policy, small_policy.sampler(settings), 3)
+
+
+def test_guidance_in_the_settings_of_the_sampler_is_applied(small_policy) -> None:
+    assert PolicyController(small_policy, "ddim").guide is None
+    assert PolicyController(small_policy, {"name": "ddim", "guidance": {"threshold": 0.9}}).guide is not None
+    with pytest.raises(ValueError, match="guidance: weight 1.0 needs a policy trained with"):
+        PolicyController(small_policy, {"name": "ddim", "guidance": {"weight": 1.0}})
+
+
+@pytest.mark.parametrize("seeds", [["one"], [0.5], [-1], 3, [None]])
+def test_a_reset_with_wrong_seeds_is_refused_and_the_episode_continues(small_policy, seeds) -> None:
+    controller, undisturbed = PolicyController(small_policy), PolicyController(small_policy)
+    with pytest.raises(ValueError, match=r"reset: seeds are .* expected integers"):
+        controller.reset(seeds)
+    with pytest.raises(ValueError, match="call reset"):
+        controller.select_action(observation(0))
+    for one in (controller, undisturbed):
+        one.reset(seeds=[0])
+    with pytest.raises(ValueError, match="reset: seeds are"):
+        controller.reset(seeds)
+    np.testing.assert_array_equal(run(controller, 9), run(undisturbed, 9))
+
+
+def test_an_inference_batch_below_one_is_refused(small_policy) -> None:
+    with pytest.raises(ValueError, match="inference_batch 0 must be at least 1"):
+        PolicyController(small_policy, inference_batch=0)
+
+
+def test_an_observation_that_is_no_mapping_is_refused(small_policy) -> None:
+    controller = PolicyController(small_policy)
+    controller.reset(seeds=[0])
+    with pytest.raises(ValueError, match=r"observation: is a ndarray, expected a mapping with the keys \['goal', 'pos"):
+        controller.select_action(np.zeros((1, 5)))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_masked_reset_restarts_one_robot_and_leaves_the_other(small_policy) -> None:

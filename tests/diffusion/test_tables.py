@@ -227,6 +227,17 @@ def test_a_table_whose_last_row_is_not_clean_is_refused() -> None:
         StepTable(table.now, a=table.a + 0.1, b=table.b, s=table.s)
 
 
+@pytest.mark.parametrize("column", ["a", "b", "s", "c"])
+def test_a_column_needs_a_finite_number_for_every_level(column: str) -> None:
+    table = ddim(trailing(cosine(100), 10))
+    columns = {"a": table.a, "b": table.b, "s": table.s, "c": np.zeros((10, 1))}
+    not_finite = columns[column].copy()
+    not_finite[3] = np.nan
+    for wrong in (columns[column][1:], not_finite):
+        with pytest.raises(ValueError, match=f"sampler: {column} is .* for each of 10 levels"):
+            StepTable(table.now, **{**columns, column: wrong})
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("at", [0, 4, 9])
 def test_an_estimate_that_is_not_finite_is_told_of_its_row_whatever_the_projection_makes_of_it(

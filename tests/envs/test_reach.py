@@ -118,7 +118,7 @@ def test_tangents_are_where_the_agent_just_passes():
     "layout, message",
     [
         ({"agent": [1.0]}, r"agent has shape \(1,\); expected \(2,\)"),
-        ({"agent": [1.0, 600.0]}, r"expected a place in \[0, 512\] px"),
+        ({"agent": [1.0, 600.0]}, r"expected a position in \[0, 512\] px"),
         ({"goal": [math.nan, 1.0]}, "goal is .*; expected finite numbers"),
         ({"goal": "there"}, "goal is 'there'; expected numbers"),
         ({"walls": []}, r"unknown keys \['walls'\]"),

@@ -80,6 +80,16 @@ def test_resuming_with_other_settings_is_refused_by_name(data_set: Path, whole: 
         Trainer(settings(data_set, resume=True, trainer={"learning_rate": 0.5}), whole)
 
 
+def test_a_folder_that_holds_a_run_is_not_overwritten(data_set: Path, whole: Path, tmp_path: Path) -> None:
+    before = tensors(whole / "checkpoints" / "last")
+    with pytest.raises(ValueError, match=f"{whole} holds a run; add resume=true"):
+        Trainer(settings(data_set), whole)
+    after = tensors(whole / "checkpoints" / "last")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path}; give the run's folder"):
+        Trainer(settings(data_set, resume=True), tmp_path)
+
+
 def test_a_damaged_training_state_is_refused_on_resume(data_set: Path, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path, symlinks=True, dirs_exist_ok=True)
     path = tmp_path / "checkpoints" / "last" / "training_state.safetensors"

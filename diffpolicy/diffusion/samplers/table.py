@@ -67,7 +67,8 @@ class StepTable:
     Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension.
 
     Raises:
-        ValueError: the last row does not return the clean estimate, (a, b, c, s) = (0, 1, 0, 0).
+        ValueError: a column does not have one finite number per level, or the last row does not return the clean
+            estimate, (a, b, c, s) = (0, 1, 0, 0).
     """
 
     now: Levels
@@ -77,6 +78,12 @@ class StepTable:
     c: FloatArray | None = None
 
     def __post_init__(self) -> None:
+        columns = {"a": self.a, "b": self.b, "s": self.s, **({} if self.c is None else {"c": self.c})}
+        for name, column in columns.items():
+            if len(column) != len(self.now) or not np.isfinite(column).all():
+                raise ValueError(
+                    f"sampler: {name} is {column.tolist()}, expected a finite number for each of {len(self.now)} levels"
+                )
         past = [] if self.c is None else list(self.c[-1])
         found = [np.asarray(one) for one in (self.a[-1], self.b[-1], *past, self.s[-1])]
         expected = [0.0, 1.0, *(0.0 for _ in past), 0.0]

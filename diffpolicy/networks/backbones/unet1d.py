@@ -133,8 +133,8 @@ class UNet1d(nn.Module):
         unrolled = UnrolledUNet1d(self, vector, known, horizon)
 
         def unrolled_or_plain(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
-            if isinstance(time, Tensor) or torch.is_grad_enabled() or time not in unrolled.times:
-                return as_it_is(x, time)
+            if stop is not None or isinstance(time, Tensor) or torch.is_grad_enabled() or time not in unrolled.times:
+                return as_it_is(x, time, stop)
             return unrolled(x, time) if x.shape == unrolled.shape else as_it_is(x, time)
 
         return unrolled_or_plain
