@@ -73,7 +73,7 @@ def _advance(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor], draw: T
 
 
 def _advance_waypoints(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
-    """The same with coefficients [horizon, 1] of each waypoint's own."""
+    """The same, with coefficients [horizon, 1]: one per waypoint."""
     x = row.b * clean + row.a * x + row.s * draw
     for coefficient, earlier in zip(row.c, past, strict=False):
         x = x + coefficient * earlier

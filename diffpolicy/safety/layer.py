@@ -135,7 +135,7 @@ class SafetyLayer:
     def settle(self, considered: Considered, others: Samples | None = None) -> Actions:
         """New chunks [Q, n, A] for the robots that were considered.
 
-        Among the samples certified longest, one that leads on is chosen, then the one that was moved least. A robot in
+        Among the samples certified longest, one that can continue is chosen, then the one that was moved least. A robot in
         a dead end gets the rest of its last plan or the way back instead.
 
         Args:

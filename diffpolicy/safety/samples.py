@@ -20,7 +20,7 @@ class Samples:
     Attributes:
         plans: [Q, H, A], on the CPU.
         shift: [Q], how far the projection moved each plan; see `SafetyProjection`.
-        is_open: [Q], whether each plan leads on; see `SafetyProjection`.
+        is_open: [Q], whether each plan can continue; see `SafetyProjection`.
         cost_s: seconds spent on the projection of all plans.
     """
 
@@ -61,7 +61,7 @@ class Samples:
         return Samples(plans, shift, is_open)
 
     def worth(self, found: Certificate) -> Tensor:
-        """[Q], how good each plan is: by certified rows, then whether it leads on, then how little it was moved."""
+        """[Q], how good each plan is: by certified rows, then whether it can continue, then how little it was moved."""
         return 2.0 * found.length.double() + self.is_open.double() - self.shift.double() / (1.0 + self.shift.double())
 
 

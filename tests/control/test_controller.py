@@ -114,7 +114,7 @@ def test_a_sampler_is_given_by_name_settings_or_itself(small_policy) -> None:
 def test_guidance_in_the_settings_of_the_sampler_is_applied(small_policy) -> None:
     assert PolicyController(small_policy, "ddim").guide is None
     assert PolicyController(small_policy, {"name": "ddim", "guidance": {"threshold": 0.9}}).guide is not None
-    with pytest.raises(ValueError, match="guidance: weight 1.0 needs a policy trained with"):
+    with pytest.raises(ValueError, match=r"guidance: weight 1\.0 needs a policy trained with"):
         PolicyController(small_policy, {"name": "ddim", "guidance": {"weight": 1.0}})
 
 

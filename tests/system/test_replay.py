@@ -1,4 +1,4 @@
-"""Recordings of a module: when they are made, kept, shared and dropped; tests/test_compile.py has what they replay."""
+"""Recordings: when they are made, kept, shared and dropped; tests/policy/test_compile.py has what they replay."""
 
 import copy
 import threading

@@ -158,11 +158,11 @@ class _Pair(nn.Module):
 
 def _check(widths: Sequence[int], time_embedding_dim: int, kernel_size: int, groups: int) -> None:
     if len(widths) < 2:
-        raise ValueError(f"unet: widths {list(widths)} must have at least two levels")
+        raise ValueError(f"unet1d: widths {list(widths)} must have at least two levels")
     for width in widths:
         if width < 1 or width % groups:
-            raise ValueError(f"unet: width {width} must be a positive multiple of groups {groups}")
+            raise ValueError(f"unet1d: width {width} must be a positive multiple of groups {groups}")
     if time_embedding_dim < 4 or time_embedding_dim % 2:
-        raise ValueError(f"unet: time_embedding_dim {time_embedding_dim} must be even and at least 4")
+        raise ValueError(f"unet1d: time_embedding_dim {time_embedding_dim} must be even and at least 4")
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"unet: kernel_size {kernel_size} must be odd, so that the length stays")
+        raise ValueError(f"unet1d: kernel_size {kernel_size} must be odd, so that the length stays")
