@@ -135,8 +135,8 @@ class SafetyLayer:
     def settle(self, considered: Considered, others: Samples | None = None) -> Actions:
         """New chunks [Q, n, A] for the robots that were considered.
 
-        Among the samples certified longest, one that can continue is chosen, then the one that was moved least. A robot in
-        a dead end gets the rest of its last plan or the way back instead.
+        Among the samples certified longest, one that can continue is chosen, then the one that was moved least. A robot
+        in a dead end gets the rest of its last plan or the way back instead.
 
         Args:
             others: further samples of the robots in doubt: the second one of each robot, then the third of each, and so
