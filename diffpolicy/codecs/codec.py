@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Samples(Protocol):
+class DataArray(Protocol):
     """A tensor [rows, dim], or rows on disk that are read block by block."""
 
     @property
@@ -48,7 +48,7 @@ class Codec(Protocol):
         """The encoded shape (length, features) of `horizon` actions; noise is drawn in this shape."""
         ...
 
-    def fit(self, actions: Samples) -> None:
+    def fit(self, actions: DataArray) -> None:
         """Compute the statistics of all demonstrated actions [rows, action]; raises ValueError on unusable data."""
         ...
 

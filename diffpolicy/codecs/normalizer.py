@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.codecs.codec import Samples
+from diffpolicy.codecs.codec import DataArray
 
 KINDS = ("limits", "gaussian")
 BLOCK_ROWS = 16_384  # rows processed at a time: data may be larger than memory
@@ -31,7 +31,7 @@ class Normalizer(nn.Module):
         self.register_buffer("offset", torch.full((dim,), torch.nan))
 
     @torch.no_grad()
-    def fit(self, data: Samples) -> None:
+    def fit(self, data: DataArray) -> None:
         """Compute the statistics of `data` [rows, dim].
 
         Raises:
@@ -79,7 +79,7 @@ class Normalizer(nn.Module):
         return horizon * self.scale.abs().log().sum()
 
 
-def _statistics(data: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _statistics(data: DataArray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Minimum, maximum, mean and standard deviation of the rows, float64 [dim].
 
     Blocks are combined as in Chan et al. 1979.

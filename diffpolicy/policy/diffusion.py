@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.codecs.codec import Codec, Samples
+from diffpolicy.codecs.codec import Codec, DataArray
 from diffpolicy.codecs.normalizer import Normalizer
 from diffpolicy.diffusion.guidance import Guide, build_guide
 from diffpolicy.diffusion.objectives.objective import WHOLE, ConditionedNetwork, Objective, Part, shared_draws
@@ -105,7 +105,7 @@ class DiffusionPolicy(nn.Module):
         """
         self._replays = Replays()
 
-    def fit(self, observations: Mapping[str, Samples], actions: Samples) -> None:
+    def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
         Images need none. Raises ValueError on data that lacks a key, has no rows, is of the wrong shape or not finite.

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.codecs.codec import Codec, Samples
+from diffpolicy.codecs.codec import Codec, DataArray
 from diffpolicy.diffusion.objectives.objective import WHOLE, Part
 from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.sampling import ActionChunk, Sampling
@@ -35,7 +35,7 @@ class Policy(Protocol):
         """The device of the parameters."""
         ...
 
-    def fit(self, observations: Mapping[str, Samples], actions: Samples) -> None:
+    def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, action]."""
         ...
 
