@@ -222,7 +222,7 @@ def bound(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         is_method = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") not in MODULES
         if is_method:
             yield node, _text(node.func.value)
-        elif node.args:
+        elif node.args and not isinstance(node.args[0], ast.Starred):
             yield node, _text(node.args[0])
 
 
