@@ -1,6 +1,7 @@
 """Checkpoints of format 1 load, act and train on; tests/data/run_of_format_1 was written by the code of that time."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def test_it_is_saved_again_in_the_present_format(tmp_path: Path) -> None:
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in policy.state_dict().items())
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Between two sets of weights, in the Euclidean norm."""
+    return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))
+
+
 def test_an_old_run_goes_on_to_where_the_code_of_its_time_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the run's data path is relative
     walk.record(Path("walk.zarr"))
@@ -72,10 +78,11 @@ def test_an_old_run_goes_on_to_where_the_code_of_its_time_came(tmp_path: Path, m
     found = DiffusionPolicy.from_pretrained("run/checkpoints/last").state_dict()
     expected = DiffusionPolicy.from_pretrained(OLD / "checkpoints" / "step_24").state_dict()
     start = DiffusionPolicy.from_pretrained(OLD / "checkpoints" / "step_16").state_dict()
-    moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
-    assert moved > 1e-3, "the run learned something in its last steps"
-    for name, value in expected.items():  # 8 steps of Adam, whose moments would be others if their order were mixed up
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0.02 * moved)
+    moved = distance(expected, start)
+    assert moved > 1e-2, "the run learned something in its last steps"
+    # 8 steps of Adam, which would go elsewhere if the order of its moments were mixed up. Single weights may differ by a
+    # whole step: the gradient of a bias before a normalisation is only rounding, which depends on the processor.
+    assert distance(found, expected) < 0.01 * moved
 
 
 def test_other_settings_than_an_old_run_had_are_refused_by_name(tmp_path: Path, monkeypatch) -> None:
