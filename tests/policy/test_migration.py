@@ -80,7 +80,7 @@ def test_an_old_run_goes_on_to_where_the_code_of_its_time_came(tmp_path: Path, m
     start = DiffusionPolicy.from_pretrained(OLD / "checkpoints" / "step_16").state_dict()
     moved = distance(expected, start)
     assert moved > 1e-2, "the run learned something in its last steps"
-    # 8 steps of Adam, which would lead elsewhere if the order of its moments were mixed up. Single weights may differ by
+    # 8 steps of Adam, which would lead elsewhere if its moments were mixed up. Single weights may differ by
     # a whole step: the gradient of a bias before a normalisation is only rounding, which depends on the processor.
     assert distance(found, expected) < 0.01 * moved
 
