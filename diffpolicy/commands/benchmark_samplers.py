@@ -21,18 +21,16 @@ from tqdm import tqdm
 
 from diffpolicy.benchmarks.files import write_rows
 from diffpolicy.commands.command import command
-from diffpolicy.diffusion.reverse import reverse
-from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, report
 from diffpolicy.evaluation.intervals import bootstrap_interval
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.build import SAMPLERS
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.protocol import Policy
+from diffpolicy.policy.sampling import sampled
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
 from diffpolicy.system.shipped import CONFIGS
-from diffpolicy.system.tables import read_settings, settings_of
+from diffpolicy.system.tables import Choice, read_settings
 
 NAME = "benchmark_samplers"
 SAMPLER_FILES = CONFIGS / "sampler"
@@ -97,7 +95,7 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     print(f"{markdown(rows)}\n{folder / NAME}.json")
 
 
-def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Policy, EnvConfig, list[Any]]:
+def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Policy, EnvConfig, list[Choice]]:
     if not contestant.samplers:
         raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
     device = choose_device(config.device)
@@ -108,7 +106,7 @@ def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Poli
     return policy, env, samplers
 
 
-def _settings(name: str, steps: int) -> Any:
+def _settings(name: str, steps: int) -> dict[str, Any]:
     """The settings in configs/sampler/NAME.yaml, with another number of steps."""
     path = SAMPLER_FILES / f"{name}.yaml"
     if not path.exists():
@@ -116,22 +114,19 @@ def _settings(name: str, steps: int) -> Any:
         raise ValueError(f"sampler: {name!r} is unknown, expected one of {', '.join(known)}")
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     own = {key: value for key, value in content.items() if key != "defaults"}
-    return settings_of(SAMPLERS, "sampler", {**own, "steps": steps})
+    return {**own, "steps": steps}
 
 
-def row_cost_us(policy: Policy, settings: Any, repeats: int = 100) -> float:
+def row_cost_us(policy: Policy, choice: Choice, repeats: int = 100) -> float:
     """CPU time per row without the network, in microseconds: the sampler's step and the clip to the data's limits."""
-    sampler = policy.sampler(settings)
+    sampler = policy.sampler(choice)
     noise = torch.randn(len(sampler) + 1, 1, *policy.codec.encoded_shape(policy.config.window.horizon))
     times: list[float] = []
     for _ in range(repeats):
         projection = PlanProjection(policy.codec, 0, None)
         with torch.inference_mode():
             start = time.process_time()
-            if isinstance(sampler, StepTable):
-                reverse(lambda x, row: x, sampler, noise, projection.project)
-            else:
-                sampler.sample(lambda x, row: x, noise, projection.project)
+            sampled(lambda x, row: x, sampler, noise, projection)
         times.append(1e6 * (time.process_time() - start) / len(sampler))
     return statistics.median(times)
 
