@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -35,14 +35,6 @@ from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import Choice, Entry, NameOnly, lookup, made, settings_of
 
 Sampler = StepTable | DiffusersSampler
-
-
-class SpacedConfig(Protocol):
-    """The fields that the settings of every table sampler share."""
-
-    steps: int
-    spacing: str
-
 
 SCHEDULES: Mapping[str, Entry[Schedule]] = {  # built from its settings and the number of levels
     "linear": Entry(BetasConfig, lambda own, levels: schedules.linear(levels, own.beta_start, own.beta_end)),
@@ -96,7 +88,7 @@ OBJECTIVES: Mapping[str, Entry[Any]] = {"denoising": Entry(DenoisingConfig, lamb
 def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -> Entry[Sampler]:
     """The entry of a table sampler; `make` takes the levels to start steps from, the schedule and the settings."""
 
-    def from_schedule(own: SpacedConfig, schedule: Schedule) -> StepTable:
+    def from_schedule(own: SamplerConfig, schedule: Schedule) -> StepTable:
         return make(lookup(SPACINGS, "spacing", own.spacing)(schedule, own.steps), schedule, own)
 
     return Entry(settings, from_schedule)

@@ -10,35 +10,29 @@ Legend: now and after, the levels at the start and the end of a step; beta, the 
 between them; s, the standard deviation of the fresh noise; eta, the ratio of s to the posterior's standard deviation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import FloatArray, Levels
 
 
 @dataclass
-class DdimConfig:
+class DdimConfig(SamplerConfig):
     """Settings of `ddim`."""
 
     name: str = "ddim"
-    steps: int = 10
-    spacing: str = "trailing"
     eta: float = 0.0
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 @dataclass
-class DdpmConfig:
+class DdpmConfig(SamplerConfig):
     """Settings of `ddpm`."""
 
     name: str = "ddpm"
-    steps: int = 10
-    spacing: str = "trailing"
     variance: str = "posterior"  # or beta
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def ddim(now: Levels, eta: float = 0.0) -> StepTable:

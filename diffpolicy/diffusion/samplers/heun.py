@@ -16,11 +16,11 @@ Legend: now, the levels before churn; start and end, the levels t_hat and t_next
 estimates at its start and its end.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import FloatArray, Levels, Schedule
 
@@ -28,7 +28,7 @@ _MAX_GAMMA = 2.0**0.5 - 1.0
 
 
 @dataclass
-class HeunConfig:
+class HeunConfig(SamplerConfig):
     """Settings of `heun`.
 
     Levels are spaced in log-SNR. With evenly spaced levels the first step would cross most of the noise, and its mean
@@ -36,10 +36,8 @@ class HeunConfig:
     """
 
     name: str = "heun"
-    steps: int = 10
     spacing: str = "log_snr"
     churn: float = 0.0
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def heun(now: Levels, schedule: Schedule, churn: float = 0.0) -> StepTable:

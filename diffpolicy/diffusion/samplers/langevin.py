@@ -5,11 +5,11 @@ now and after, the levels at the start and the end of a step; lambda = log(alpha
 sigma^2; rate, the length of a Langevin step divided by sigma^2.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import Levels
 
@@ -17,27 +17,21 @@ _Rows = list[tuple[int, float, float, float]]  # index of the level, a, b, s
 
 
 @dataclass
-class LangevinConfig:
+class LangevinConfig(SamplerConfig):
     """Settings of `langevin`; `steps` is the number of levels."""
 
     name: str = "langevin"
-    steps: int = 10
-    spacing: str = "trailing"
     langevin_steps: int = 5  # per level
     langevin_rate: float = 0.5  # length of a Langevin step divided by sigma^2
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 @dataclass
-class PredictorCorrectorConfig:
+class PredictorCorrectorConfig(SamplerConfig):
     """Settings of `predictor_corrector`."""
 
     name: str = "predictor_corrector"
-    steps: int = 10
-    spacing: str = "trailing"
     langevin_steps: int = 1  # per level
     langevin_rate: float = 0.1  # length of a Langevin step divided by sigma^2
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
 
 def reverse_sde(now: Levels) -> StepTable:

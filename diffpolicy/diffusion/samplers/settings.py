@@ -1,4 +1,4 @@
-"""Settings that all samplers share. Samplers with more settings have their own dataclass next to their table."""
+"""Settings that all samplers share. Those of a sampler with more inherit from them, next to its table."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class GuidanceConfig:
 
 @dataclass
 class SamplerConfig:
-    """The name and settings of a sampler that has no others.
+    """The name of a sampler and the settings that all tables share.
 
     Attributes:
         steps: number of steps.
