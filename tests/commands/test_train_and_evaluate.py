@@ -171,15 +171,6 @@ def test_a_training_error_names_its_cause(tmp_path: Path, arguments, message: st
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_training_error_is_one_clear_message(tmp_path: Path) -> None:
-    arguments, message = ERRORS["misspelt key"]
-    result = run("train_policy.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
 EVALUATION_ERRORS = {
     "no checkpoint named": ([], "checkpoint"),
     "missing checkpoint": (["checkpoint=nowhere"], "checkpoint 'nowhere' not found; looked at "),
@@ -199,10 +190,17 @@ def test_an_evaluation_error_names_its_cause(pusht_run: Path, tmp_path: Path, ar
     assert not (tmp_path / "evaluation" / "results.json").exists()
 
 
-def test_an_evaluation_error_is_one_clear_message(tmp_path: Path) -> None:
-    arguments, message = EVALUATION_ERRORS["no checkpoint named"]
-    result = run("evaluate_policy.py", *arguments, f"hydra.run.dir={tmp_path / 'evaluation'}")
+@pytest.mark.parametrize(
+    ("script", "case", "unwritten"),
+    [
+        ("train_policy.py", ERRORS["misspelt key"], "checkpoints"),
+        ("evaluate_policy.py", EVALUATION_ERRORS["no checkpoint named"], "results.json"),
+    ],
+)
+def test_an_error_is_one_clear_message(tmp_path: Path, script: str, case: tuple[list[str], str], unwritten) -> None:
+    arguments, message = case
+    result = run(script, *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
-    assert not (tmp_path / "evaluation" / "results.json").exists()
+    assert not (tmp_path / "run" / unwritten).exists()
