@@ -7,6 +7,10 @@ TORCH_INDEX ?=
 ARGS ?=
 # Processes of `make test`, each with one thread
 WORKERS ?= 2
+# A folder of wheels, for a machine without network (`make gpu-wheels` fills it, `make gpu` installs from it)
+WHEELS ?= wheels
+# The machine that `make gpu-wheels` is for
+WHEELS_FOR ?= 3.12 x86_64
 
 ifndef RUN
 RUN := outputs/pusht/$(shell date +%Y-%m-%d_%H-%M-%S)
@@ -17,13 +21,15 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help train test test-all mutants lint docs clean
+.PHONY: help train test test-all mutants gpu gpu-wheels lint docs clean
 
 help:
 	@echo "make train   set up, train on Push-T, evaluate; settings: ARGS=\"key=value ...\", run folder: RUN=DIR"
 	@echo "make test    set up, run the tests but the slow ones; WORKERS=2 processes"
 	@echo "make test-all  set up, run all tests, the slow ones too"
 	@echo "make mutants   set up, break the core in 60 ways, one at a time, and see which test notices; hours"
+	@echo "make gpu     run all tests and measurements that need a GPU: outputs/gpu/report.md in 8 minutes; WHEELS=DIR offline"
+	@echo "make gpu-wheels  collect in WHEELS=wheels what an offline machine with torch may lack, for WHEELS_FOR=\"3.12 x86_64\""
 	@echo "make lint    set up, check format, style and types"
 	@echo "make docs    set up, build the documentation into site/; open site/index.html"
 	@echo "make clean   remove .venv and what tools left behind; keeps data and outputs"
@@ -41,6 +47,19 @@ test-all: $(VENV)/.installed-test
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tests/mutation/run.py --workers $(WORKERS) $(ARGS)
+
+# With a folder of wheels: the machine's own python, which has torch, and beside it what the wheels hold.
+gpu: $(if $(wildcard $(WHEELS)/*.whl),,$(VENV)/.installed-test)
+ifneq ($(wildcard $(WHEELS)/*.whl),)
+	"$(PYTHON)" -m pip install -q --disable-pip-version-check --no-index --no-deps --upgrade --target outputs/gpu/site \
+		$(WHEELS)/*.whl
+	PYTHONPATH=outputs/gpu/site:.:envs "$(PYTHON)" scripts/benchmark_gpu.py $(ARGS)
+else
+	$(BIN)/python scripts/benchmark_gpu.py $(ARGS)
+endif
+
+gpu-wheels:
+	"$(PYTHON)" tests/gpu_wheels.py "$(WHEELS)" $(WHEELS_FOR)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """Policies and checkpoints that several test files share."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,25 @@ from diffpolicy.system import replay as graph
 REPOSITORY = Path(__file__).parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # e.g. in a detached shell; child processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Torch's convolutions on a GPU would round their inputs to TF32, which keeps 10 bits."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

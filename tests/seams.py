@@ -136,7 +136,7 @@ class WithTarget(Denoising):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.bias], "lr_scale": 0.1}]
 
-    def loss(self, network: ConditionedNetwork, batch: Any, step: int = 0) -> Tensor:
+    def loss(self, network: ConditionedNetwork, batch: Any, step: int | Tensor = 0) -> Tensor:
         level = self.table.at(batch.level)
         noisy = level.alpha * batch.clean + level.sigma * batch.noise
         output = network(noisy, level.time.flatten()) + self.bias

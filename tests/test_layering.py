@@ -33,8 +33,9 @@ FLOORS = (
 SHELVES = {
     "codecs": ("normalizer",),
     "commands": (
-        "benchmark_envs benchmark_inference benchmark_planning benchmark_safety benchmark_samplers benchmark_streaming "
-        "benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy training_cost",
+        "benchmark_envs benchmark_gpu benchmark_inference benchmark_planning benchmark_safety benchmark_samplers "
+        "benchmark_streaming benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy "
+        "training_cost",
     ),
     "constraints": (
         "planar/obstacles",

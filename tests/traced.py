@@ -26,7 +26,9 @@ class Traced:
     def __init__(self, device: torch.device) -> None:
         self.recorded = 0
 
-    def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
+    def record(
+        self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator] = ()
+    ) -> tuple[Replay, Sequence[Tensor]]:
         graph = make_fx(lambda *tensors: list(function(tensors)))(*inputs)
         outputs = [one.clone() for one in graph(*inputs)]
         self.recorded += 1

@@ -122,7 +122,7 @@ class DiffusionPolicy(nn.Module):
         actions: Tensor,
         generator: torch.Generator,
         part: Part = WHOLE,
-        step: int = 0,
+        step: int | Tensor = 0,
     ) -> Tensor:
         """The training loss of a batch, a scalar.
 

@@ -45,9 +45,9 @@ class Policy(Protocol):
         actions: Tensor,
         generator: torch.Generator,
         part: Part = WHOLE,
-        step: int = 0,
+        step: int | Tensor = 0,
     ) -> Tensor:
-        """The training loss of a batch, a scalar, at optimiser step `step`."""
+        """The training loss of a batch, a scalar, at optimiser step `step`; see `Objective.loss`."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:

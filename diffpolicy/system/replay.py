@@ -24,8 +24,14 @@ MAX_RECORDINGS = 16  # per module; beyond that, the least recently used one is d
 class Recorder(Protocol):
     """A way to record functions. Its recordings share memory, so only one of them is replayed at a time."""
 
-    def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
+    def record(
+        self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator] = ()
+    ) -> tuple[Replay, Sequence[Tensor]]:
         """Record `function(inputs)`; return the replay and the tensors in which it leaves its results.
+
+        Args:
+            generators: what `function` draws from, on the recorder's device. Recording leaves their states unchanged; a
+                replay draws from the state that they have then.
 
         Raises:
             RuntimeError: `function` cannot be recorded.
@@ -48,9 +54,14 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._done = torch.cuda.Event()
 
-    def record(self, function: Function, inputs: Sequence[Tensor]) -> tuple[Replay, Sequence[Tensor]]:
+    def record(
+        self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator] = ()
+    ) -> tuple[Replay, Sequence[Tensor]]:
         """Capture `function(inputs)` as a graph; see `Recorder.record`."""
         graph = torch.cuda.CUDAGraph()
+        states = [one.get_state() for one in generators]
+        for one in generators:
+            graph.register_generator_state(one)
         with self._capture, torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             self._stream.wait_stream(before)
@@ -63,6 +74,8 @@ class CudaGraphs:
                     self._pool = torch.cuda.graph_pool_handle()  # the pool of a failed capture is unusable
                     raise
             before.wait_stream(self._stream)
+        for one, state in zip(generators, states, strict=True):
+            one.set_state(state)
         return graph.replay, outputs
 
     @contextlib.contextmanager
@@ -92,7 +105,14 @@ class Replays:
     def __reduce__(self) -> tuple[type["Replays"], tuple[()]]:
         return Replays, ()
 
-    def run(self, module: nn.Module, key: Hashable, function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def run(
+        self,
+        module: nn.Module,
+        key: Hashable,
+        function: Function,
+        inputs: Sequence[Tensor],
+        generators: Sequence[torch.Generator] = (),
+    ) -> Sequence[Tensor]:
         """`function(inputs)`, replayed if the device of `inputs` has a recorder and the function can be recorded.
 
         A replay sees weights that change in place. If they are moved or replaced, everything is recorded again.
@@ -100,6 +120,7 @@ class Replays:
         Args:
             key: everything the function depends on besides `inputs` and the tensors of `module`. It is kept for as
                 long as the recording, which keeps the tensors alive that the recording reads.
+            generators: what `function` draws from; the same ones in every call.
         """
         device = inputs[0].device
         if device.type not in RECORDERS or torch.is_autocast_enabled(device.type):  # autocast keeps copies of weights
@@ -110,7 +131,7 @@ class Replays:
                 self._recordings.clear()
                 self._recorder, self._memory = RECORDERS[device.type](device), _Memory(module)
             if key not in self._recordings:
-                self._recordings[key] = _recorded(self._recorder, function, inputs)
+                self._recordings[key] = _recorded(self._recorder, function, inputs, generators)
                 if len(self._recordings) > MAX_RECORDINGS:
                     self._recordings.popitem(last=False)
             self._recordings.move_to_end(key)
@@ -122,10 +143,16 @@ class Replays:
 class _Recording:
     """A recorded function with its input and output buffers."""
 
-    def __init__(self, recorder: Recorder, function: Function, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        function: Function,
+        inputs: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> None:
         self._recorder = recorder
         self._inputs = [one.clone() for one in inputs]
-        self._replay, self._outputs = recorder.record(function, self._inputs)
+        self._replay, self._outputs = recorder.record(function, self._inputs, generators)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         with self._recorder.turn():
@@ -134,9 +161,11 @@ class _Recording:
             return [one.clone() for one in self._outputs]
 
 
-def _recorded(recorder: Recorder, function: Function, inputs: Sequence[Tensor]) -> _Recording | None:
+def _recorded(
+    recorder: Recorder, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> _Recording | None:
     try:
-        return _Recording(recorder, function, inputs)
+        return _Recording(recorder, function, inputs, generators)
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"compile: this cannot be captured and runs call by call: {reason}", RuntimeWarning, stacklevel=2)

@@ -4,6 +4,7 @@ Random numbers, learning rate and EMA decay are functions of (seed, step).
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.distributed import Ranks
+from diffpolicy.system.replay import Replays
 from diffpolicy.training.batches import Batch, mixed_seed
 from diffpolicy.training.ema import Ema
 from diffpolicy.training.run_settings import learning_rate
@@ -28,6 +30,8 @@ class Optimization:
     def __init__(self, policy: Policy, ema: Ema, config: TrainerConfig, seed: int, ranks: Ranks) -> None:
         self._policy, self._ema, self._config, self._seed, self._ranks = policy, ema, config, seed, ranks
         self._loss: nn.Module = ShardedLoss(policy, ranks)
+        self._generator = torch.Generator(policy.device)
+        self._replays = Replays() if config.compile and ranks.count == 1 else None
         self.optimizer = torch.optim.AdamW(
             policy.parameter_groups(),
             lr=config.learning_rate,
@@ -44,16 +48,35 @@ class Optimization:
         """Run optimiser step `step`; returns the loss and the gradient norm, scalars that stay on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step) * group.get("lr_scale", 1.0)
-        generator = torch.Generator(batch.actions.device).manual_seed(mixed_seed(self._seed, 1, step))
-        with self.autocast():
-            loss = self._loss(batch.observations, batch.actions, generator, step)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm)
+        self._generator.manual_seed(mixed_seed(self._seed, 1, step))
+        if self._replays is None:
+            loss, grad_norm = self._gradient(batch, step)
+        else:
+            loss, grad_norm = self._replayed_gradient(self._replays, batch, step)
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self._policy.stepped(step)
         self._ema.update(self._policy, step)
-        return loss.detach(), grad_norm
+        return loss, grad_norm
+
+    def _gradient(self, batch: Batch, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the gradient norm; leaves the clipped gradient in the parameters."""
+        self.optimizer.zero_grad()
+        with self.autocast():
+            loss = self._loss(batch.observations, batch.actions, self._generator, step)
+        loss.backward()
+        return loss.detach(), torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm)
+
+    def _replayed_gradient(self, replays: Replays, batch: Batch, step: int) -> Sequence[Tensor]:
+        """The same on a GPU as one CUDA graph, which writes each gradient to the same memory at every step."""
+        device, names = batch.actions.device, list(batch.observations)
+
+        def gradient(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+            *observations, actions, now = tensors
+            return self._gradient(Batch(dict(zip(names, observations, strict=True)), actions), now)
+
+        # A number would be the same at every replay; filling a tensor does not wait for the GPU.
+        inputs = [*batch.observations.values(), batch.actions, torch.full((), step, device=device)]
+        return replays.run(self._loss, tuple(names), gradient, inputs, [self._generator])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context of the precision in the settings."""

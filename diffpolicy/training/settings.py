@@ -36,7 +36,9 @@ class TrainerConfig:
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
     precision: str = "float32"  # or bfloat16, with autocast
-    compile: bool = False  # torch.compile the network; needs a C++ compiler or, on a GPU, Triton
+    compile: bool = (
+        False  # torch.compile the network (needs a C++ compiler, or Triton); one CUDA graph per step on a GPU
+    )
     log_every: int = 50
     validate_every: int = 500
     evaluate_every: int = 2500

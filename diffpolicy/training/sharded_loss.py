@@ -18,6 +18,6 @@ class ShardedLoss(nn.Module):
         self._part = (ranks.rank, ranks.count)
 
     def forward(
-        self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator, step: int
+        self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator, step: int | Tensor
     ) -> Tensor:
         return self.policy.loss(observations, actions, generator, self._part, step)

@@ -42,6 +42,9 @@ def unpack(state: Mapping[str, Tensor], policy: Policy, optimizer: torch.optim.O
                 raise ValueError(f"training state: moments of {parameter}, which the policy does not have")
             moments.setdefault(index, {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for parameter, own in optimizer.state.items():  # in the memory order of the parameter, as AdamW made them
+        for name, value in own.items():
+            own[name] = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
     return {name: state[name] for name in NUMBERS}
 
 

@@ -16,7 +16,7 @@ from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.build import TABLES
 from diffpolicy.safety.surroundings import Surroundings
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+pytestmark = pytest.mark.gpu
 # Of actions of up to 10: kernels are chosen anew for a capture, and other ones round otherwise.
 TOLERANCE = 1e-3
 

@@ -1,5 +1,7 @@
 """The rules of training, each as it acts in a run: learning rate, clipping, averaging, what is saved and evaluated."""
 
+import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +18,8 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.evaluation.rollout import Episode, OnTick
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
-from diffpolicy.system import checkpoint
+from diffpolicy.networks.layers import conv
+from diffpolicy.system import checkpoint, replay
 from diffpolicy.training import trainer as trainer_module
 from diffpolicy.training.settings import DataConfig, EvaluationConfig, TrainConfig, TrainerConfig
 from diffpolicy.training.trainer import Trainer
@@ -160,6 +163,78 @@ def test_the_network_compiles_as_one_graph_and_trains_alike(data_set: Path, tmp_
     # Four steps of AdamW carry the rounding on, of a network in bfloat16 that of three digits.
     tolerance = 1e-4 if precision == "float32" else 2e-2
     torch.testing.assert_close(final[1], final[0], rtol=tolerance, atol=0)
+
+
+def test_weights_in_the_memory_order_of_a_gpu_train_and_resume_alike(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("whole", "parts")
+    make_trainer(data_set, tmp_path / "plain").run()
+    monkeypatch.setattr(conv, "_taps_first_on_gpu", lambda weight: weight.mT.contiguous().mT)
+    make_trainer(data_set, tmp_path / "whole").run()
+    short = make_trainer(data_set, tmp_path / "parts")
+    train_step = short.train_step
+
+    def failing_step() -> tuple[Tensor, Tensor]:
+        if short.step == 5:
+            raise KeyboardInterrupt
+        return train_step()
+
+    short.train_step = failing_step
+    with pytest.raises(KeyboardInterrupt):
+        short.run()
+    resumed = Trainer(dataclasses.replace(short.config, resume=True), short.folder)
+    moments = [state["exp_avg"] for state in resumed.optimization.optimizer.state.values()]
+    assert not all(one.is_contiguous() for one in moments)
+    resumed.run()
+    whole, parts = (checkpoint.read_tensors(tmp_path / name / "checkpoints" / "last", "model") for name in names)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    losses = [logged(tmp_path / name, "loss") for name in ("plain", "whole")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)  # sums in another order
+
+
+class CallAgain:
+    """A `Recorder` that calls the function again instead of replaying it, with gradients where they lay."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.replays = 0
+
+    def record(self, function, inputs, generators=()):
+        states = [one.get_state() for one in generators]
+        outputs = list(function(inputs))  # a real recorder warms up, which draws random numbers
+        for one, state in zip(generators, states, strict=True):
+            one.set_state(state)
+
+        def replay() -> None:
+            self.replays += 1
+            for output, made in zip(outputs, function(inputs), strict=True):
+                output.copy_(made)
+
+        return replay, outputs
+
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def test_replayed_steps_train_like_separate_calls(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders: list[CallAgain] = []
+
+    def make(device: torch.device) -> CallAgain:
+        recorders.append(CallAgain(device))
+        return recorders[-1]
+
+    monkeypatch.setattr(replay, "RECORDERS", {"cpu": make})
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    weights = []
+    for is_captured in (False, True):
+        trainer = make_trainer(data_set, tmp_path, compile=is_captured)
+        for trainer.step in range(4):
+            trainer.train_step()
+        weights.append(list(trainer.policy.parameters()))
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+    assert [one.replays for one in recorders] == [4], "one recording serves all steps"
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ class Denoising(nn.Module):
         chance = torch.rand(count, generator=generator, device=share.device)
         return torch.searchsorted(share[:-1].contiguous(), chance, right=True)
 
-    def loss(self, network: ConditionedNetwork, batch: NoisyBatch, step: int = 0) -> Tensor:
+    def loss(self, network: ConditionedNetwork, batch: NoisyBatch, step: int | Tensor = 0) -> Tensor:
         """The weighted mean squared error between the network's output and its target, a scalar."""
         level = self.table.at(batch.level)
         noisy = level.alpha * batch.clean + level.sigma * batch.noise

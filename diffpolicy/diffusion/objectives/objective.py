@@ -82,8 +82,11 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, network: ConditionedNetwork, batch: Any, step: int) -> Tensor:
-        """The training loss, a scalar, for a `batch` from `draw` at optimiser step `step`."""
+    def loss(self, network: ConditionedNetwork, batch: Any, step: int | Tensor) -> Tensor:
+        """The training loss, a scalar, for a `batch` from `draw` at optimiser step `step`.
+
+        Where training is captured as a CUDA graph, `step` is a tensor on the GPU and must not be read on the host.
+        """
         ...
 
     def stepped(self, network: nn.Module, step: int) -> None:

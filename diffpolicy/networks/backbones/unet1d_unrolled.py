@@ -172,7 +172,9 @@ class _Film:
 
     def __init__(self, network: Layer, condition: Tensor, times: Sequence[float]) -> None:
         self._place = {time: place for place, time in enumerate(dict.fromkeys(times))}
-        embedded = F.mish(network.time_encoder(torch.tensor(list(self._place))))  # [R, D']
+        embedded = F.mish(
+            network.time_encoder(torch.cat([condition.new_full((1,), time) for time in self._place]))
+        )  # [R, D']
         encoded, split = F.mish(condition), embedded.shape[1]
         pairs = [*network.down, network.middle, *network.up]
         blocks = [block for pair in pairs for block in (pair.first, pair.second)]

@@ -22,6 +22,11 @@ SMALL_BATCH = 64  # below this size the calls cost more than the arithmetic
 class Conv1d(nn.Conv1d):
     """nn.Conv1d with a bias and zero padding, without dilation or channel groups: [B, I, T] -> [B, O, L]."""
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "Conv1d":
+        super()._apply(fn, recurse)
+        self.weight.data = _taps_first_on_gpu(self.weight.data)
+        return self
+
     def forward(self, input: Tensor) -> Tensor:
         if not _time_first_pays(input):
             return super().forward(input)
@@ -33,6 +38,11 @@ class Conv1d(nn.Conv1d):
 
 class ConvTranspose1d(nn.ConvTranspose1d):
     """nn.ConvTranspose1d with a bias, without dilation, channel groups or output padding: [B, I, T] -> [B, O, L]."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ConvTranspose1d":
+        super()._apply(fn, recurse)
+        self.weight.data = _taps_first_on_gpu(self.weight.data)
+        return self
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None or not _time_first_pays(input):
@@ -57,6 +67,14 @@ def concatenate(*parts: Tensor) -> Tensor:
     if not _time_first_pays(parts[0]):
         return torch.cat(parts, dim=1)
     return torch.cat([part.permute(2, 0, 1) for part in parts], dim=2).permute(1, 2, 0)
+
+
+def _taps_first_on_gpu(weight: Tensor) -> Tensor:
+    """Store a weight [., ., K] in the memory order [., K, .] on a GPU, where cuDNN would otherwise reorder it per call.
+
+    Reordering took 5.9 of the 14.5 ms of ten evaluations of 65.8 million parameters on an H100, batch 1.
+    """
+    return weight.mT.contiguous().mT if weight.device.type == "cuda" else weight.contiguous()
 
 
 def _time_first_pays(x: Tensor) -> bool:
