@@ -37,10 +37,10 @@ SHELVES = {
         "benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
-        "planar/obstacles",
+        "plant planar/obstacles",
         "constraint",
         "limits planar/keep_out task trajectory",
-        "assumptions knots",
+        "assumptions calls knots",
         "margins projector",
         "certificate",
         "fallback",
