@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.calls import prox_of
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.knots import CAUSES, blocks
 from diffpolicy.constraints.limits import Polytope
@@ -85,9 +86,7 @@ class Projector:
         like = self._like
         start = start.to(like)
         obstacles.check_slots(self._slots)
-        if not bool((is_valid := obstacles.is_valid).all()):  # never certified anyway
-            is_used = obstacles.is_used & is_valid[:, None]
-            obstacles = Obstacles(obstacles.vertices, obstacles.radius, obstacles.speed, is_used)
+        obstacles = obstacles.only_known  # with the others, nothing is certified anyway
         # Off the CPU, one captured loop must work for any number of obstacles.
         obstacles = obstacles.without_empty_slots if self._may_look else obstacles.padded(self._slots)
         obstacles = obstacles if obstacles.slots else obstacles.padded(1)  # rows need at least one copy
@@ -116,6 +115,12 @@ class Projector:
             if commands is before:
                 break
         return commands
+
+    def where_finite(self, plan: Tensor, otherwise: Tensor) -> Tensor:
+        """The plans [B, N, A] of the robots for which they are finite; the other ones for the others."""
+        if self._may_look and bool(plan.isfinite().all()):
+            return plan
+        return torch.where(plan.isfinite().flatten(1).all(1)[:, None, None], plan, otherwise)
 
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
         """[B], the largest distance of any row at a knot from the set near it."""
@@ -187,7 +192,7 @@ class Projector:
     def _near(self, commands: Tensor, task: Task) -> Near:
         rows = self._seen(commands, task)
         proxes = [
-            block.constraint.prox(one[:, 0] if block.segments else one, scene)
+            prox_of(block.constraint, one[:, 0] if block.segments else one, scene)
             for block, one, scene in zip(self._blocks, rows, task.scenes, strict=True)
         ]
         return Near(rows, proxes)

@@ -9,6 +9,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from diffpolicy.codecs.codec import Codec
+from diffpolicy.constraints.calls import margin_of
 from diffpolicy.constraints.constraint import Quantity, Scene
 from diffpolicy.constraints.limits import Box
 from diffpolicy.constraints.projector import Projector
@@ -59,6 +61,7 @@ class SafetyProjection:
         if is_last and self._safety.candidates > 1:  # with one sample there is nothing to choose
             self.is_open = self._may_go_on(after)
         if after is not before:
+            after = self._projector.where_finite(after, before)  # what fails for one robot does not stop the others
             moved = (after - before) / self._projector.half_range
             self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
             plan = torch.cat([plan[:, : self._present], after], dim=1)
@@ -100,7 +103,7 @@ class SafetyProjection:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
         scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now; later is unknown
-        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
+        margins = [margin_of(c, ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 
     def _clipped(self, plan: Tensor) -> Tensor:
@@ -108,3 +111,17 @@ class SafetyProjection:
             if isinstance(constraint, Box) and constraint.quantity == Quantity("commands"):
                 plan = constraint.prox(plan, Scene(self._task.obstacles, plan.new_zeros(plan.shape[1])))(plan)
         return plan
+
+
+def projection_metric(codec: Codec) -> Tensor:
+    """[A], the weights of the axes in a projection of actions with this codec.
+
+    Raises:
+        ValueError: the codec has none.
+    """
+    if codec.metric is None:
+        raise ValueError(
+            f"safety: actions are encoded by {type(codec).__name__}, which has no metric; the projection needs a scale "
+            "per axis, as the codec normalizer has"
+        )
+    return codec.metric
