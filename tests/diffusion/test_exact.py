@@ -15,7 +15,7 @@ from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable, rows_at
 from diffpolicy.diffusion.schedule import Schedule
-from diffpolicy.diffusion.schedules import flow, ve, vp
+from diffpolicy.diffusion.schedules import cosine, flow, ve, vp
 from diffpolicy.policy.build import PARAMETERIZATIONS, SCHEDULES, TABLES, build_objective, build_sampler
 from diffpolicy.policy.clip import identity
 from diffpolicy.system.tables import made
@@ -138,6 +138,19 @@ def test_the_variance_of_gaussian_data_converges_with_the_samplers_order(name: s
     errors = [excess_variance(make(name, schedule, steps, spacing, **settings)) for steps in (80, 160, 320)]
     for coarse, fine in itertools.pairwise(errors):
         assert np.log2(coarse / fine) == pytest.approx(ORDERS.get(name, 1), abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "truth", [mixture.IN_2D, replace(mixture.IN_1D, weights=torch.tensor([0.2, 0.5, 0.3]).double())]
+)
+@over("schedule", [cosine(100), vp(1000)])
+def test_langevin_finds_every_mode_as_often_as_the_mixture_has_it(truth: mixture.Mixture, schedule: Schedule) -> None:
+    """With the default settings, within 3 standard errors of 4000 samples."""
+    found = samples(truth.denoise, build_sampler(schedule, "langevin"), 4000, truth.means.shape[1])
+    mode = torch.cdist(found, truth.means).argmin(1)
+    share = torch.bincount(mode, minlength=3) / len(found)
+    error = (truth.weights * (1 - truth.weights) / len(found)).sqrt()
+    assert ((share - truth.weights).abs() < 3 * error).all(), share
 
 
 def test_the_correctors_bias_falls_with_the_steps() -> None:

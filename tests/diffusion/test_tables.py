@@ -196,7 +196,7 @@ def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
 
 @over("rate", [0.05, 0.3, 1.0])
 def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: float) -> None:
-    """Noisy data N(0, V): steps of finite length settle at the variance V / (1 - rate sigma^2 / 2V)."""
+    """Noisy data N(0, V), V = sigma^2 / (1 - g): that of x = p x + q x[-1] + noise, off by O(rate^2)."""
     now, v = trailing(cosine(100), 100)[np.array([40])], 0.3
     table = langevin(now, steps_per_level=400, rate=rate)
     variance = now.alpha[0] ** 2 * v + now.sigma[0] ** 2
@@ -207,7 +207,11 @@ def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: floa
         return row.alpha * v / variance * x
 
     reverse(denoise, table, unit_draws(table), identity)
-    assert reached[-1] == pytest.approx(variance / (1 - rate * now.sigma[0] ** 2 / (2 * variance)), rel=1e-6)
+    decay, g = math.exp(-rate), 1 - now.sigma[0] ** 2 / variance
+    p, q = decay + 1.5 * (1 - decay) * g, -0.5 * (1 - decay) * g
+    settled = (1 - decay**2) * now.sigma[0] ** 2 * (1 - q) / ((1 + q) * (1 - p - q) * (1 + p - q))
+    assert reached[-1] == pytest.approx(settled, rel=1e-6)
+    assert settled == pytest.approx(variance, rel=0.1 * rate**2)  # Euler's steps: rate sigma^2 / 2V
 
 
 def test_langevin_steps_are_as_many_at_the_last_level_as_at_the_others() -> None:
