@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffpolicy.diffusion.schedule import (
+    SIGMA_TIME_SCALE,
     STRAIGHT,
     VARIANCE_PRESERVING,
     Family,
@@ -20,7 +21,6 @@ from diffpolicy.diffusion.schedule import (
 )
 
 TIME_SCALE = 1000.0  # a sinusoidal embedding is nearly constant over t in [0, 1]
-SIGMA_TIME_SCALE = 250.0  # c_noise of Karras et al. 2022, log(sigma) / 4, times 1000
 MAX_BETA = 0.999
 KARRAS_RHO = 7.0
 

@@ -96,13 +96,13 @@ def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -
 
 TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the schedule
     "ddpm": _table(DdpmConfig, lambda now, schedule, own: ancestral.ddpm(now, own.variance)),
-    "ddim": _table(DdimConfig, lambda now, schedule, own: ancestral.ddim(now, own.eta)),
+    "ddim": _table(DdimConfig, lambda now, schedule, own: ancestral.ddim(now, own.eta, own.clipped_epsilon)),
     "euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
     "flow_euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
     "dpmpp_2m": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m(now)),
     "dpmpp_2m_sde": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m_sde(now)),
     "unipc": _table(SamplerConfig, lambda now, schedule, own: multistep.unipc(now)),
-    "heun": _table(HeunConfig, lambda now, schedule, own: heun.heun(now, schedule, own.churn)),
+    "heun": _table(HeunConfig, lambda now, schedule, own: heun.heun(now, schedule, own)),
     "flow_heun": _table(SamplerConfig, lambda now, schedule, own: heun.flow_heun(now)),
     "reverse_sde": _table(SamplerConfig, lambda now, schedule, own: langevin.reverse_sde(now)),
     "predictor_corrector": _table(

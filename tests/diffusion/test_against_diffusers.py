@@ -108,11 +108,12 @@ def test_ddpm(their_draws: dict, variance: str, theirs: str, steps: int, is_clip
 
 
 @over("is_clipped", [False, True])
+@over("clipped_epsilon", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @over("steps", [100, 20, 5])
-def test_ddim(eta: float, steps: int, is_clipped: bool) -> None:
-    """Clipped, theirs agrees only if it too takes the noise estimate from the clipped clean one."""
-    table = build_sampler(COSINE, {"name": "ddim", "steps": steps, "eta": eta})
+def test_ddim(eta: float, steps: int, clipped_epsilon: bool, is_clipped: bool) -> None:
+    """By default theirs keeps the noise estimate of before the clip, as the published policies do."""
+    table = build_sampler(COSINE, {"name": "ddim", "steps": steps, "eta": eta, "clipped_epsilon": clipped_epsilon})
     noise = draws(table)
     scheduler = DDIMScheduler(100, prediction_type="sample", clip_sample=is_clipped, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
@@ -120,7 +121,7 @@ def test_ddim(eta: float, steps: int, is_clipped: bool) -> None:
     x = noise[0] * COSINE.levels.sigma[-1]
     for i, time in enumerate(scheduler.timesteps.tolist()):
         x = scheduler.step(
-            network(x, time), time, x, eta, use_clipped_model_output=is_clipped, variance_noise=noise[i + 1]
+            network(x, time), time, x, eta, use_clipped_model_output=clipped_epsilon, variance_noise=noise[i + 1]
         ).prev_sample
     equal(reverse(denoise, table, noise, clip(-1, 1) if is_clipped else identity).clean, x)
 
@@ -184,7 +185,7 @@ def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, s
 @pytest.mark.parametrize("schedule", [vp(1000), karras(1000, 0.002, 80.0, 0.5)], ids=["vp", "karras"])
 def test_heun(schedule, steps: int) -> None:
     """Theirs walks in x / alpha, and has no churn."""
-    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing"})
+    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing", "max_weight": math.inf})
     scheduler = HeunDiscreteScheduler(prediction_type="sample")
     scheduler.set_timesteps(steps)
     scheduler.sigmas = twice_between(with_zero(table.now.sigma / table.now.alpha)[[*range(0, 2 * steps - 1, 2), -1]])
