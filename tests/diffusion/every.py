@@ -23,6 +23,7 @@ EVERY_SCHEDULE = PLAIN | RESCALED
 CHOICES = [
     *TABLES,
     {"name": "ddpm", "variance": "beta"},
+    {"name": "unipc", "order": 3},
     {"name": "ddim", "eta": 0.5},
     {"name": "ddim", "eta": 1.0},
     {"name": "ddim", "clipped_epsilon": False},

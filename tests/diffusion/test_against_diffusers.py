@@ -33,12 +33,21 @@ COSINE, FLOW = cosine(100), flow(1000)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of NumPy
 COUNTS = over("steps", [1, 2, 5, 10, 50])
 MULTISTEP = pytest.mark.parametrize(
-    ("name", "scheduler_class", "settings"),
+    ("choice", "scheduler_class", "settings"),
     [
-        ("dpmpp_2m", DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-        ("dpmpp_2m_sde", DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-        ("unipc", UniPCMultistepScheduler, {"solver_type": "bh2"}),
+        ({"name": "dpmpp_2m"}, DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        ({"name": "dpmpp_2m_sde"}, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        (
+            {"name": "dpmpp_3m", "as_published": True},
+            DPMSolverMultistepScheduler,
+            {"algorithm_type": "dpmsolver++", "solver_order": 3},
+        ),
+        *(
+            ({"name": "unipc", "order": order}, UniPCMultistepScheduler, {"solver_type": "bh2", "solver_order": order})
+            for order in (1, 2, 3)
+        ),
     ],
+    ids=str,
 )
 
 
@@ -143,9 +152,11 @@ def multistep_samples(
 
 @MULTISTEP
 @COUNTS
-def test_multistep_solvers(name: str, scheduler_class, settings: dict, steps: int) -> None:
-    table = build_sampler(COSINE, {"name": name, "steps": steps})
-    scheduler = scheduler_class(100, prediction_type="sample", final_sigmas_type="zero", solver_order=2, **settings)
+def test_multistep_solvers(choice: dict, scheduler_class, settings: dict, steps: int) -> None:
+    table = build_sampler(COSINE, {**choice, "steps": steps})
+    scheduler = scheduler_class(
+        100, prediction_type="sample", final_sigmas_type="zero", **{"solver_order": 2, **settings}
+    )
     noise = draws(table)
     theirs = multistep_samples(scheduler, table, with_zero(table.now.sigma / table.now.alpha), noise, restart=0)
     equal(reverse(denoise, table, noise, identity).clean, theirs)
@@ -154,10 +165,10 @@ def test_multistep_solvers(name: str, scheduler_class, settings: dict, steps: in
 @MULTISTEP
 @COUNTS
 def test_multistep_solvers_on_flow_where_the_first_level_has_signal(
-    name: str, scheduler_class, settings: dict, steps: int
+    choice: dict, scheduler_class, settings: dict, steps: int
 ) -> None:
-    table = build_sampler(FLOW, {"name": name, "steps": steps, "spacing": "leading"})
-    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, solver_order=2, **settings)
+    table = build_sampler(FLOW, {**choice, "steps": steps, "spacing": "leading"})
+    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, **{"solver_order": 2, **settings})
     noise = draws(table)
     theirs = multistep_samples(scheduler, table, with_zero(table.now.sigma), noise, restart=0)
     equal(reverse(denoise, table, noise, identity).clean, theirs)
@@ -165,14 +176,14 @@ def test_multistep_solvers_on_flow_where_the_first_level_has_signal(
 
 @MULTISTEP
 @COUNTS
-def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, settings: dict, steps: int) -> None:
+def test_multistep_solvers_on_flow_from_pure_noise(choice: dict, scheduler_class, settings: dict, steps: int) -> None:
     """Theirs starts a little short of pure noise (by 1e-6; here 1e-9) and extrapolates through the long first step.
 
     Ours takes the limit, in which that step is infinitely long in log(alpha / sigma) and the next begins anew. Told to
     begin anew, theirs agrees.
     """
-    table = build_sampler(FLOW, {"name": name, "steps": steps})
-    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, solver_order=2, **settings)
+    table = build_sampler(FLOW, {**choice, "steps": steps})
+    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, **{"solver_order": 2, **settings})
     noise, sigmas = draws(table), with_zero(table.now.sigma)
     sigmas[0] -= 1e-9
     ours = reverse(denoise, table, noise, identity).clean

@@ -116,6 +116,7 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
         ({"name": "langevin", "langevin_steps": 0}, "0 Langevin steps per level, expected at least 1"),
         ({"name": "predictor_corrector", "langevin_steps": -1}, "-1 Langevin steps per level, expected at least 0"),
         ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
+        ({"name": "unipc", "order": 4}, "order 4 must be 1, 2 or 3"),
         ({"name": "nonsense"}, f"sampler: 'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS))}"),
         (
             {"name": "ddim", "spacing": "nonsense"},
@@ -158,7 +159,9 @@ def test_aliases_are_the_same_table(name: str, other: Any, steps: int) -> None:
 
 
 @over("schedule", EVERY_SCHEDULE)
-@pytest.mark.parametrize(("name", "order_1"), [("dpmpp_2m", "ddim"), ("unipc", "ddim"), ("dpmpp_2m_sde", "ddpm")])
+@pytest.mark.parametrize(
+    ("name", "order_1"), [("dpmpp_2m", "ddim"), ("dpmpp_3m", "ddim"), ("unipc", "ddim"), ("dpmpp_2m_sde", "ddpm")]
+)
 def test_multistep_solvers_begin_and_end_with_a_step_of_order_1(schedule, name: str, order_1: str) -> None:
     """DPM-Solver++ 1 is DDIM, its SDE form is DDPM."""
     same(

@@ -90,7 +90,8 @@ class StepTable:
                 raise ValueError(
                     f"sampler: {name} is {column.tolist()}, expected a finite number for each of {len(self.now)} levels"
                 )
-        past = [*([] if self.c is None else self.c[-1]), *([] if self.raw is None else self.raw[-1:])]
+        past: list[FloatArray] = [] if self.c is None else list(self.c[-1])
+        past += [] if self.raw is None else [self.raw[-1]]
         found = [np.asarray(one) for one in (self.a[-1], self.b[-1], *past, self.s[-1])]
         expected = [0.0, 1.0, *(0.0 for _ in past), 0.0]
         if not all(np.allclose(*pair, rtol=0.0, atol=1e-12) for pair in zip(found, expected, strict=True)):
