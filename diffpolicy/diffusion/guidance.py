@@ -5,10 +5,12 @@ noise estimate, (x - alpha * clean) / sigma; score, -noise / sigma.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, V
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import Row
@@ -34,7 +36,7 @@ def build_guide(config: GuidanceConfig) -> Guide | None:
     if config.rescale != neutral.rescale and config.weight == neutral.weight:
         raise ValueError(f"guidance: rescale {config.rescale} needs a weight, which is {config.weight}")
     if config.weight != neutral.weight:
-        guides.append(classifier_free(config.weight, config.rescale))
+        guides.append(classifier_free(config.weight, config.rescale, config.rescale_of))
     if config.epsilon_scale != neutral.epsilon_scale:
         guides.append(epsilon_scaling(config.epsilon_scale))
     if config.threshold != neutral.threshold:
@@ -43,31 +45,49 @@ def build_guide(config: GuidanceConfig) -> Guide | None:
 
 
 def compose(*guides: Guide) -> Guide:
-    """Apply guides one after the other; the first one is closest to the network."""
+    """Apply guides one after the other; the first one is closest to the network.
 
-    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
-        for one in guides:
+    `inpaint` comes last wherever it stands, so that no other guide moves the known waypoints.
+    """
+    return _Composed(guides)
+
+
+@dataclass(frozen=True)
+class _Composed:
+    guides: tuple[Guide, ...]
+
+    def __call__(self, denoise: Denoise, without: Denoise | None) -> Denoise:
+        for one in sorted(self._each(), key=lambda guide: isinstance(guide, _Inpaint)):
             denoise = one(denoise, without)
         return denoise
 
-    return guide
+    def _each(self) -> list[Guide]:
+        """The guides, with those of inner compositions in their place."""
+        return [one for guide in self.guides for one in (guide._each() if isinstance(guide, _Composed) else [guide])]
 
 
-def classifier_free(weight: float, rescale: float = 0.0) -> Guide:
+def classifier_free(weight: float, rescale: float = 0.0, rescale_of: str = "clean") -> Guide:
     """Classifier-free guidance: score (1 + w) s_c - w s_u (Ho & Salimans 2022, eq. 6).
 
     The formula is the same for clean estimates, which are an affine function of the score.
 
     Args:
         weight: w; 0 is no guidance, -1 ignores the condition.
-        rescale: 0 to 1, how far the estimate's standard deviation is restored to that of the conditional estimate (Lin
-            et al. 2024, eq. 16).
+        rescale: phi, 0 to 1, how far the standard deviation of each sample is restored to that of the conditional one
+            (Lin et al. 2024, eq. 16).
+        rescale_of: what has this standard deviation: clean, epsilon or v. Lin et al. take that of v, which their
+            network predicts; diffusers that of the network's output. At levels with almost no signal, which
+            epsilon cannot be converted back from, nothing is rescaled.
 
     Raises:
-        ValueError: a number is out of range or, when the guide is applied, the network has no null condition.
+        ValueError: a number is out of range, rescale_of is unknown or, when the guide is applied, the network has no
+            null condition.
     """
     _check("weight", weight, -1.0)
     _check("rescale", rescale, 0.0, 1.0)
+    if rescale_of not in _RESCALED:
+        raise ValueError(f"guidance: rescale_of {rescale_of!r} is unknown, expected one of {', '.join(_RESCALED)}")
+    meaning = _RESCALED[rescale_of]
 
     def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
         if without is None:
@@ -76,10 +96,13 @@ def classifier_free(weight: float, rescale: float = 0.0) -> Guide:
         def guided(x: Tensor, row: Row) -> Tensor:
             conditional = denoise(x, row)
             clean = (1.0 + weight) * conditional - weight * without(x, row)
-            if rescale == 0.0:
+            if rescale == 0.0 or (meaning.needs_signal and _has_no_signal(row)):
                 return clean
-            ratio = conditional.flatten(1).std(1) / clean.flatten(1).std(1).clamp_min(1e-12)
-            return clean * (1.0 + rescale * (ratio - 1.0))[:, None, None]
+            outputs = [meaning.output_from_clean(one, x, row.alpha, row.sigma) for one in (conditional, clean)]
+            wanted, found = (output.flatten(1).std(1) for output in outputs)
+            factor = 1.0 + rescale * (wanted / found.clamp_min(1e-12) - 1.0)
+            skip, out = meaning.clean_from_output(row.alpha, row.sigma)
+            return skip * x + out * factor[:, None, None] * outputs[1]
 
         return guided
 
@@ -135,7 +158,16 @@ def inpaint(known: Tensor, is_known: Tensor) -> Guide:
         known: normalised trajectories [batch or 1, horizon, action]; use 1 in a controller, whose batch size varies.
         is_known: bool mask that broadcasts with `known`.
     """
-    return lambda denoise, without: lambda x, row: torch.where(is_known.to(x.device), known.to(x), denoise(x, row))
+    return _Inpaint(known, is_known)
+
+
+@dataclass(frozen=True)
+class _Inpaint:
+    known: Tensor
+    is_known: Tensor
+
+    def __call__(self, denoise: Denoise, without: Denoise | None) -> Denoise:
+        return lambda x, row: torch.where(self.is_known.to(x.device), self.known.to(x), denoise(x, row))
 
 
 def epsilon_scaling(factor: float) -> Guide:
@@ -154,6 +186,9 @@ def epsilon_scaling(factor: float) -> Guide:
         return scaled
 
     return guide
+
+
+_RESCALED = {"clean": CLEAN, "epsilon": EPSILON, "v": V}
 
 
 def _has_no_signal(row: Row) -> bool:

@@ -7,7 +7,8 @@ All schedules follow the same path at different scales. Legend:
     u       log(tan(angle / 2)): 0 at pure noise, about log(sigma / alpha / 2) at the clean end
 
 The ODE is dz/du = cos(angle) * z - clean. It is smooth and finite, even at a last level without signal, and runs
-between the lowest and the highest trained level. Nothing is projected here: use it to analyse a policy, not to act.
+between the lowest and the highest trained level. A DDIM step joins the lowest level to the clean trajectory. Nothing is
+projected here: use it to analyse a policy, not to act.
 """
 
 import itertools
@@ -62,15 +63,22 @@ class Flow:
         """dz/du at z [batch, horizon, action], shaped like z."""
         return level.alpha / scale(level) * z - self.denoise(scale(level) * z, level)
 
-    def to_noise(self, x: Tensor, steps: int, method: str = "rk4") -> Tensor:
-        """Map x [batch, horizon, action] at the lowest level to noise of unit variance (DDIM inversion)."""
+    def to_noise(self, clean: Tensor, steps: int, method: str = "rk4") -> Tensor:
+        """Map a clean trajectory [batch, horizon, action] to noise of unit variance (DDIM inversion).
+
+        The step to the lowest level takes the noise estimate of the clean trajectory there, as DDIM inversion does.
+        """
+        _check(method, steps)
         (low, high), (first, last) = self.ends(), self.end_levels()
+        x = first.alpha * clean
+        x = x + first.alpha * (clean - self.denoise(x, first))  # sigma times the noise estimate, moved to `clean`
         return solve(self, self.slope, x / scale(first), low, high, steps, method) * (scale(last) / last.sigma)
 
     def to_clean(self, noise: Tensor, steps: int, method: str = "rk4") -> Tensor:
-        """The inverse of `to_noise`."""
+        """The inverse of `to_noise`; it ends with the clean estimate at the lowest level, as DDIM does."""
         (low, high), (first, last) = self.ends(), self.end_levels()
-        return solve(self, self.slope, noise * (last.sigma / scale(last)), high, low, steps, method) * scale(first)
+        z = solve(self, self.slope, noise * (last.sigma / scale(last)), high, low, steps, method)
+        return self.denoise(z * scale(first), first)
 
 
 def solve(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: int, method: str = "rk4") -> Tensor:
@@ -83,11 +91,15 @@ def solve(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: 
     Raises:
         ValueError: the method is unknown, or steps is below 1.
     """
+    _check(method, steps)
+    return METHODS[method](flow, slope, z, start, end, steps)
+
+
+def _check(method: str, steps: int) -> None:
     if method not in METHODS:
         raise ValueError(f"probability-flow ODE: method {method!r} is unknown, expected one of {', '.join(METHODS)}")
     if steps < 1:
         raise ValueError(f"probability-flow ODE: steps {steps} must be at least 1")
-    return METHODS[method](flow, slope, z, start, end, steps)
 
 
 def ddim(flow: Flow, slope: Slope, z: Tensor, start: float, end: float, steps: int) -> Tensor:

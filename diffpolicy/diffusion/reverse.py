@@ -1,7 +1,7 @@
 """The reverse loop that all sampler tables share: denoise, project, take the row's linear step.
 
-A row sees only projected clean estimates, and the last row returns the last one unchanged. The loop therefore returns
-exactly what `project` returned. It has no look-ups, no branches on data and no host synchronisation.
+The last row returns the last projected estimate unchanged. The loop therefore returns exactly what `project` returned.
+It has no look-ups, no branches on data and no host synchronisation.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,30 +51,32 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
     draws = noise.unbind(0)
     rows = [row.like(noise) for row in table.rows]
-    x = rows[0].sigma * draws[0]
+    x = (rows[0].sigma if table.start is None else table.start) * draws[0]
     estimates: list[Tensor] = []
     past: list[Tensor] = []
     for step, row in enumerate(rows):
         estimates.append(denoise(x, row))
         clean = project(estimates[-1], row, step)
         advance = _advance if row.is_uniform else _advance_waypoints
-        x = advance(row, x, clean, past, draws[step + 1])
+        x = advance(row, x, clean, estimates[-1], past, draws[step + 1])
         if row.c:
             past = [clean, *past[: len(row.c) - 1]]
     return Denoised(x, all_finite(estimates))
 
 
-def _advance(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
+def _advance(row: Row, x: Tensor, clean: Tensor, raw: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
     """The row's linear step; terms whose coefficient is 0 cost nothing."""
     x = clean * row.b if row.a == 0.0 else (clean * row.b).add_(x, alpha=row.a)
+    if row.raw != 0.0:
+        x.add_(raw, alpha=row.raw)
     for coefficient, earlier in zip(row.c, past, strict=False):
         x.add_(earlier, alpha=coefficient)
     return x if row.s == 0.0 else x.add_(draw, alpha=row.s)
 
 
-def _advance_waypoints(row: Row, x: Tensor, clean: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
+def _advance_waypoints(row: Row, x: Tensor, clean: Tensor, raw: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
     """The same, with coefficients [horizon, 1]: one per waypoint."""
-    x = row.b * clean + row.a * x + row.s * draw
+    x = row.b * clean + row.raw * raw + row.a * x + row.s * draw
     for coefficient, earlier in zip(row.c, past, strict=False):
         x = x + coefficient * earlier
     return x

@@ -21,6 +21,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 MAX_TERMINAL_SNR = 0.0101
+SIGMA_TIME_SCALE = 250.0  # c_noise of Karras et al. 2022, log(sigma) / 4, times 1000
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ class Family:
     Attributes:
         level: lambda -> (alpha, sigma).
         input_scale: (alpha, sigma) -> input_scale.
+        time: lambda -> time, if the network's time is known beyond the trained levels.
     """
 
     level: Callable[[FloatArray], tuple[FloatArray, FloatArray]]
     input_scale: Callable[[FloatArray, FloatArray], FloatArray] = lambda alpha, sigma: np.ones_like(sigma)
+    time: Callable[[FloatArray], FloatArray] | None = None
 
 
 VARIANCE_PRESERVING = Family(lambda lam: (1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam))))
@@ -85,6 +88,7 @@ def variance_exploding(sigma_data: float) -> Family:
     return Family(
         level=lambda lam: (np.ones_like(lam), np.exp(-lam)),
         input_scale=lambda alpha, sigma: 1 / np.hypot(sigma_data * alpha, sigma),
+        time=lambda lam: -SIGMA_TIME_SCALE * lam,
     )
 
 
@@ -115,13 +119,18 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.levels)
 
-    def at(self, lambdas: FloatArray) -> Levels:
+    def at(self, lambdas: FloatArray, beyond: bool = False) -> Levels:
         """Levels with these lambdas [n], exactly on the schedule's curve; the network's time is interpolated.
+
+        Args:
+            beyond: whether levels with more noise than the last one are allowed where the family knows their time.
 
         Raises:
             ValueError: a lambda lies outside the trained levels.
         """
         low, high = self.levels.lambdas[-1], self.levels.lambdas[0]
+        if beyond and self.family.time:
+            low = lambdas.min()
         rounding = 1e-9
         if not ((lambdas >= low - rounding) & (lambdas <= high + rounding)).all():
             raise ValueError(
@@ -132,6 +141,8 @@ class Schedule:
         # The angle arctan(sigma / alpha) increases with noise and is finite even where alpha is 0.
         known = np.arctan2(self.levels.sigma, self.levels.alpha)
         time = np.interp(np.arctan2(sigma, alpha), known, self.levels.time)
+        if beyond and self.family.time:
+            time = np.where(lambdas < self.levels.lambdas[-1], self.family.time(lambdas), time)
         return Levels(alpha, sigma, time, self.family.input_scale(alpha, sigma))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffpolicy.diffusion.schedule import (
+    SIGMA_TIME_SCALE,
     STRAIGHT,
     VARIANCE_PRESERVING,
     Family,
@@ -20,7 +21,6 @@ from diffpolicy.diffusion.schedule import (
 )
 
 TIME_SCALE = 1000.0  # a sinusoidal embedding is nearly constant over t in [0, 1]
-SIGMA_TIME_SCALE = 250.0  # c_noise of Karras et al. 2022, log(sigma) / 4, times 1000
 MAX_BETA = 0.999
 KARRAS_RHO = 7.0
 
@@ -32,6 +32,15 @@ class BetasConfig:
     name: str
     beta_start: float = 1e-4
     beta_end: float = 2e-2
+
+
+@dataclass
+class VpConfig:
+    """Settings of the schedule vp: the rate at the beginning and at the end."""
+
+    name: str = "vp"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
 
 
 @dataclass
@@ -88,6 +97,8 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 def vp(num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """The VP process whose rate grows linearly in t, at t = i / num_levels (Song et al. 2021b, eq. 32 and 33)."""
+    if not 0.0 <= beta_min <= beta_max < np.inf:
+        raise ValueError(f"schedule: beta_min {beta_min} and beta_max {beta_max} must rise from 0")
     t = _grid(num_levels)[1:]
     exponent = 0.5 * t**2 * (beta_max - beta_min) + t * beta_min  # the integral of the rate
     return _variance_preserving(np.exp(-0.5 * exponent), np.sqrt(-np.expm1(-exponent)), TIME_SCALE * t)

@@ -1,7 +1,7 @@
 """Spacings: the levels that a sampler visits, from the most noise to the least.
 
-trailing and leading pick trained levels; log_snr and karras also use levels between them. All raise ValueError unless
-there are at least as many trained levels as steps; log_snr and karras also if the last level holds no signal.
+trailing and leading pick trained levels; the others also use levels between them. All raise ValueError unless there are
+at least as many trained levels as steps; the others also if the last level holds no signal.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +10,8 @@ import numpy as np
 
 from diffpolicy.diffusion.schedule import Levels, Schedule, check_steps
 from diffpolicy.diffusion.schedules import karras_spaced
+
+MOST_NOISE = 3.0  # sigma / alpha of the second level of noise_then_karras
 
 
 def trailing(schedule: Schedule, steps: int) -> Levels:
@@ -41,11 +43,23 @@ def karras(schedule: Schedule, steps: int) -> Levels:
     return schedule.at(-np.log(karras_spaced(np.exp(-first), np.exp(-last), steps)))
 
 
+def noise_then_karras(schedule: Schedule, steps: int) -> Levels:
+    """The last level, then as `karras` from sigma / alpha = 3 on, for solvers that walk in sigma / alpha.
+
+    Next to nothing of the trajectory shows above 3, while on a schedule such as cosine sigma / alpha goes on to
+    thousands; one step crosses that range.
+    """
+    most, least = _lambda_range(schedule, steps, "noise_then_karras")
+    below = karras_spaced(min(MOST_NOISE, np.exp(-most)), np.exp(-least), steps - 1)
+    return schedule.at(np.append(most, -np.log(below)))
+
+
 SPACINGS: Mapping[str, Callable[[Schedule, int], Levels]] = {
     "trailing": trailing,
     "leading": leading,
     "log_snr": log_snr,
     "karras": karras,
+    "noise_then_karras": noise_then_karras,
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffpolicy.diffusion.likelihood import LogDensity, elbo, log_likelihood
 from diffpolicy.diffusion.ode import Flow, check_fraction, great_circle
 from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.precision import like_parameters
 
 
 class PolicyAnalysis:
@@ -94,7 +95,7 @@ class PolicyAnalysis:
 
     def _checked(self, name: str, values: Tensor, shape: list[int]) -> Tensor:
         self._policy.check_fitted()
-        values = torch.as_tensor(values, dtype=torch.float32, device=self._policy.device)
+        values = like_parameters(torch.as_tensor(values), self._policy.network)
         expected = [len(values), *shape]
         if list(values.shape) != expected or not bool(values.isfinite().all()):
             raise ValueError(

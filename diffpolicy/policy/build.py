@@ -15,10 +15,11 @@ from diffpolicy.diffusion.samplers import ancestral, heun, langevin, multistep
 from diffpolicy.diffusion.samplers.ancestral import DdimConfig, DdpmConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
 from diffpolicy.diffusion.samplers.langevin import LangevinConfig, PredictorCorrectorConfig
+from diffpolicy.diffusion.samplers.multistep import Dpmpp3mConfig, UnipcConfig
 from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import Levels, Schedule
-from diffpolicy.diffusion.schedules import BetasConfig, SigmasConfig
+from diffpolicy.diffusion.schedules import BetasConfig, SigmasConfig, VpConfig
 from diffpolicy.diffusion.spacing import SPACINGS
 from diffpolicy.diffusion.weighting import (
     LevelDistribution,
@@ -43,7 +44,7 @@ SCHEDULES: Mapping[str, Entry[Schedule]] = {  # built from its settings and the 
     ),
     "cosine": Entry(NameOnly, lambda own, levels: schedules.cosine(levels)),
     "sigmoid": Entry(NameOnly, lambda own, levels: schedules.sigmoid(levels)),
-    "vp": Entry(NameOnly, lambda own, levels: schedules.vp(levels)),
+    "vp": Entry(VpConfig, lambda own, levels: schedules.vp(levels, own.beta_min, own.beta_max)),
     "ve": Entry(SigmasConfig, lambda own, levels: schedules.ve(levels, own.sigma_min, own.sigma_max, own.sigma_data)),
     "karras": Entry(
         SigmasConfig, lambda own, levels: schedules.karras(levels, own.sigma_min, own.sigma_max, own.sigma_data)
@@ -96,13 +97,14 @@ def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -
 
 TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the schedule
     "ddpm": _table(DdpmConfig, lambda now, schedule, own: ancestral.ddpm(now, own.variance)),
-    "ddim": _table(DdimConfig, lambda now, schedule, own: ancestral.ddim(now, own.eta)),
+    "ddim": _table(DdimConfig, lambda now, schedule, own: ancestral.ddim(now, own.eta, own.clipped_epsilon)),
     "euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
     "flow_euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
     "dpmpp_2m": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m(now)),
     "dpmpp_2m_sde": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m_sde(now)),
-    "unipc": _table(SamplerConfig, lambda now, schedule, own: multistep.unipc(now)),
-    "heun": _table(HeunConfig, lambda now, schedule, own: heun.heun(now, schedule, own.churn)),
+    "dpmpp_3m": _table(Dpmpp3mConfig, lambda now, schedule, own: multistep.dpmpp_3m(now, own.as_published)),
+    "unipc": _table(UnipcConfig, lambda now, schedule, own: multistep.unipc(now, own.order)),
+    "heun": _table(HeunConfig, lambda now, schedule, own: heun.heun(now, schedule, own)),
     "flow_heun": _table(SamplerConfig, lambda now, schedule, own: heun.flow_heun(now)),
     "reverse_sde": _table(SamplerConfig, lambda now, schedule, own: langevin.reverse_sde(now)),
     "predictor_corrector": _table(

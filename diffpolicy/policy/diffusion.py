@@ -23,6 +23,7 @@ from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
+from diffpolicy.policy.precision import check_precision, like_parameters
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
 from diffpolicy.policy.sampling import ActionChunk, Sampling, replayed, sampled
 from diffpolicy.policy.settings import PolicyConfig
@@ -59,6 +60,10 @@ class DiffusionPolicy(nn.Module):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # of `to`, `double` and their like
+        check_precision(fn(torch.zeros(1)).dtype)
+        return super()._apply(fn, recurse)
+
     @property
     def has_null_condition(self) -> bool:
         """Whether it was also trained without observations, as classifier-free guidance needs."""
@@ -77,12 +82,7 @@ class DiffusionPolicy(nn.Module):
         return Sampling(self.sampler(settings), self.guide(settings.guidance), settings)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
-        """Build the guidance for these settings; None if they turn it off.
-
-        Raises:
-            ValueError: a number is out of range, or classifier-free guidance is set for a policy that was trained
-                without condition_dropout.
-        """
+        """The guidance of these settings, or None; raises ValueError if the policy was not trained for it."""
         if config.weight != 0.0 and not self.has_null_condition:
             raise ValueError(
                 f"guidance: weight {config.weight} needs a policy trained with diffusion.condition_dropout above 0 "
@@ -108,7 +108,7 @@ class DiffusionPolicy(nn.Module):
     def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
-        Images need none. Raises ValueError on data that lacks a key, has no rows, is of the wrong shape or not finite.
+        Raises ValueError on data that lacks a key, has no rows, is of the wrong shape or not finite.
         """
         if missing := [key for key in self._vectors if key not in observations]:
             raise ValueError(f"fit: the observations lack {', '.join(missing)}; they have {sorted(observations)}")
@@ -134,7 +134,7 @@ class DiffusionPolicy(nn.Module):
             step: optimiser step, for objectives that change during training.
         """
         self.check_fitted()
-        batch = self.objective.draw(self.codec.encode(actions), generator, part)
+        batch = self.objective.draw(self.codec.encode(like_parameters(actions, self.network)), generator, part)
         condition = self.condition(observations)
         if self.has_null_condition:
             total, rows = shared_draws(part, len(actions))
@@ -185,7 +185,8 @@ class DiffusionPolicy(nn.Module):
         projection = PlanProjection(self.codec, present, constrain)
         with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
             shape = (len(sampler) + 1, *self._encoded_shape)
-            noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1).to(self.device)
+            noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1)
+            noise = like_parameters(noise, self.network)
             if self._replays and isinstance(sampler, StepTable) and guide is None and projection.is_replayable:
                 denoiser = functools.partial(self._denoiser, guide=None, sampler=sampler)
                 denoised = replayed(self._replays, self, denoiser, observation, sampler, noise, projection)
@@ -206,9 +207,7 @@ class DiffusionPolicy(nn.Module):
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load and verify a checkpoint folder, on disk or shipped, or a link to one; the policy is ready to act.
 
-        Raises:
-            FileNotFoundError: there is no checkpoint.
-            ValueError: it is damaged or of another kind, or tensors are missing, unknown or of the wrong shape.
+        Raises FileNotFoundError or, if it is damaged or of another kind, ValueError.
         """
         return read_pretrained(folder, {"diffusion": cls}).to(device).eval()
 
@@ -218,8 +217,8 @@ class DiffusionPolicy(nn.Module):
 
     def condition(self, observations: Mapping[str, Tensor]) -> Condition:
         """Normalise and encode checked observations into the network's condition."""
-        normalizers = self._observation_normalizers()
-        normalized = {key: normalizer.encode(observations[key]) for key, normalizer in normalizers.items()}
+        seen = {key: like_parameters(observations[key], self.network) for key in self._vectors}
+        normalized = {key: normalizer.encode(seen[key]) for key, normalizer in self._observation_normalizers().items()}
         return self.encoder({**observations, **normalized})
 
     def denoiser_at(self, condition: Condition, times: Sequence[float] = ()) -> Denoise:

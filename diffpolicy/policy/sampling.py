@@ -78,6 +78,6 @@ def replayed(
         return [denoised.clean, denoised.is_finite, *twin.left()]
 
     inputs = [noise, *(observation[key] for key in keys), *projection.tensors()]
-    clean, is_finite, *left = replays.run(policy, (sampler.rows, projection.key()), loop, inputs)
+    clean, is_finite, *left = replays.run(policy, (sampler.rows, sampler.start, projection.key()), loop, inputs)
     projection.take(left)
     return Denoised(clean, is_finite)

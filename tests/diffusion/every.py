@@ -23,9 +23,12 @@ EVERY_SCHEDULE = PLAIN | RESCALED
 CHOICES = [
     *TABLES,
     {"name": "ddpm", "variance": "beta"},
+    {"name": "unipc", "order": 3},
     {"name": "ddim", "eta": 0.5},
     {"name": "ddim", "eta": 1.0},
+    {"name": "ddim", "clipped_epsilon": False},
     {"name": "heun", "churn": 40.0},
+    {"name": "heun", "churn": 40.0, "churn_min": 0.1, "churn_max": 2.0, "churn_noise": 1.003},
     {"name": "langevin", "langevin_steps": 3},
     {"name": "predictor_corrector", "langevin_steps": 2, "langevin_rate": 0.3},
 ]
@@ -49,7 +52,7 @@ class SamplerCase:
         spacing, has_signal = self.config.spacing, self.schedule.levels.alpha[-1] > 0.0
         if self.config.name == "flow_heun" and self.on != "flow":
             return False
-        if spacing in ("log_snr", "karras"):
+        if spacing in ("log_snr", "karras", "noise_then_karras"):
             return has_signal
         return has_signal or spacing == "leading" or self.config.name not in NEEDS_SIGNAL
 

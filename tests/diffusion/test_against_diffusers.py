@@ -33,12 +33,21 @@ COSINE, FLOW = cosine(100), flow(1000)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of NumPy
 COUNTS = over("steps", [1, 2, 5, 10, 50])
 MULTISTEP = pytest.mark.parametrize(
-    ("name", "scheduler_class", "settings"),
+    ("choice", "scheduler_class", "settings"),
     [
-        ("dpmpp_2m", DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-        ("dpmpp_2m_sde", DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-        ("unipc", UniPCMultistepScheduler, {"solver_type": "bh2"}),
+        ({"name": "dpmpp_2m"}, DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        ({"name": "dpmpp_2m_sde"}, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        (
+            {"name": "dpmpp_3m", "as_published": True},
+            DPMSolverMultistepScheduler,
+            {"algorithm_type": "dpmsolver++", "solver_order": 3},
+        ),
+        *(
+            ({"name": "unipc", "order": order}, UniPCMultistepScheduler, {"solver_type": "bh2", "solver_order": order})
+            for order in (1, 2, 3)
+        ),
     ],
+    ids=str,
 )
 
 
@@ -108,11 +117,12 @@ def test_ddpm(their_draws: dict, variance: str, theirs: str, steps: int, is_clip
 
 
 @over("is_clipped", [False, True])
+@over("clipped_epsilon", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @over("steps", [100, 20, 5])
-def test_ddim(eta: float, steps: int, is_clipped: bool) -> None:
-    """Clipped, theirs agrees only if it too takes the noise estimate from the clipped clean one."""
-    table = build_sampler(COSINE, {"name": "ddim", "steps": steps, "eta": eta})
+def test_ddim(eta: float, steps: int, clipped_epsilon: bool, is_clipped: bool) -> None:
+    """By default theirs keeps the noise estimate of before the clip, as the published policies do."""
+    table = build_sampler(COSINE, {"name": "ddim", "steps": steps, "eta": eta, "clipped_epsilon": clipped_epsilon})
     noise = draws(table)
     scheduler = DDIMScheduler(100, prediction_type="sample", clip_sample=is_clipped, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
@@ -120,7 +130,7 @@ def test_ddim(eta: float, steps: int, is_clipped: bool) -> None:
     x = noise[0] * COSINE.levels.sigma[-1]
     for i, time in enumerate(scheduler.timesteps.tolist()):
         x = scheduler.step(
-            network(x, time), time, x, eta, use_clipped_model_output=is_clipped, variance_noise=noise[i + 1]
+            network(x, time), time, x, eta, use_clipped_model_output=clipped_epsilon, variance_noise=noise[i + 1]
         ).prev_sample
     equal(reverse(denoise, table, noise, clip(-1, 1) if is_clipped else identity).clean, x)
 
@@ -142,9 +152,11 @@ def multistep_samples(
 
 @MULTISTEP
 @COUNTS
-def test_multistep_solvers(name: str, scheduler_class, settings: dict, steps: int) -> None:
-    table = build_sampler(COSINE, {"name": name, "steps": steps})
-    scheduler = scheduler_class(100, prediction_type="sample", final_sigmas_type="zero", solver_order=2, **settings)
+def test_multistep_solvers(choice: dict, scheduler_class, settings: dict, steps: int) -> None:
+    table = build_sampler(COSINE, {**choice, "steps": steps})
+    scheduler = scheduler_class(
+        100, prediction_type="sample", final_sigmas_type="zero", **{"solver_order": 2, **settings}
+    )
     noise = draws(table)
     theirs = multistep_samples(scheduler, table, with_zero(table.now.sigma / table.now.alpha), noise, restart=0)
     equal(reverse(denoise, table, noise, identity).clean, theirs)
@@ -153,10 +165,10 @@ def test_multistep_solvers(name: str, scheduler_class, settings: dict, steps: in
 @MULTISTEP
 @COUNTS
 def test_multistep_solvers_on_flow_where_the_first_level_has_signal(
-    name: str, scheduler_class, settings: dict, steps: int
+    choice: dict, scheduler_class, settings: dict, steps: int
 ) -> None:
-    table = build_sampler(FLOW, {"name": name, "steps": steps, "spacing": "leading"})
-    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, solver_order=2, **settings)
+    table = build_sampler(FLOW, {**choice, "steps": steps, "spacing": "leading"})
+    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, **{"solver_order": 2, **settings})
     noise = draws(table)
     theirs = multistep_samples(scheduler, table, with_zero(table.now.sigma), noise, restart=0)
     equal(reverse(denoise, table, noise, identity).clean, theirs)
@@ -164,14 +176,14 @@ def test_multistep_solvers_on_flow_where_the_first_level_has_signal(
 
 @MULTISTEP
 @COUNTS
-def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, settings: dict, steps: int) -> None:
+def test_multistep_solvers_on_flow_from_pure_noise(choice: dict, scheduler_class, settings: dict, steps: int) -> None:
     """Theirs starts a little short of pure noise (by 1e-6; here 1e-9) and extrapolates through the long first step.
 
     Ours takes the limit, in which that step is infinitely long in log(alpha / sigma) and the next begins anew. Told to
     begin anew, theirs agrees.
     """
-    table = build_sampler(FLOW, {"name": name, "steps": steps})
-    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, solver_order=2, **settings)
+    table = build_sampler(FLOW, {**choice, "steps": steps})
+    scheduler = scheduler_class(1000, prediction_type="sample", use_flow_sigmas=True, **{"solver_order": 2, **settings})
     noise, sigmas = draws(table), with_zero(table.now.sigma)
     sigmas[0] -= 1e-9
     ours = reverse(denoise, table, noise, identity).clean
@@ -184,7 +196,7 @@ def test_multistep_solvers_on_flow_from_pure_noise(name: str, scheduler_class, s
 @pytest.mark.parametrize("schedule", [vp(1000), karras(1000, 0.002, 80.0, 0.5)], ids=["vp", "karras"])
 def test_heun(schedule, steps: int) -> None:
     """Theirs walks in x / alpha, and has no churn."""
-    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing"})
+    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing", "max_weight": math.inf})
     scheduler = HeunDiscreteScheduler(prediction_type="sample")
     scheduler.set_timesteps(steps)
     scheduler.sigmas = twice_between(with_zero(table.now.sigma / table.now.alpha)[[*range(0, 2 * steps - 1, 2), -1]])

@@ -111,6 +111,27 @@ def test_rescaling_restores_the_standard_deviation_of_the_conditional_estimate()
     torch.testing.assert_close(guided.flatten(1).std(1), CONDITIONAL.denoise(x, row).flatten(1).std(1))
 
 
+@pytest.mark.parametrize("of", ["epsilon", "v"])
+def test_rescaling_in_the_published_form_is_of_the_networks_output(of: str) -> None:
+    """Lin et al. 2024, eq. 15 and 16, sample by sample, on what their network predicts (v) or diffusers' (epsilon)."""
+    phi, weight = 0.7, 4.0
+    for row in LEVELS:
+        x = noise(8, 16, 2)
+        if (row.alpha / row.sigma) ** 2 <= MAX_TERMINAL_SNR:
+            continue
+
+        def output(clean: torch.Tensor, row: Row = row, x: torch.Tensor = x) -> torch.Tensor:
+            epsilon = (x - row.alpha * clean) / row.sigma
+            return epsilon if of == "epsilon" else row.alpha * epsilon - row.sigma * clean
+
+        positive, negative = output(CONDITIONAL.denoise(x, row)), output(mixture.IN_2D.denoise(x, row))
+        guided = negative + (1 + weight) * (positive - negative)
+        factor = positive.flatten(1).std(1) / guided.flatten(1).std(1)
+        expected = phi * factor[:, None, None] * guided + (1 - phi) * guided
+        found = classifier_free(weight, phi, of)(CONDITIONAL.denoise, mixture.IN_2D.denoise)(x, row)
+        torch.testing.assert_close(output(found), expected, rtol=1e-9, atol=1e-9)  # float64
+
+
 def test_dynamic_thresholding_scales_what_exceeds_the_limits_and_leaves_the_rest() -> None:
     clean = torch.stack([torch.linspace(-2, 2, 32), torch.linspace(-0.5, 0.5, 32)]).reshape(2, 16, 2)
     found = dynamic_threshold(0.9)(lambda x, row: clean, None)(clean, LEVELS[0])
@@ -141,6 +162,19 @@ def test_inpainting_keeps_known_waypoints_to_the_end_and_leaves_the_others_free(
     plan = reverse(denoise, ddim(trailing(SCHEDULE, 10)), noise(11, 4, 8, 2), lambda clean, row, step: clean).clean
     assert (plan[:, :3] == 0.25).all()
     assert (plan[:, 3:] != 0.25).all()
+
+
+def test_known_waypoints_stay_in_any_order_of_guides() -> None:
+    known, is_known = torch.full((1, 8, 2), 0.25, dtype=torch.float64), torch.zeros(8, 2, dtype=torch.bool)
+    is_known[:3] = True
+    fixed = inpaint(known, is_known)
+    for name, other in EVERY_GUIDE.items():
+        if name in ("inpaint", "all"):
+            continue
+        for guide in (compose(fixed, other), compose(other, fixed), compose(compose(fixed), other)):
+            clean = guide(CONDITIONAL.denoise, mixture.IN_2D.denoise)(noise(4, 8, 2), LEVELS[10])
+            assert (clean[:, :3] == 0.25).all(), name
+            assert (clean[:, 3:] != 0.25).all(), name
 
 
 def test_epsilon_scaling_divides_the_noise_estimate() -> None:
@@ -178,6 +212,10 @@ def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, g
         (lambda: classifier_free(-1.5), "weight -1.5 must be between -1.0"),
         (lambda: classifier_free(float("nan")), "weight nan"),
         (lambda: classifier_free(1.0, 1.5), "rescale 1.5"),
+        (
+            lambda: classifier_free(1.0, 0.5, "score"),
+            "rescale_of 'score' is unknown, expected one of clean, epsilon, v",
+        ),
         (lambda: dynamic_threshold(0.0), "threshold 0.0"),
         (lambda: by_cost(torch.sum, -1.0), "scale -1.0"),
         (lambda: epsilon_scaling(0.0), "epsilon_scale 0.0"),

@@ -11,7 +11,7 @@ from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.spacing import SPACINGS, karras, leading, log_snr, trailing
 
 STEPS = [1, 2, 3, 7, 10, 33, 99, 100]
-INTERPOLATED = ("log_snr", "karras")  # undefined where lambda is minus infinity
+INTERPOLATED = ("log_snr", "karras", "noise_then_karras")  # undefined where lambda is minus infinity
 
 
 @over("schedule", EVERY_SCHEDULE)

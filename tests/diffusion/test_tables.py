@@ -22,7 +22,7 @@ from diffpolicy.policy.clip import identity
 KARRAS = karras(1000, 0.002, 80.0, sigma_data=0.5)
 # Steps of finite length that are off their level even where the clean trajectory is known; test_exact says by how much.
 INEXACT_MEAN = ("reverse_sde", "predictor_corrector")  # but on ve and karras, whose alpha stays 1
-INEXACT_VARIANCE = (*INEXACT_MEAN, "langevin")
+INEXACT_VARIANCE = (*INEXACT_MEAN, "langevin")  # and heun where churn_noise is not 1
 
 
 def draws(table: StepTable) -> torch.Tensor:
@@ -60,7 +60,9 @@ def test_a_step_keeps_a_known_trajectory_at_its_level(case: SamplerCase) -> None
     # rounding is relative to VE's sigma of 80; Heun's long steps begin at a sigma / alpha of 2e4
     rounding = 1e-9 if case.config.name == "heun" else 1e-12 * (1 + table.rows[0].sigma)
     is_variance_exact = (
-        case.config.name not in INEXACT_VARIANCE and getattr(case.config, "variance", "posterior") == "posterior"
+        case.config.name not in INEXACT_VARIANCE
+        and getattr(case.config, "variance", "posterior") == "posterior"
+        and getattr(case.config, "churn_noise", 1.0) == 1.0
     )
 
     def denoise(x: torch.Tensor, row: Row) -> torch.Tensor:
@@ -78,7 +80,8 @@ def test_a_step_keeps_a_known_trajectory_at_its_level(case: SamplerCase) -> None
 def test_rows_lie_at_trained_levels_or_between(case: SamplerCase) -> None:
     table, levels = case.build(), case.schedule.levels
     assert len(table) >= case.config.steps
-    for name in ("alpha", "sigma", "time", "input_scale"):
+    is_raised = getattr(case.config, "churn", 0.0) > 0.0 and case.on in ("ve", "karras")  # EDM goes beyond the last
+    for name in () if is_raised else ("alpha", "sigma", "time", "input_scale"):
         ours, trained = getattr(table.now, name), getattr(levels, name)
         assert (ours >= trained.min() - 1e-9).all()
         assert (ours <= trained.max() + 1e-9).all()
@@ -107,9 +110,13 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
             for name in ("langevin", "predictor_corrector")
             for bad in (0.0, -0.1, 1.1, math.nan)
         ),
+        ({"name": "heun", "churn_min": 2.0, "churn_max": 1.0}, "churn_min 2.0 and churn_max 1.0 must rise from 0"),
+        ({"name": "heun", "churn_noise": math.nan}, "churn_noise nan must be at least 0"),
+        ({"name": "heun", "max_weight": 0.0}, "max_weight 0.0 must be above 0"),
         ({"name": "langevin", "langevin_steps": 0}, "0 Langevin steps per level, expected at least 1"),
         ({"name": "predictor_corrector", "langevin_steps": -1}, "-1 Langevin steps per level, expected at least 0"),
         ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
+        ({"name": "unipc", "order": 4}, "order 4 must be 1, 2 or 3"),
         ({"name": "nonsense"}, f"sampler: 'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS))}"),
         (
             {"name": "ddim", "spacing": "nonsense"},
@@ -152,7 +159,9 @@ def test_aliases_are_the_same_table(name: str, other: Any, steps: int) -> None:
 
 
 @over("schedule", EVERY_SCHEDULE)
-@pytest.mark.parametrize(("name", "order_1"), [("dpmpp_2m", "ddim"), ("unipc", "ddim"), ("dpmpp_2m_sde", "ddpm")])
+@pytest.mark.parametrize(
+    ("name", "order_1"), [("dpmpp_2m", "ddim"), ("dpmpp_3m", "ddim"), ("unipc", "ddim"), ("dpmpp_2m_sde", "ddpm")]
+)
 def test_multistep_solvers_begin_and_end_with_a_step_of_order_1(schedule, name: str, order_1: str) -> None:
     """DPM-Solver++ 1 is DDIM, its SDE form is DDPM."""
     same(
@@ -173,19 +182,26 @@ def test_ddpm_variances_are_the_posterior_and_beta() -> None:
 
 @over("steps", [1, 2, 7, 18])
 @pytest.mark.parametrize("churn", [0.0, 3.0, 40.0])
-def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
-    """Karras et al. 2022, but for churn in the first step: nothing is trained beyond sigma_max."""
-    table = build_sampler(KARRAS, {"name": "heun", "steps": steps, "churn": churn, "spacing": "trailing"})
+@over("low, high, noise_scale", [(0.0, math.inf, 1.0), (0.05, 50.0, 1.003), (0.0, 100.0, 0.5)])
+def test_heun_is_algorithm_2_of_karras(steps: int, churn: float, low: float, high: float, noise_scale: float) -> None:
+    """Karras et al. 2022, with churn in the first step, beyond sigma_max."""
+    churned = {"churn": churn, "churn_min": low, "churn_max": high, "churn_noise": noise_scale}
+    choice = {"name": "heun", "steps": steps, "spacing": "trailing", "max_weight": math.inf, **churned}
+    table = build_sampler(KARRAS, choice)
     noise, t = draws(table), [*trailing(KARRAS, steps).sigma.tolist(), 0.0]
-    x = t[0] * noise[0]
+    first = table.start / t[0]  # ours draws the start and the noise of the first step at once
 
     def slope(x: torch.Tensor, t: float) -> torch.Tensor:
         return (x - torch.tanh(x + math.log(t))) / t
 
+    x = t[0] * noise[0]
     for i in range(steps):
-        gamma = min(churn / steps, 2**0.5 - 1) if i > 0 else 0.0
-        t_hat = min(t[i] * (1 + gamma), t[0])
-        x_hat = x + (t_hat**2 - t[i] ** 2) ** 0.5 * noise[2 * i]
+        gamma = min(churn / steps, 2**0.5 - 1) if low <= t[i] <= high else 0.0
+        t_hat = t[i] * (1 + gamma)
+        fresh = noise_scale * (t_hat**2 - t[i] ** 2) ** 0.5
+        if i == 0:
+            assert table.start == pytest.approx(math.hypot(t[0], fresh))
+        x_hat = x + fresh * noise[2 * i] if i > 0 else first * x
         d = slope(x_hat, t_hat)
         x = x_hat + (t[i + 1] - t_hat) * d
         if t[i + 1] > 0:
@@ -194,9 +210,17 @@ def test_heun_is_algorithm_2_of_karras(steps: int, churn: float) -> None:
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-11)  # float64 from a start of 80
 
 
+def test_a_churned_level_has_its_own_time_where_that_is_known_and_is_trained_elsewhere() -> None:
+    """EDM's network knows any sigma; one that was trained with the index of a level knows no others."""
+    raised = build_sampler(KARRAS, {"name": "heun", "steps": 5, "churn": 1.0}).rows[0]
+    assert (raised.sigma, raised.time) == pytest.approx((80.0 * 1.2, 250.0 * math.log(80.0 * 1.2)))
+    last = build_sampler(cosine(100), {"name": "heun", "steps": 5, "churn": 1.0}).rows[0]
+    assert last.time == 99.0
+
+
 @over("rate", [0.05, 0.3, 1.0])
 def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: float) -> None:
-    """Noisy data N(0, V): steps of finite length settle at the variance V / (1 - rate sigma^2 / 2V)."""
+    """Noisy data N(0, V), V = sigma^2 / (1 - g): that of x = p x + q x[-1] + noise, off by O(rate^2)."""
     now, v = trailing(cosine(100), 100)[np.array([40])], 0.3
     table = langevin(now, steps_per_level=400, rate=rate)
     variance = now.alpha[0] ** 2 * v + now.sigma[0] ** 2
@@ -207,7 +231,11 @@ def test_a_walk_at_one_level_settles_at_langevins_stationary_variance(rate: floa
         return row.alpha * v / variance * x
 
     reverse(denoise, table, unit_draws(table), identity)
-    assert reached[-1] == pytest.approx(variance / (1 - rate * now.sigma[0] ** 2 / (2 * variance)), rel=1e-6)
+    decay, g = math.exp(-rate), 1 - now.sigma[0] ** 2 / variance
+    p, q = decay + 1.5 * (1 - decay) * g, -0.5 * (1 - decay) * g
+    settled = (1 - decay**2) * now.sigma[0] ** 2 * (1 - q) / ((1 + q) * (1 - p - q) * (1 + p - q))
+    assert reached[-1] == pytest.approx(settled, rel=1e-6)
+    assert settled == pytest.approx(variance, rel=0.1 * rate**2)  # Euler's steps: rate sigma^2 / 2V
 
 
 def test_langevin_steps_are_as_many_at_the_last_level_as_at_the_others() -> None:

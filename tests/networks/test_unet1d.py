@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffpolicy.networks.backbones.unet1d import UNet1d
+from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d
 
 LEVELS = 3
 
@@ -92,8 +93,8 @@ def test_the_published_networks_weights_map_onto_ours(widths: tuple[int, ...], e
 class Published:
     """The forward pass of Diffusion Policy's ConditionalUnet1D on a dict of weights under their published names."""
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self.weights = weights
+    def __init__(self, weights: dict[str, Tensor], groups: int = 8, film_scale: bool = True) -> None:
+        self.weights, self.groups, self.film_scale = weights, groups, film_scale
 
     def layer(self, function, name: str, *inputs, **options) -> Tensor:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
@@ -113,7 +114,7 @@ class Published:
             x = torch.cat((x, skips[LEVELS - 1 - level]), dim=1)
             x = self.two_blocks(f"up_modules.{level}", x, condition)
             x = self.layer(F.conv_transpose1d, f"up_modules.{level}.2.conv", x, stride=2, padding=1)
-        x = self.layer(F.conv1d, "final_conv.1", self.conv_block("final_conv.0", x))
+        x = self.layer(F.conv1d, "final_conv.1", self.conv_block("final_conv.0", x, groups=8))  # whatever n_groups is
         return x.permute(0, 2, 1)
 
     def embedded(self, time: Tensor) -> Tensor:
@@ -129,32 +130,48 @@ class Published:
 
     def residual_block(self, name: str, x: Tensor, condition: Tensor) -> Tensor:
         out = self.conv_block(f"{name}.blocks.0", x)
-        film = self.layer(F.linear, f"{name}.cond_encoder.1", F.mish(condition)).reshape(len(x), 2, -1, 1)
-        scale, bias = film[:, 0], film[:, 1]
+        film = self.layer(F.linear, f"{name}.cond_encoder.1", F.mish(condition)).reshape(len(x), -1, out.shape[1], 1)
+        scale, bias = film[:, 0] if self.film_scale else 1.0, film[:, -1]
         out = self.conv_block(f"{name}.blocks.1", scale * out + bias)
         is_projected = f"{name}.residual_conv.weight" in self.weights
         return out + (self.layer(F.conv1d, f"{name}.residual_conv", x) if is_projected else x)
 
-    def conv_block(self, name: str, x: Tensor) -> Tensor:
+    def conv_block(self, name: str, x: Tensor, groups: int | None = None) -> Tensor:
         padding = self.weights[f"{name}.block.0.weight"].shape[2] // 2
         out = self.layer(F.conv1d, f"{name}.block.0", x, padding=padding)
-        return F.mish(self.layer(F.group_norm, f"{name}.block.1", out, num_groups=8))
+        return F.mish(self.layer(F.group_norm, f"{name}.block.1", out, num_groups=groups or self.groups))
 
 
 @pytest.mark.parametrize("batch", [3, 64])  # from 64 on, the library's own kernels
-@pytest.mark.parametrize(("widths", "kernel"), [((16, 32, 64), 5), ((24, 8, 40), 3)])
-def test_the_output_is_the_published_networks(batch: int, widths: tuple[int, ...], kernel: int) -> None:
+@pytest.mark.parametrize(
+    ("widths", "kernel", "groups", "film_scale"),
+    [((16, 32, 64), 5, 8, True), ((24, 8, 40), 3, 8, True), ((16, 32, 64), 5, 4, True), ((16, 32, 64), 5, 16, False)],
+)
+def test_the_output_is_the_published_networks(
+    batch: int, widths: tuple[int, ...], kernel: int, groups: int, film_scale: bool
+) -> None:
+    """Also with its n_groups, which its last block ignores, and without its cond_predict_scale."""
     torch.manual_seed(0)
-    network = UNet1d(2, 6, widths, 16, kernel).double()
+    network = UNet1d(2, 6, widths, 16, kernel, groups, head_groups=8, film_scale=film_scale).double()
     with torch.no_grad():
         for parameter in network.parameters():  # no scale of 1 or bias of 0 that would hide a missing one
             parameter += 0.1 * torch.randn_like(parameter)
     x, condition = torch.randn(batch, 16, 2).double(), torch.randn(batch, 6).double()
     time = torch.linspace(0, 99, batch, dtype=torch.float64)
-    published = Published({published_name(name): value for name, value in network.state_dict().items()})
+    weights = {published_name(name): value for name, value in network.state_dict().items()}
+    published = Published(weights, groups, film_scale)
     found, expected = network(x, time, condition), published.forward(x, time, condition)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)  # float64 rounding through 25 layers
+    with torch.inference_mode():
+        unrolled = UnrolledUNet1d(network, condition[:1], [0.0], 16)(x[:1], 0.0)
+    torch.testing.assert_close(unrolled, expected[:1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("length", [10, 14, 2])
+def test_a_length_that_cannot_be_halved_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=rf"unet1d: horizon {length} must be divisible by 4 \(2 down-samplings\)"):
+        UNet1d(2, 6, (16, 32, 64), 16)(torch.zeros(1, length, 2), torch.zeros(1), torch.zeros(1, 6))
 
 
 def test_output_has_the_shape_of_the_input_and_depends_on_all_of_it() -> None:
@@ -186,6 +203,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         ({"widths": (32, 60)}, "width 60 must be a positive multiple of groups 8"),
         ({"kernel_size": 4}, "kernel_size 4 must be odd"),
         ({"time_embedding_dim": 7}, "time_embedding_dim 7 must be even"),
+        ({"head_groups": 7}, "head_groups 7 must divide the first width 256"),
     ],
 )
 def test_impossible_shapes_are_refused(arguments: dict, message: str) -> None:

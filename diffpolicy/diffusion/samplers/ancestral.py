@@ -25,6 +25,7 @@ class DdimConfig(SamplerConfig):
 
     name: str = "ddim"
     eta: float = 0.0
+    clipped_epsilon: bool = True  # False: the noise estimate of before the projection, as in the published policies
 
 
 @dataclass
@@ -35,11 +36,14 @@ class DdpmConfig(SamplerConfig):
     variance: str = "posterior"  # or beta
 
 
-def ddim(now: Levels, eta: float = 0.0) -> StepTable:
+def ddim(now: Levels, eta: float = 0.0, clipped_epsilon: bool = True) -> StepTable:
     """DDIM (Song et al. 2021a, eq. 12 and 16): deterministic for eta 0, DDPM with the posterior variance for eta 1.
 
     With eta 0 it is Euler's method for the probability-flow ODE, both in sigma / alpha (Karras et al. 2022) and along
     the straight path of flow matching.
+
+    The noise estimate (x - alpha * clean) / sigma is that of the projected estimate. With `clipped_epsilon` False it is
+    that of the estimate before the projection, as in diffusers, where use_clipped_model_output is False by default.
 
     Raises:
         ValueError: eta is not between 0 and 1.
@@ -49,7 +53,9 @@ def ddim(now: Levels, eta: float = 0.0) -> StepTable:
     after = now.followed_by_clean()
     s = eta * after.sigma / now.sigma * np.sqrt(_beta(now, after))
     a = np.sqrt(after.sigma**2 - s**2) / now.sigma
-    return StepTable(now, a=a, b=after.alpha - a * now.alpha, s=s)
+    if clipped_epsilon:
+        return StepTable(now, a=a, b=after.alpha - a * now.alpha, s=s)
+    return StepTable(now, a=a, b=after.alpha, s=s, raw=-a * now.alpha)
 
 
 def ddpm(now: Levels, variance: str = "posterior") -> StepTable:

@@ -2,12 +2,16 @@
 
 Karras et al. 2022, algorithm 2, steps from t to t_next, where t is ratio = sigma / alpha and its state z is x / alpha:
 
-    (1)  t_hat = t + gamma * t                                  raise the level (churn)
-    (2)  z_hat = z + sqrt(t_hat^2 - t^2) * noise                add fresh noise
+    (1)  t_hat = t + gamma * t                                  raise the level (churn), where S_min <= t <= S_max
+    (2)  z_hat = z + S_noise * sqrt(t_hat^2 - t^2) * noise      add fresh noise
     (3)  d     = (z_hat - clean) / t_hat                        slope at the start
     (4)  z     = z_hat + (t_next - t_hat) * d                   Euler step
     (5)  d'    = (z - clean') / t_next                          slope at the end
     (6)  z     = z_hat + (t_next - t_hat) * (d / 2 + d' / 2)    step with the mean slope
+
+Written with the estimates, (6) is z = ratio * z_hat + (1 - ratio) * (clean + weight * (clean' - clean)), where ratio is
+t_next / t_hat and weight is 1 / (2 * ratio). A step across much noise would extrapolate far beyond clean'; `max_weight`
+limits that. Steps that at most halve t, all of them on a fine grid, are those of algorithm 2.
 
 A step is two rows of the table: (4), then (6) together with (1) and (2) of the next step. The last step, to the clean
 trajectory, is (4) only, so there are 2 * steps - 1 evaluations of the network.
@@ -16,7 +20,7 @@ Legend: now, the levels before churn; start and end, the levels t_hat and t_next
 estimates at its start and its end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,44 +35,51 @@ _MAX_GAMMA = 2.0**0.5 - 1.0
 class HeunConfig(SamplerConfig):
     """Settings of `heun`.
 
-    Levels are spaced in log-SNR. With evenly spaced levels the first step would cross most of the noise, and its mean
-    slope would overshoot.
+    Attributes:
+        spacing: by default one step across the levels that hold next to no signal, and the others below.
+        churn, churn_min, churn_max, churn_noise: S_churn, S_min, S_max and S_noise; churn 0 is deterministic.
+        max_weight: of the estimate at the end of a step; infinite for algorithm 2 as published.
     """
 
     name: str = "heun"
-    spacing: str = "log_snr"
+    spacing: str = "noise_then_karras"
     churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = float("inf")
+    churn_noise: float = 1.0
+    max_weight: float = 1.0
 
 
-def heun(now: Levels, schedule: Schedule, churn: float = 0.0) -> StepTable:
-    """Heun's method in sigma / alpha with fresh noise (Karras et al. 2022, algorithm 2, with S_noise = 1).
+def heun(now: Levels, schedule: Schedule, own: HeunConfig) -> StepTable:
+    """Heun's method in sigma / alpha with fresh noise (Karras et al. 2022, algorithm 2).
 
-    The fresh noise at the start of a step is added by the row before it. The first step adds none.
+    The fresh noise at the start of a step is added by the row before it, that of the first step by the start.
 
     Args:
         now: levels that the steps start from.
         schedule: gives the raised levels.
-        churn: S_churn; 0 is deterministic.
 
     Raises:
-        ValueError: churn is negative or infinite, or the first level holds no signal.
+        ValueError: a setting is out of range, or the first level holds no signal.
     """
-    if not 0.0 <= churn < np.inf:
-        raise ValueError(f"sampler: churn {churn} must be at least 0")
+    _check(own)
     if not now.alpha[0] > 0:
         raise ValueError(
             "sampler: heun is undefined on a schedule whose last level holds no signal (flow, zero_terminal_snr), "
             "where sigma / alpha is infinite; use flow_heun on flow, else ddim"
         )
-    start, end = _churned(now, schedule, min(churn / len(now), _MAX_GAMMA)), now.followed_by_clean()
-    ratio, ratio_start, ratio_end = now.sigma / now.alpha, start.sigma / start.alpha, end.sigma[:-1] / end.alpha[:-1]
-    # (6) minus (4) is (t_next - t_hat) / 2 * (d' - d). By (4) also d = (z - clean) / t_next, so with (5)
-    # d' - d = (clean - clean') / t_next, and the correction of z is (t_hat / t_next - 1) / 2 * (clean' - clean).
-    correction = end.alpha[:-1] / 2.0 * (ratio_start[:-1] / ratio_end - 1.0)
-    # (2) with z = x / alpha: x_hat = alpha_start * (x / alpha_now + sqrt(t_hat^2 - t^2) * noise).
+    ratio = now.sigma / now.alpha
+    is_churned = (own.churn_min <= ratio) & (ratio <= own.churn_max)
+    start, end = _raised(now, schedule, min(own.churn / len(now), _MAX_GAMMA) * is_churned), now.followed_by_clean()
+    ratio_start, ratio_end = start.sigma / start.alpha, end.sigma[:-1] / end.alpha[:-1]
+    # (6) minus (4), for x at the end of the step.
+    step = ratio_end / ratio_start[:-1]
+    correction = end.alpha[:-1] * (1.0 - step) * np.minimum(0.5 / step, own.max_weight)
+    # (2) with z = x / alpha: x_hat = alpha_start * (x / alpha_now + S_noise * sqrt(t_hat^2 - t^2) * noise).
     gain = start.alpha / now.alpha
-    fresh = start.alpha * np.sqrt(np.maximum(ratio_start**2 - ratio**2, 0.0))
-    return _two_rows_a_step(start, end, correction, gain[1:], fresh[1:])
+    fresh = start.alpha * own.churn_noise * np.sqrt(np.maximum(ratio_start**2 - ratio**2, 0.0))
+    table = _two_rows_a_step(start, end, correction, gain[1:], fresh[1:])
+    return replace(table, start=float(np.hypot(gain[0] * now.sigma[0], fresh[0])))
 
 
 def flow_heun(now: Levels) -> StepTable:
@@ -82,7 +93,7 @@ def flow_heun(now: Levels) -> StepTable:
     if not np.allclose(now.alpha + now.sigma, 1.0, rtol=0.0, atol=1e-9):
         raise ValueError("sampler: flow_heun needs the straight path of the schedule flow; use heun on others")
     end = now.followed_by_clean()
-    # As in `heun`: (t / t_next - 1) / 2 * (clean' - clean).
+    # (6) minus (4): (t / t_next - 1) / 2 * (clean' - clean).
     correction = 0.5 * (now.sigma[:-1] / end.sigma[:-1] - 1.0)
     return _two_rows_a_step(now, end, correction, np.ones_like(correction), np.zeros_like(correction))
 
@@ -119,9 +130,23 @@ def _interleaved(start: Levels, end: Levels) -> Levels:
     return Levels(column("alpha"), column("sigma"), column("time"), column("input_scale"))
 
 
-def _churned(now: Levels, schedule: Schedule, gamma: float) -> Levels:
-    """(1): the levels with sigma / alpha multiplied by 1 + gamma, but at most that of the first level."""
-    if gamma == 0.0:
+def _raised(now: Levels, schedule: Schedule, gamma: FloatArray) -> Levels:
+    """(1): the levels with sigma / alpha multiplied by 1 + gamma [steps].
+
+    On a schedule whose network knows no level beyond the last one, they are raised to it at most.
+    """
+    if not gamma.any():
         return now
-    lambdas = np.maximum(now.lambdas - np.log1p(gamma), now.lambdas[0])
-    return schedule.at(lambdas)
+    raised = now.lambdas - np.log1p(gamma)
+    return schedule.at(raised if schedule.family.time else np.maximum(raised, now.lambdas[0]), beyond=True)
+
+
+def _check(own: HeunConfig) -> None:
+    if not 0.0 <= own.churn < np.inf:
+        raise ValueError(f"sampler: churn {own.churn} must be at least 0")
+    if not 0.0 <= own.churn_min <= own.churn_max:
+        raise ValueError(f"sampler: churn_min {own.churn_min} and churn_max {own.churn_max} must rise from 0")
+    if not 0.0 <= own.churn_noise < np.inf:
+        raise ValueError(f"sampler: churn_noise {own.churn_noise} must be at least 0")
+    if not own.max_weight > 0.0:
+        raise ValueError(f"sampler: max_weight {own.max_weight} must be above 0")

@@ -9,6 +9,7 @@ class GuidanceConfig:
 
     weight: float = 0.0  # classifier-free: (1 + weight) * conditional - weight * unconditional
     rescale: float = 0.0  # how far to restore the standard deviation of the conditional estimate, 0 to 1
+    rescale_of: str = "clean"  # or epsilon, v: what has this standard deviation
     threshold: float = 1.0  # quantile of dynamic thresholding; 1 turns it off
     epsilon_scale: float = 1.0  # divides the noise estimate
 

@@ -1,9 +1,9 @@
 """Samplers as tables: one row of coefficients per evaluation of the network.
 
-    x = a * x + b * clean + sum_j c[j] * clean[-j - 1] + s * noise
+    x = a * x + b * clean + sum_j c[j] * clean[-j - 1] + raw * raw_clean + s * noise
 
-Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the estimate j + 1 rows earlier; noise,
-fresh standard normal noise.
+Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the estimate j + 1 rows earlier;
+raw_clean, the estimate before the projection, which most samplers do not use; noise, fresh standard normal noise.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         alpha, sigma, time, input_scale: the level; see diffusion/schedule.py.
-        a, b, s, c: the coefficients; see the formula at the top of this file.
+        a, b, s, c, raw: the coefficients; see the formula at the top of this file.
         stop: the time of the level at the end of the step, for a network that was trained with it; else None.
     """
 
@@ -40,6 +40,7 @@ class Row:
     s: Number
     c: tuple[Number, ...] = ()
     stop: Number | None = None
+    raw: Number = 0.0
 
     @property
     def is_uniform(self) -> bool:
@@ -62,13 +63,14 @@ def rows_at(levels: Levels) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class StepTable:
-    """The coefficients of a sampler at the levels `now`: a, b and s [rows], and c [rows, past].
+    """The coefficients of a sampler at the levels `now`: a, b, s and raw [rows], and c [rows, past].
 
-    Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension.
+    Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension. The loop starts
+    from noise of standard deviation `start`, by default the sigma of the first level.
 
     Raises:
         ValueError: a column does not have one finite number per level, or the last row does not return the clean
-            estimate, (a, b, c, s) = (0, 1, 0, 0).
+            estimate: b is 1, and a, c, raw and s are 0.
     """
 
     now: Levels
@@ -76,15 +78,20 @@ class StepTable:
     b: FloatArray
     s: FloatArray
     c: FloatArray | None = None
+    raw: FloatArray | None = None
+    start: float | None = None
 
     def __post_init__(self) -> None:
-        columns = {"a": self.a, "b": self.b, "s": self.s, **({} if self.c is None else {"c": self.c})}
+        columns = {"a": self.a, "b": self.b, "s": self.s, "c": self.c, "raw": self.raw}
         for name, column in columns.items():
+            if column is None:
+                continue
             if len(column) != len(self.now) or not np.isfinite(column).all():
                 raise ValueError(
                     f"sampler: {name} is {column.tolist()}, expected a finite number for each of {len(self.now)} levels"
                 )
-        past = [] if self.c is None else list(self.c[-1])
+        past: list[FloatArray] = [] if self.c is None else list(self.c[-1])
+        past += [] if self.raw is None else [self.raw[-1]]
         found = [np.asarray(one) for one in (self.a[-1], self.b[-1], *past, self.s[-1])]
         expected = [0.0, 1.0, *(0.0 for _ in past), 0.0]
         if not all(np.allclose(*pair, rtol=0.0, atol=1e-12) for pair in zip(found, expected, strict=True)):
@@ -99,9 +106,10 @@ class StepTable:
         """The rows as Python floats, in the order in which they run."""
         now = self.now
         past = np.zeros((len(now), 0)) if self.c is None else self.c
+        raw = np.zeros_like(self.a) if self.raw is None else self.raw
         columns = (now.alpha, now.sigma, now.time, now.input_scale, self.a, self.b, self.s)
-        numbers = zip(*(column.tolist() for column in columns), past.tolist(), strict=True)
-        rows = (Row(*map(_number, scalars), c=tuple(map(_number, c))) for *scalars, c in numbers)
+        numbers = zip(*(column.tolist() for column in columns), past.tolist(), raw.tolist(), strict=True)
+        rows = (Row(*map(_number, scalars), c=tuple(map(_number, c)), raw=_number(raw)) for *scalars, c, raw in numbers)
         return tuple(row if row.is_uniform else replace(row, time=row.time[:, 0]) for row in rows)
 
 

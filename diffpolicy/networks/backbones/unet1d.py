@@ -28,6 +28,8 @@ class UNet1dConfig:
     time_embedding_dim: int = 128
     kernel_size: int = 5
     groups: int = 8
+    head_groups: int | None = None
+    film_scale: bool = True
 
 
 class UNet1d(nn.Module):
@@ -40,6 +42,8 @@ class UNet1d(nn.Module):
         time_embedding_dim: features of the embedded time, even and at least 4.
         kernel_size: odd kernel size of every convolution block.
         groups: number of groups in every group normalisation; divides each width.
+        head_groups: those of the last block; None for `groups`. The published network has 8 there whatever n_groups is.
+        film_scale: whether the condition also scales (cond_predict_scale of the published network) or only adds.
 
     Raises:
         ValueError: a setting is out of range, or the settings do not match.
@@ -55,9 +59,12 @@ class UNet1d(nn.Module):
         time_embedding_dim: int = 256,
         kernel_size: int = 5,
         groups: int = 8,
+        head_groups: int | None = None,
+        film_scale: bool = True,
     ) -> None:
         super().__init__()
-        _check(widths, time_embedding_dim, kernel_size, groups)
+        head_groups = groups if head_groups is None else head_groups
+        _check(widths, time_embedding_dim, kernel_size, groups, head_groups)
         self.time_encoder = nn.Sequential(
             SinusoidalEmbedding(time_embedding_dim),
             nn.Linear(time_embedding_dim, 4 * time_embedding_dim),
@@ -66,7 +73,8 @@ class UNet1d(nn.Module):
         )
 
         def pair(channels_in: int, channels_out: int) -> _Pair:
-            return _Pair(channels_in, channels_out, time_embedding_dim + condition_dim, kernel_size, groups)
+            condition = time_embedding_dim + condition_dim
+            return _Pair(channels_in, channels_out, condition, kernel_size, groups, film_scale)
 
         steps_down = list(pairwise([action_dim, *widths]))
         self.down = nn.ModuleList(pair(i, o) for i, o in steps_down)
@@ -76,7 +84,7 @@ class UNet1d(nn.Module):
         self.up = nn.ModuleList(pair(2 * i, o) for i, o in steps_up)
         self.grow = nn.ModuleList(ConvTranspose1d(o, o, 4, stride=2, padding=1) for _, o in steps_up)
         self.head = nn.Sequential(
-            ConvBlock(widths[0], widths[0], kernel_size, groups), Conv1d(widths[0], action_dim, 1)
+            ConvBlock(widths[0], widths[0], kernel_size, head_groups), Conv1d(widths[0], action_dim, 1)
         )
 
     @classmethod
@@ -89,21 +97,25 @@ class UNet1d(nn.Module):
         """
         horizon, action_dim = encoded_shape
         (condition_dim,) = condition.of("vector")
-        factor = 2 ** (len(config.widths) - 1)
-        if horizon % factor:
-            raise ValueError(
-                f"window: horizon {horizon} must be divisible by {factor} ({len(config.widths) - 1} down-samplings)"
-            )
+        _check_length("window", horizon, len(config.widths) - 1)
         return cls(
-            action_dim, condition_dim, config.widths, config.time_embedding_dim, config.kernel_size, config.groups
+            action_dim,
+            condition_dim,
+            config.widths,
+            config.time_embedding_dim,
+            config.kernel_size,
+            config.groups,
+            config.head_groups,
+            config.film_scale,
         )
 
     def forward(self, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
         """x [B, H, A], time [B], vector [B, D] -> [B, H, A].
 
         Raises:
-            ValueError: a time for every waypoint.
+            ValueError: a time for every waypoint, or a horizon that cannot be halved between the levels.
         """
+        _check_length("unet1d", x.shape[1], len(self.shrink))
         if time.dim() != 1:
             raise ValueError(f"unet1d: time has shape {list(time.shape)}, expected [batch], one for all waypoints")
         condition = torch.cat([self.time_encoder(time), vector], dim=-1)
@@ -147,21 +159,30 @@ class UNet1d(nn.Module):
 class _Pair(nn.Module):
     """The two residual blocks of one level."""
 
-    def __init__(self, channels_in: int, channels_out: int, condition: int, kernel_size: int, groups: int) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, condition: int, kernel_size: int, groups: int, film_scale: bool
+    ) -> None:
         super().__init__()
-        self.first = ConditionalResidualBlock(channels_in, channels_out, condition, kernel_size, groups)
-        self.second = ConditionalResidualBlock(channels_out, channels_out, condition, kernel_size, groups)
+        self.first = ConditionalResidualBlock(channels_in, channels_out, condition, kernel_size, groups, film_scale)
+        self.second = ConditionalResidualBlock(channels_out, channels_out, condition, kernel_size, groups, film_scale)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.second(self.first(x, condition), condition)
 
 
-def _check(widths: Sequence[int], time_embedding_dim: int, kernel_size: int, groups: int) -> None:
+def _check_length(where: str, horizon: int, halvings: int) -> None:
+    if horizon % 2**halvings:
+        raise ValueError(f"{where}: horizon {horizon} must be divisible by {2**halvings} ({halvings} down-samplings)")
+
+
+def _check(widths: Sequence[int], time_embedding_dim: int, kernel_size: int, groups: int, head_groups: int) -> None:
     if len(widths) < 2:
         raise ValueError(f"unet1d: widths {list(widths)} must have at least two levels")
     for width in widths:
         if width < 1 or width % groups:
             raise ValueError(f"unet1d: width {width} must be a positive multiple of groups {groups}")
+    if head_groups < 1 or widths[0] % head_groups:
+        raise ValueError(f"unet1d: head_groups {head_groups} must divide the first width {widths[0]}")
     if time_embedding_dim < 4 or time_embedding_dim % 2:
         raise ValueError(f"unet1d: time_embedding_dim {time_embedding_dim} must be even and at least 4")
     if kernel_size < 1 or kernel_size % 2 == 0:

@@ -75,7 +75,10 @@ class UnrolledUNet1d:
         scale, bias = self._film.of[block]
         same = isinstance(block.residual, nn.Identity)
         residual = (lambda: x.image) if same else self._convolution(block.residual, x)
-        self._steps.append(lambda: torch.addcmul(bias, first(), scale, out=between.image))
+        if scale is None:
+            self._steps.append(lambda: torch.add(first(), bias, out=between.image))
+        else:
+            self._steps.append(lambda: torch.addcmul(bias, first(), scale, out=between.image))
         self._steps.append(lambda: torch.add(second(), residual(), out=out.image))
         return out
 
@@ -183,8 +186,11 @@ class _Film:
         self._of_condition = torch.cat([F.linear(encoded, one.weight[:, split:]) for one in layers], dim=1)
         self._now = torch.empty_like(self._of_condition)
         parts = self._now.split([layer.out_features for layer in layers], dim=1)
-        views = [part.view(len(condition), 2, -1, 1, 1).unbind(1) for part in parts]
-        self.of = dict(zip(blocks, views, strict=True))  # scale and bias, views [B, O, 1, 1]
+        # scale, or None where FiLM only adds, and bias: views [B, O, 1, 1]
+        self.of: dict[Any, tuple[Tensor | None, Tensor]] = {}
+        for block, part in zip(blocks, parts, strict=True):
+            view = part.view(len(condition), -1, block.first[0].out_channels, 1, 1)
+            self.of[block] = (view[:, 0] if block.film_scale else None, view[:, -1])
 
     def set(self, time: float) -> None:
         torch.add(self._of_condition, self._of_time[self._place[time]], out=self._now)

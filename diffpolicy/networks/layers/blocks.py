@@ -41,18 +41,30 @@ class ConvBlock(nn.Sequential):
 class ConditionalResidualBlock(nn.Module):
     """Two convolution blocks with a residual connection, and FiLM between them (Perez et al. 2018).
 
-    Input [B, C, T] and condition [B, D]; output [B, C', T].
+    Without `film_scale`, FiLM only adds. Input [B, C, T] and condition [B, D]; output [B, C', T].
     """
 
-    def __init__(self, channels_in: int, channels_out: int, condition: int, kernel_size: int, groups: int) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        condition: int,
+        kernel_size: int,
+        groups: int,
+        film_scale: bool = True,
+    ) -> None:
         super().__init__()
         self.first = ConvBlock(channels_in, channels_out, kernel_size, groups)
         self.second = ConvBlock(channels_out, channels_out, kernel_size, groups)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * channels_out))
+        self.film_scale = film_scale
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, (2 if film_scale else 1) * channels_out))
         same = channels_in == channels_out
         self.residual = nn.Identity() if same else Conv1d(channels_in, channels_out, kernel_size=1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, bias = rearrange(self.film(condition), "b (two c) -> two b c 1", two=2)
-        hidden = torch.addcmul(bias, self.first(x), scale)
+        if self.film_scale:
+            scale, bias = rearrange(self.film(condition), "b (two c) -> two b c 1", two=2)
+            hidden = torch.addcmul(bias, self.first(x), scale)
+        else:
+            hidden = self.first(x) + self.film(condition)[..., None]
         return self.second(hidden) + self.residual(x)
