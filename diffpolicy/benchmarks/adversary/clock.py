@@ -47,7 +47,9 @@ class Clock:
         rng, robots = self._random, len(commands)
         latest = np.maximum(self._tick + self._delay, self.now)
         between = self.now + self._grains(rng.random(robots), latest - self.now)
-        self._coming.append((np.choose(rng.choice(3, robots, p=[0.3, 0.5, 0.2]), [self.now, latest, between]), commands))
+        self._coming.append(
+            (np.choose(rng.choice(3, robots, p=[0.3, 0.5, 0.2]), [self.now, latest, between]), commands)
+        )
         jitter = self._grains(np.minimum(2.0 * rng.random(robots), 1.0), self._latency)
         later = self._latency + self._grain + self._grains(rng.random(robots), 2 * self._period)
         is_late = rng.random(robots) < self._share_late

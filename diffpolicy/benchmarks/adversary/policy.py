@@ -4,17 +4,14 @@ Shape legend: B robots, H rows of a plan, A = 2.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffpolicy.codecs.normalizer import Normalizer
-from diffpolicy.diffusion.objectives.objective import WHOLE, Part
 from diffpolicy.policy.plan_projection import Constrain, Projection
-from diffpolicy.policy.protocol import Policy
-from diffpolicy.policy.sampling import ActionChunk, Sampling
+from diffpolicy.policy.sampling import ActionChunk
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
 
 KINDS = ("aimed", "tangent", "jumping", "zigzag", "parking")
@@ -22,8 +19,8 @@ OBSERVATIONS = {"agent": 2, "target": 2, "edge": 2, "kind": 1}
 RANGE = 512.0  # px; the range of the actions
 
 
-class Adversary(nn.Module, Policy):
-    """Proposes plans that aim at what a robot must not do.
+class Adversary(nn.Module):
+    """Proposes plans that aim at what a robot must not do. To a controller, it is a `Policy`.
 
     | kind    | plan                                                                                             |
     |---------|--------------------------------------------------------------------------------------------------|
@@ -41,8 +38,6 @@ class Adversary(nn.Module, Policy):
     def __init__(self, n_action_steps: int, reach: float) -> None:
         super().__init__()
         self.config = PolicyConfig(OBSERVATIONS, 2, window=WindowConfig(max(4, 2 * n_action_steps), 1, n_action_steps))
-        self.metadata = {}
-        self.network = nn.Identity()
         self.codec = Normalizer(2)
         self.codec.fit(torch.tensor([[0.0, 0.0], [RANGE, RANGE]]))
         self._reach = reach
@@ -88,14 +83,3 @@ class Adversary(nn.Module, Policy):
             (edge - gap[:, None, None] * ahead).expand(-1, len(row), -1),
         )
         return torch.stack(plans)[seen["kind"][:, 0].long(), torch.arange(len(drawn))]
-
-    @property
-    def device(self) -> torch.device:
-        return self.codec.scale.device
-
-    def sampler(self, choice: Any = None, steps: int | None = None) -> range:
-        """One call, of no network."""
-        return range(1)
-
-    def sampling(self, choice: Any = None, steps: int | None = None) -> Sampling:
-        return Sampling(self.sampler(), None, None)

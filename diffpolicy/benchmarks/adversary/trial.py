@@ -5,7 +5,7 @@ Shape legend: B robots, N milliseconds, A = 2.
 
 from collections import Counter
 from dataclasses import dataclass, field
-
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,24 @@ from diffpolicy.benchmarks.adversary.policy import KINDS, Adversary
 from diffpolicy.benchmarks.adversary.scenario import Scenario
 from diffpolicy.benchmarks.adversary.servo import MS
 from diffpolicy.benchmarks.adversary.world import Motion, World
+from diffpolicy.constraints.fallback import RUNGS
 from diffpolicy.control.controller import PolicyController
 from diffpolicy.safety.layer import PlanReport
 from diffpolicy.safety.settings import Safety
 
 Array = npt.NDArray[np.float64]
 ROUNDING = 1e-6  # px, px/s, ...: not more than float64 may be off
+LIMITS = (
+    "distance",
+    "speed",
+    "acceleration",
+    "workspace",
+    "within",
+    "beside",
+    "targets",
+    "target_speed",
+    "target_acceleration",
+)
 DEAD_EVERY, DEAD_MS = 4, 1000  # how often the sender dies for good, and for how long that is watched
 
 
@@ -34,7 +46,7 @@ class Tally:
         worst: by how much, at most, per limit, in its own units. At most 0 where it was kept.
         first: where the first violation of each limit was seen.
         rungs: robot-ticks per rung of the ladder.
-        travelled: px per robot-tick.
+        travelled: px, by all robots together.
     """
 
     ticks: int = 0
@@ -45,9 +57,18 @@ class Tally:
     rungs: Counter[str] = field(default_factory=Counter)
     travelled: float = 0.0
 
-    @property
-    def alarms(self) -> int:
-        return self.rungs["hold"]
+    def row(self) -> dict[str, Any]:
+        """The counts as one flat row; a limit that the scenario does not have is None."""
+        return {
+            "ticks": self.ticks,
+            "certified": self.certified,
+            "violations": self.violations,
+            "alarms": self.rungs["hold"],
+            **{rung: self.rungs[rung] for rung in RUNGS if rung != "hold"},
+            "travelled_px": round(self.travelled / max(1, self.ticks), 1),
+            **{f"over_{name}": self.worst.get(name) for name in LIMITS},
+            "first": "; ".join(f"{name}: {where}" for name, where in self.first.items()),
+        }
 
 
 def safety_of(scenario: Scenario) -> Safety:
@@ -69,8 +90,9 @@ class Trial:
 
     def __init__(self, scenario: Scenario, robots: int, seed: int) -> None:
         self._scenario, self._random = scenario, np.random.default_rng([seed, 1])
-        policy = Adversary(scenario.n_action_steps, scenario.reach)
-        self._controller = PolicyController(policy, policy.sampler(), safety=safety_of(scenario))
+        policy: Any = Adversary(scenario.n_action_steps, scenario.reach)  # a Policy, but one cannot train or save it
+        one_call: Any = range(1)
+        self._controller = PolicyController(policy, one_call, safety=safety_of(scenario))
         self._seeds = [seed * robots + robot for robot in range(robots)]
         self._controller.reset(self._seeds)
         self._world = World(scenario, robots, seed)

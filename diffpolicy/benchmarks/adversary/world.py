@@ -114,7 +114,7 @@ class World:
         commands = self.clock.in_force(int(elapsed.max()))
         positions, velocities = self.scenario.servo.motion(commands, self._position, self._velocity)
         share = np.arange(positions.shape[1]) / elapsed[:, None]
-        after = self._chasing(MS * elapsed)
+        after = self._chasing(MS * elapsed.astype(np.float64))
         positions, velocities = positions + self._off[:, None], velocities + self._off_velocity[:, None]
         return Motion(commands, positions, velocities, share, self._solids, after)
 
@@ -189,9 +189,7 @@ class World:
 
     def _new_solids(self) -> Solids:
         wanted = self.scenario
-        return random_solids(
-            self._random, len(self._position), wanted.obstacles, wanted.obstacle_speed, wanted.size
-        )
+        return random_solids(self._random, len(self._position), wanted.obstacles, wanted.obstacle_speed, wanted.size)
 
     def _directions(self) -> Array:
         angle = self._random.uniform(0, 2 * np.pi, len(self._position))
