@@ -38,10 +38,10 @@ SHELVES = {
         "benchmark_streaming benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
-        "planar/obstacles",
+        "plant planar/obstacles",
         "constraint",
         "limits planar/keep_out task trajectory",
-        "assumptions knots",
+        "assumptions calls knots",
         "margins projector",
         "certificate",
         "fallback",

@@ -66,7 +66,7 @@ class Assumptions:
         return not any(errors) and self.delay_substeps == 0
 
     def tubes(self, plant: LinearPlant, commands: Tensor, start: Start) -> tuple[Tensor, Tensor]:
-        """How far position and velocity can be off at the end of every sub-step, [B, R] each.
+        """How far position and velocity can be off in every sub-step after its start, [B, R] each.
 
         For velocity, the bound covers both the plant's velocity and the mean over the sub-step. By linearity the errors
         add up: those of the start state, of the tracking, and of every command change that may come late.
@@ -87,7 +87,8 @@ def _fixed_tube(assumptions: Assumptions, plant: LinearPlant, ticks: int) -> Ten
     """[2, R], the effect of errors of the start state and of the tracking on position and velocity."""
     _, free = plant.responses(ticks)
     mean = free[0].diff(dim=0, prepend=free.new_tensor([[1.0, 0.0]])) / plant.substep_s
-    free = torch.stack([free[0].abs(), torch.maximum(free[1].abs(), mean.abs())])
+    bound = torch.stack([free[0].abs(), torch.maximum(free[1].abs(), mean.abs())])
+    free = _within(plant, bound, plant.free_states(len(mean)))
     tracking = free.new_tensor([assumptions.tracking_error, assumptions.tracking_velocity_error])
     return free[..., 0] * assumptions.position_error + free[..., 1] * assumptions.velocity_error + tracking[:, None]
 
@@ -110,6 +111,28 @@ def _late_response(plant: LinearPlant, ticks: int, delay: int) -> Tensor:
             begin = now + min(ago, 0) - 1  # the present
             off = step[:, begin : begin + rows + 1] - step[:, begin - later : begin - later + rows + 1]
             mean = off[0].diff() / plant.substep_s
-            off = torch.stack([off[0, 1:].abs(), torch.maximum(off[1, 1:].abs(), mean.abs())])
-            late[..., change] = torch.maximum(late[..., change], off)
-    return late
+            bound = torch.stack([off[0, 1:].abs(), torch.maximum(off[1, 1:].abs(), mean.abs())])
+            since = min(ago, 0) + torch.arange(rows)  # sub-steps since the change, at the start of each
+            pending = ((since >= 0) & (since < later)).double()
+            states = torch.stack([off[0, :-1] - pending, off[1, :-1]], dim=-1)
+            late[..., change] = torch.maximum(late[..., change], _within(plant, bound, states))
+    return late + (late > 0) * _between_substeps(plant, rows)
+
+
+def _between_substeps(plant: LinearPlant, rows: int) -> Tensor:
+    """[2, 1, 1], what a delay of a broken number of sub-steps may add to those of the whole numbers around it.
+
+    A step response lies this close to its chords, and so does the difference of two, at twice the distance.
+    """
+    if plant.flow is None:
+        return torch.zeros(2, 1, 1, dtype=torch.float64)
+    states = plant.free_states(rows)[:, 0]
+    between = plant.flow.excess * (states @ plant.flow.jerks.mT).abs().amax() * (len(plant.flow.jerks) - 1) ** 2
+    return torch.stack([2.0 * plant.flow.bulge_of(states).max(), 2.0 * between])[:, None, None]
+
+
+def _within(plant: LinearPlant, bound: Tensor, states: Tensor) -> Tensor:
+    """Bounds [2, R, ...] at the ends of sub-steps, extended to their insides. `states` are those at their starts."""
+    if plant.flow is None:
+        return bound
+    return torch.stack([bound[0] + plant.flow.bulge_of(states), bound[1].maximum(plant.flow.speed_of(states))])

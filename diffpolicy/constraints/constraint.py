@@ -71,6 +71,12 @@ class Scene:
         """[B, M, R], the same when the segment to each row begins."""
         return self._grown(self.time_s - self.time_s[:1])
 
+    def robots(self, index: Tensor) -> "Scene":
+        """The scene of the robots `index`."""
+        at_rest = None if self.at_rest is None else self.at_rest[index]
+        error = self.error[index] if isinstance(self.error, Tensor) else self.error
+        return Scene(self.obstacles.robots(index), self.time_s, at_rest, error)
+
     def _grown(self, time_s: Tensor) -> Tensor:
         obstacles = self.obstacles
         return obstacles.radius[..., None] + obstacles.speed[..., None] * time_s.to(obstacles.speed)
@@ -80,6 +86,9 @@ class Constraint(Protocol):
     """A set of allowed plans. Any class with these three members is a constraint.
 
     The projection uses `prox` and may fall short. The certificate uses `margin` and decides.
+
+    A constraint of a user's class gets copies, so it may work in place. If it raises, only the robots whose rows make
+    it raise get no certificate, and `PlanReport.reason` tells why. A margin that is NaN certifies nothing.
     """
 
     @property
@@ -93,9 +102,10 @@ class Constraint(Protocol):
         ...
 
     def margin(self, y: Tensor, scene: Scene) -> Tensor:
-        """[B, R], at least 0 where the rows y ([B, R, A] or [B, R, 2, A]) are allowed.
+        """[B, R], floating, at least 0 where the rows y ([B, R, A] or [B, R, 2, A]) are allowed.
 
-        The margin must not change by more than the rows do, because the certificate subtracts a bound on their error
-        from it.
+        Bools and other shapes are refused with a `ContractError`. The margin must not change by more than the rows do,
+        because the certificate subtracts a bound on their error from it. A margin of velocities of the motion must be
+        at least the lesser one of two rows on the segment between them, as that of a convex set is.
         """
         ...

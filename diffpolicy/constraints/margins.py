@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.assumptions import Assumptions
+from diffpolicy.constraints.calls import margin_of
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.trajectory import Start, Trajectory, needed
@@ -21,7 +22,7 @@ def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles:
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     for constraint in constraints:
         scene = Scene(obstacles, plans.times_s(constraint.quantity), error=0.0)
-        least = torch.minimum(least, constraint.margin(plans.quantity(constraint.quantity), scene).amin(1))
+        least = torch.minimum(least, margin_of(constraint, plans.quantity(constraint.quantity), scene).amin(1))
     return least
 
 
@@ -36,13 +37,23 @@ def of_motion(
     known = _known(plans, assumptions, bool(moves.any()))
     scene = Scene(obstacles, plans.times_s(constraints[0].quantity), known.at_rest, known.position_tube[:, None])
     for constraint in constraints:
-        margin = constraint.margin(plans.quantity(constraint.quantity), scene)
-        if constraint.quantity.order < 2:
-            margin = margin - (known.velocity_tube if constraint.quantity.order else known.position_tube)
+        if constraint.quantity.order == 1:
+            margin = _of_velocity(constraint, plans, scene) - known.velocity_tube
+        else:
+            margin = margin_of(constraint, plans.quantity(constraint.quantity), scene)
+            margin = margin - known.position_tube if constraint.quantity.order == 0 else margin
         least = torch.minimum(least, margin.amin(1))
     if known.at_rest is None:
         return least
     return torch.where(known.at_rest[:, -1] | ~moves, least, -torch.inf)
+
+
+def _of_velocity(constraint: Constraint, plans: Trajectory, scene: Scene) -> Tensor:
+    """[Q, R], the least margin of the velocities in each sub-step: the mean, the plant's, and all those of its flow."""
+    y, excess = plans.velocities
+    times_s = scene.time_s.repeat(y.shape[1] // len(scene.time_s))
+    margin = margin_of(constraint, y, Scene(scene.obstacles, times_s)).unflatten(1, (-1, len(scene.time_s)))
+    return margin.amin(1) - excess
 
 
 def of_the_present(
@@ -55,13 +66,14 @@ def of_the_present(
     scene = Scene(obstacles, here.new_zeros(1), error=error)
     for constraint in constraints:
         if constraint.quantity.segments:
-            least = torch.minimum(least, constraint.margin(here, scene)[:, 0])
+            least = torch.minimum(least, margin_of(constraint, here, scene)[:, 0])
     return least - error
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Bounds on the motion in every sub-step, [Q, R] each. at_rest is None if no obstacle moves."""
+    """Bounds on the motion in every sub-step, [Q, R] each: `position_tube` is how far the path may be from the segment
+    between the predicted positions at both ends. at_rest is None if no obstacle moves."""
 
     at_rest: Tensor | None
     position_tube: Tensor
@@ -73,16 +85,18 @@ def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Kn
     tube, velocity_tube = assumptions.tubes(plant, plans.commands, plans.start)
     # After the last row, the robot may still travel the rest of the way to the held target.
     position, velocity = plans.motion
-    speed = substep_speed(position, velocity, plant.substep_s) if has_moving else None
     last = substep_speed(position[:, -2:], velocity[:, -2:], plant.substep_s)[:, 0]
     offset = length(position[:, -1] - plans.commands[:, -1])
     to_come = plans.commands.new_tensor(plant.largest_free_response) @ torch.stack([offset, last])  # [2, Q]
     tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
     # Both ends of a segment count. The first segment starts with the errors of the present.
     present = tube.new_full((len(tube), 1), assumptions.position_error + assumptions.tracking_error)
-    tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1))
-    if speed is None:
+    tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1)) + plans.bulge
+    if not has_moving:
         return _Known(None, tube, velocity_tube)
+    y, excess = plans.velocities
+    speed = length(y).unflatten(1, (-1, tube.shape[1])).amax(1) + excess
+    speed = speed.maximum(substep_speed(position, velocity, plant.substep_s))
     speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
     present = present.new_full(present.shape, assumptions.velocity_error + assumptions.tracking_velocity_error)
     either_end = torch.maximum(velocity_tube, torch.cat([present, velocity_tube[:, :-1]], dim=1))

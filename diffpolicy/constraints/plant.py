@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.flow import Flow, flow
+
 SETTLE_SUBSTEPS = 10_000  # a plant must come to rest within these; its largest responses are searched in them
 
 
@@ -85,6 +87,16 @@ class LinearPlant:
         p, v = start.position - self.drive[0] * command, start.velocity - self.drive[1] * command
         return State(pp * p + pv * v, vp * p + vv * v)
 
+    @property
+    def flow(self) -> Flow | None:
+        """The motion within a sub-step; None if it is taken as straight."""
+        return flow(self.transition, self.substep_s)
+
+    def free_states(self, rows: int) -> Tensor:
+        """[R, 2, 2], the state (last axis) at the start of each sub-step, per unit of initial offset and velocity."""
+        start = torch.eye(2, dtype=torch.float64)[:, None]
+        return torch.cat([start, _free_response(self, rows)[:, :-1]], dim=1).permute(1, 2, 0)
+
     @cached_property
     def largest_free_response(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The largest travel and speed still to come while a command is held, per unit of initial offset and velocity.
@@ -94,7 +106,12 @@ class LinearPlant:
         """
         free = _free_response(self, SETTLE_SUBSTEPS)
         travel = free[0] - free.new_tensor([1.0, 0.0])  # from the start; an overshoot passes the command
-        (off, moving), (speed_off, speed) = torch.stack([travel, free[1]]).abs().amax(1).tolist()
+        largest = torch.stack([travel, free[1]]).abs()
+        if self.flow is not None:
+            states = self.free_states(SETTLE_SUBSTEPS)
+            largest[0] += self.flow.bulge_of(states)
+            largest[1] = largest[1].maximum(self.flow.speed_of(states))
+        (off, moving), (speed_off, speed) = largest.amax(1).tolist()
         return (max(1.0, off), moving), (speed_off, max(1.0, speed))
 
     @cached_property

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.calls import prox_of
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.knots import CAUSES, blocks
 from diffpolicy.constraints.limits import Polytope
@@ -187,7 +188,7 @@ class Projector:
     def _near(self, commands: Tensor, task: Task) -> Near:
         rows = self._seen(commands, task)
         proxes = [
-            block.constraint.prox(one[:, 0] if block.segments else one, scene)
+            prox_of(block.constraint, one[:, 0] if block.segments else one, scene)
             for block, one, scene in zip(self._blocks, rows, task.scenes, strict=True)
         ]
         return Near(rows, proxes)

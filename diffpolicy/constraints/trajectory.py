@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffpolicy.constraints.constraint import Quantity
 from diffpolicy.constraints.plant import LinearPlant, State
+from diffpolicy.constraints.vectors import length
 
 PAST_COMMANDS = 3  # a jerk needs this many
 
@@ -82,6 +83,39 @@ class Trajectory:
     def motion(self) -> tuple[Tensor, Tensor]:
         """Positions and velocities [B, 1 + R, A], at the present and at the end of every sub-step."""
         return needed(self.plant).path(self.commands, self.start.state)
+
+    @cached_property
+    def bulge(self) -> Tensor:
+        """[B, R], how far the path of each sub-step may be from the segment between its ends."""
+        flow = needed(self.plant).flow
+        if flow is None:
+            return self.commands.new_zeros(len(self.commands), self.motion[0].shape[1] - 1)
+        return flow.bulge * self._largest(flow.accelerations)
+
+    @cached_property
+    def velocities(self) -> tuple[Tensor, Tensor]:
+        """Velocities [B, K * R, A] that occur in the sub-steps, K of each, and [B, R], how far others may be from them.
+
+        Any other velocity in a sub-step lies that close to the segment between two of these.
+        """
+        position, velocity = self.motion
+        plant = needed(self.plant)
+        parts = [position.diff(dim=1) / plant.substep_s, velocity[:, 1:]]
+        if plant.flow is None:
+            return torch.cat(parts, dim=1), position.new_zeros(len(position), parts[0].shape[1])
+        parts += self._seen(plant.flow.speeds)
+        return torch.cat(parts, dim=1), plant.flow.excess * self._largest(plant.flow.jerks)
+
+    def _largest(self, rows: Tensor) -> Tensor:
+        """[B, R], the largest of what the rows [P, 2] give in each sub-step."""
+        return torch.stack([length(one) for one in self._seen(rows)]).amax(0)
+
+    def _seen(self, rows: Tensor) -> list[Tensor]:
+        """What the rows [P, 2] give of the state at the start of each sub-step, [B, R, A] each."""
+        position, velocity = self.motion
+        held = self.commands.repeat_interleave(needed(self.plant).substeps, dim=1)
+        off, moving = position[:, :-1] - held, velocity[:, :-1]
+        return [by_offset * off + by_velocity * moving for by_offset, by_velocity in rows.tolist()]
 
     @cached_property
     def _sent(self) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from diffpolicy.constraints.calls import margin_of
 from diffpolicy.constraints.constraint import Quantity, Scene
 from diffpolicy.constraints.limits import Box
 from diffpolicy.constraints.projector import Projector
@@ -100,7 +101,7 @@ class SafetyProjection:
         end, horizon = plan[:, -1], plan.shape[1]
         ahead = torch.stack([end, end + horizon * (end - plan[:, -2])], dim=1)[:, None]
         scene = Scene(self._task.obstacles, plan.new_zeros(1), error=0.0)  # as obstacles are now; later is unknown
-        margins = [c.margin(ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
+        margins = [margin_of(c, ahead, scene)[:, 0] for c in self._safety.constraints if c.quantity.segments]
         return torch.stack([plan.new_zeros(len(plan)), *margins]).amin(0) >= 0.0
 
     def _clipped(self, plan: Tensor) -> Tensor:

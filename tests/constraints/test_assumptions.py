@@ -58,9 +58,12 @@ def test_nothing_that_is_assumed_leads_outside(servo: Servo, delay_ticks: float,
     assert (off_velocity <= velocity_tube + 1e-9).all()
 
 
-@over("servo", SERVOS)
+@over("servo", [*SERVOS, Servo(100.0, 20.0, 0.005, 20)])
 def test_a_single_late_command_fills_the_tube(servo: Servo) -> None:
-    """One change of the command, as late as can be: the worst case that the tube is drawn for."""
+    """One change of the command, as late as can be: the worst case that the tube is drawn for.
+
+    What lies within the sub-steps, which this servo does not tell, is bounded too: less the shorter they are.
+    """
     delay = servo.substeps
     history, commands, position, velocity = robots(seed=0, cases=delay + 1)
     history[:], commands[:], position[:], velocity[:] = 0.0, [1.0, 0.0], 0.0, 0.0
@@ -68,9 +71,11 @@ def test_a_single_late_command_fills_the_tube(servo: Servo) -> None:
     delays = np.repeat(np.arange(delay + 1)[:, None], 3 + TICKS, axis=1)
     true, true_velocity = servo.motion(servo.late(history, commands, TICKS, delays), position, velocity)
     largest = np.abs(true - true[:1]).max((0, 2))[1:]
-    np.testing.assert_allclose(tube, largest, rtol=0, atol=1e-9)
     fastest = np.abs(true_velocity - true_velocity[:1]).max((0, 2))[1:]
-    np.testing.assert_allclose(velocity_tube, fastest, rtol=0, atol=1e-9)
+    assert (tube >= largest - 1e-9).all()
+    assert (velocity_tube >= fastest - 1e-9).all()
+    assert tube.max() <= (1.0 + 4.0 * servo.substep_s) * largest.max()
+    assert velocity_tube.max() <= (1.0 + 16.0 * servo.substep_s) * fastest.max()
 
 
 @over("servo", SERVOS)
