@@ -35,7 +35,8 @@ SHELVES = {
     "codecs": ("normalizer",),
     "commands": (
         "benchmark_adversary benchmark_envs benchmark_inference benchmark_planning benchmark_safety benchmark_samplers "
-        "benchmark_streaming benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy training_cost",
+        "benchmark_streaming benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety "
+        "train_policy training_cost",
     ),
     "constraints": (
         "plant planar/obstacles",
