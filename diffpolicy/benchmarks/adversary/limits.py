@@ -110,6 +110,11 @@ class Limits:
                 servo.substep_ms if servo.is_sampled else 1, axis=1
             )
             found["acceleration"] = np.pad(reached[:, : commands.shape[1]], ((0, 0), (0, 1))) - self.acceleration
+        return found | self.excess_of_position(positions)
+
+    def excess_of_position(self, positions: Array) -> dict[str, Array]:
+        """By how much positions [..., 2] exceed each limit on them but the distance, [...] each."""
+        found: dict[str, Array] = {}
         if self.workspace is not None:
             low, high = self.workspace
             found["workspace"] = np.maximum(low - positions, positions - high).max(-1)

@@ -17,6 +17,7 @@ from diffpolicy.policy.settings import PolicyConfig, WindowConfig
 KINDS = ("aimed", "tangent", "jumping", "zigzag", "parking")
 OBSERVATIONS = {"agent": 2, "target": 2, "edge": 2, "kind": 1}
 RANGE = 512.0  # px; the range of the actions
+BROKEN = 0.02  # the share of plans that are NaN, infinite or huge
 
 
 class Adversary(nn.Module):
@@ -58,6 +59,8 @@ class Adversary(nn.Module):
             here, projected = seen["agent"].float()[:, None], constrain.project(plan, None, len(sampler))  # pyright: ignore[reportArgumentType]
             share = torch.where(drawn[:, 3] < 0.5, 1.0, 0.9 + 0.2 * drawn[:, 3]).float()  # then a little further
             plan = torch.where(projected.isfinite(), here + share[:, None, None] * (projected - here), plan)
+        broken = torch.tensor([torch.nan, torch.inf, 1e30])[(3 * drawn[:, 2]).long()]
+        plan = torch.where((drawn[:, 0] < BROKEN)[:, None, None], broken[:, None, None], plan)
         return ActionChunk(plan[:, :n], plan)
 
     def _plan(self, seen: Mapping[str, Tensor], drawn: Tensor, noise: Tensor) -> Tensor:

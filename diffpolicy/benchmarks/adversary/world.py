@@ -60,11 +60,11 @@ class World:
         """Start new episodes for the robots of `mask` [B]: most of them clear of obstacles, half of them in motion."""
         rng, limits = self._random, self.scenario.limits
         solids = self._new_solids()
-        low, high = limits.workspace or (20.0, RANGE - 20.0)
-        position = rng.uniform(low, high, self._position.shape)
-        for _ in range(20):
-            gap = solids.distance(position[:, None])[:, 0].min(1, initial=np.inf) - (limits.distance or 0.0)
-            position[gap < 0] = rng.uniform(low, high, (int((gap < 0).sum()), 2))
+        position = self._anywhere()
+        for _ in range(30):  # a few stay where they must not be
+            gap = solids.distance(position[:, None])[:, 0].min(1) - (limits.distance or 0.0)
+            is_bad = np.stack([-gap, *limits.excess_of_position(position).values()]).max(0) > 0
+            position = np.where(is_bad[:, None], self._anywhere(), position)
         speed = 0.5 * (limits.speed or 200.0) * rng.random((len(mask), 1)) * (rng.random((len(mask), 1)) < 0.5)
         self._position[mask], self._velocity[mask] = position[mask], (speed * self._directions())[mask]
         for name, part in vars(solids).items():
@@ -75,7 +75,7 @@ class World:
     def sense(self) -> tuple[dict[str, Array], Surroundings, Array]:
         """What the policy sees, what the controller is told, and the measured positions [B, 2]."""
         rng, assumed, robots = self._random, self.scenario.assumptions, len(self._position)
-        self._jump(rng.random(robots) < self.scenario.jumps)
+        jumped = self._jump(rng.random(robots) < self.scenario.jumps)
         true, moving = self._position + self._off, self._velocity + self._off_velocity
         target, gap = self._aimed_at(true)
         toward = _unit(target - true)
@@ -88,10 +88,11 @@ class World:
         seeming = np.where(rng.random((robots, 1)) < 0.5, _unit(moving), toward)
         velocity = moving - self._errors(assumed.velocity_error) * seeming
         is_first = self.clock.take(position)
-        received = position.copy()
-        received[(rng.random(robots) < self.scenario.dropped) & ~is_first] = np.nan
-        state = State(torch.from_numpy(received), torch.from_numpy(velocity))
-        return seen, Surroundings(state, self._reported(), MS * self.clock.now), position
+        received = np.concatenate([position, velocity], axis=1)
+        lost = np.flatnonzero((rng.random(robots) < self.scenario.dropped) & ~is_first)
+        received[lost, rng.integers(0, 4, len(lost))] = rng.choice([np.nan, np.inf])
+        state = State(*torch.from_numpy(received).chunk(2, dim=1))
+        return seen, Surroundings(state, self._reported(jumped), MS * self.clock.now), position
 
     def act(self, actions: Array) -> Motion:
         """Send actions [B, 2], and let time pass until the next call."""
@@ -140,8 +141,11 @@ class World:
         target = np.where(is_there[:, None], self._solids.vertices[robots, self._goal].mean(1), self._point)
         return target, np.where(is_there, distance - (self.scenario.limits.distance or 0.0), 100.0)
 
-    def _jump(self, mask: Flags) -> None:
-        """One obstacle of each of these robots [B] is suddenly near it, mostly ahead of it, and often a disc."""
+    def _jump(self, mask: Flags) -> npt.NDArray[np.intp]:
+        """One obstacle of each of these robots [B] is suddenly near it, mostly ahead of it, and often a disc.
+
+        Returns its slot [B], or -1.
+        """
         there, rng, robots = self._solids, self._random, np.flatnonzero(mask)
         slot = rng.integers(0, self.scenario.obstacles, len(robots))
         ahead = np.where(rng.random((len(mask), 1)) < 0.8, _unit(self._velocity + 1e-9), self._directions())[robots]
@@ -152,22 +156,25 @@ class World:
         reach = (self.scenario.limits.distance or 0.0) + there.radius[robots, slot] + size + gap
         there.vertices[robots, slot] = (self._position[robots] + reach[:, None] * ahead)[:, None] + shape
         there.is_used[robots, slot] = True
+        jumped = np.full(len(mask), -1)
+        jumped[robots] = slot
+        return jumped
 
-    def _reported(self) -> Obstacles | None:
-        """The obstacles as measured: in any order, with nonsense in empty slots, and with NaN here and there."""
-        rng, there = self._random, self._solids
+    def _reported(self, jumped: npt.NDArray[np.intp]) -> Obstacles | None:
+        """The obstacles as measured: in any order, nonsense in empty slots, and NaN, often beside one that jumped."""
+        rng, there, nan = self._random, self._solids, self.scenario.nan
         if self.scenario.limits.distance is None:
             return None
-        order = np.where(rng.random((len(there.radius), 1)) < 0.3, rng.random(there.radius.shape), 0.0).argsort(1)
-        robots = np.arange(len(order))[:, None]
-        vertices, radius, speed, is_used = (part[robots, order] for part in vars(there).values())
-        vertices[~is_used], radius[~is_used], speed[~is_used] = np.nan, -1.0, np.inf
-        blind = np.flatnonzero(rng.random(len(order)) < self.scenario.nan)
-        slot = rng.integers(0, self.scenario.obstacles, len(blind))
-        for part in (vertices, radius, speed):
+        robots, slots = there.radius.shape
+        parts = [part.copy() for part in vars(there).values()]
+        blind = np.flatnonzero(rng.random(robots) < np.where(jumped >= 0, 3.0 * nan, nan))
+        slot = (jumped[blind] + rng.integers(1, max(2, slots), len(blind))) % slots
+        for part in parts[:3]:
+            part[~there.is_used] = rng.choice([np.nan, -1.0, np.inf])
             hit = rng.random(len(blind)) < 0.5
             part[blind[hit], slot[hit]] = np.nan
-        return Obstacles(*(torch.from_numpy(part) for part in (vertices, radius, speed, is_used)))
+        order = np.where(rng.random((robots, 1)) < 0.3, rng.random((robots, slots)), 0.0).argsort(1)
+        return Obstacles(*(torch.from_numpy(part[np.arange(robots)[:, None], order]) for part in parts))
 
     def _stray(self) -> None:
         """Where the true state is from the plant's until the next call: nearer to an obstacle, and faster."""
@@ -190,6 +197,9 @@ class World:
     def _new_solids(self) -> Solids:
         wanted = self.scenario
         return random_solids(self._random, len(self._position), wanted.obstacles, wanted.obstacle_speed, wanted.size)
+
+    def _anywhere(self) -> Array:
+        return self._random.uniform(20.0, RANGE - 20.0, self._position.shape)
 
     def _directions(self) -> Array:
         angle = self._random.uniform(0, 2 * np.pi, len(self._position))
