@@ -41,13 +41,13 @@ SHELVES = {
     "constraints": (
         "plant planar/obstacles",
         "constraint",
-        "limits planar/keep_out task trajectory",
+        "limits planar/keep_out region task trajectory",
         "assumptions calls knots",
         "margins projector",
         "certificate",
         "fallback",
     ),
-    "control": ("controller wrapper",),
+    "control": ("controller wrapper", "latency"),
     "data": ("store stream", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("parts", "generate"),
     "diffusion": (
@@ -66,7 +66,7 @@ SHELVES = {
         "diffusion",
         "analysis kinds",
     ),
-    "safety": ("build memory projection", "samples", "layer"),
+    "safety": ("build memory projection", "samples", "choice", "layer"),
     "system": ("distributed",),
     "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
 }

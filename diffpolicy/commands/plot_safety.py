@@ -141,7 +141,7 @@ def estimates(policy: DiffusionPolicy, scene: str, moment: Moment, mode: str, sa
     metric = policy.codec.metric
     assert metric is not None
     horizon = window.horizon - present
-    projector = Projector(safety.constraints, safety.plant, safety.period_s, horizon, metric, safety.all_slots)
+    projector = Projector(safety.constraints, safety.plant, safety.tick_s, horizon, metric, safety.all_slots)
     start = Start(state, state.position[:, None].expand(-1, PAST_COMMANDS, -1)).robots(everyone)
     sampler = policy.sampler()
     task = projector.task(start, obstacles.robots(everyone))

@@ -8,6 +8,7 @@ from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, no_obstacles, polygon, together
 from diffpolicy.constraints.plant import LinearPlant, State, identify, position_servo
 from diffpolicy.constraints.projector import Projector
+from diffpolicy.constraints.region import Region
 from diffpolicy.constraints.trajectory import Start, Trajectory
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Projector",
     "Prox",
     "Quantity",
+    "Region",
     "Scene",
     "Start",
     "State",

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from diffpolicy.constraints.assumptions import Assumptions
-from diffpolicy.constraints.constraint import Constraint
+from diffpolicy.constraints.calls import check_contract, error_of
+from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.margins import of_commands, of_motion, of_the_present
 from diffpolicy.constraints.planar.obstacles import Obstacles
 from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
+ROUNDING = 2.0**-23  # of positions, relative: commands are float32
 BRAKE_TICKS = (0, 1, 2, 4, 8)  # over which a brake may fade out the last step; 0 holds at once
 
 
@@ -99,15 +101,60 @@ class Certifier:
         # Without limits on how commands change, a fading brake has no advantage over holding at once.
         fades = any(constraint.quantity.order > 1 for constraint in self._on_commands)
         self._brakes = BRAKE_TICKS if fades else BRAKE_TICKS[:1]
+        self._checked: set[int] = set()  # numbers of actions for which users' constraints were called
+        self._knows_the_position = plant is not None and assumptions.position_error + assumptions.tracking_error == 0.0
         self.stop_ticks = max(self._brakes) + (1 if plant is None else plant.settle_ticks)
 
     def certify(self, commands: Tensor, start: Start, obstacles: Obstacles) -> Certificate:
-        """Find how many rows of `commands` [B, n, A] may be sent, in physical units and exactly as given."""
+        """Find how many rows of `commands` [B, n, A] may be sent, in physical units and exactly as given.
+
+        A robot that is inside a limit on its position by up to `Assumptions.tolerance` may go on, as long as it gets no
+        deeper: its margins then count from where it is.
+
+        Raises:
+            ContractError: a user's constraint returns something other than the protocol demands.
+        """
+        if commands.shape[-1] not in self._checked:
+            check_contract([*self._on_motion, *self._on_commands], commands.shape[-1])
+            self._checked.add(commands.shape[-1])
         commands, start = commands.double(), start.to(commands.double())
+        found = self._certified(commands, start, obstacles, commands.new_zeros(len(commands)))
+        if bool(found.can_stop.all()) or not self._knows_the_position:
+            return found
+        depth = -of_the_present(self._on_motion, start, obstacles.only_known.double(), self._assumptions)
+        is_shallow = ~found.can_stop & (depth > 0) & (depth <= self._assumptions.tolerance)
+        some = is_shallow.nonzero().squeeze(1)
+        if len(some) == 0:
+            return found
+        relief = depth[some] + ROUNDING * start.state.position[some].abs().amax(1)
+        return found.replaced(some, self._certified(commands[some], start.robots(some), obstacles.robots(some), relief))
+
+    def reason(self, start: Start, obstacles: Obstacles) -> str:
+        """Why one robot is not certified to stop now."""
+        start, there = start.to(start.commands.double()), obstacles.only_known.double().without_empty_slots
+        if not bool(_is_finite(start.commands[:, -1:], start).all()):
+            return "plant_state: not received"
+        if not bool(obstacles.is_valid.all()):
+            slots = (~obstacles.is_known[0]).nonzero().squeeze(1).tolist()
+            return f"obstacles: slots {slots} are not convex polygons of finite numbers, radius and speed at least 0"
+        hold = Trajectory(start.commands[:, -1:].repeat(1, self.stop_ticks, 1), start, self._plant, self._period_s)
+        for constraint in [*self._on_motion, *self._on_commands]:
+            scene = Scene(there, hold.times_s(constraint.quantity), error=0.0)
+            if error := error_of(constraint, hold.quantity(constraint.quantity), scene):
+                return error
+            if constraint.quantity.acts_on == "motion":
+                margin = float(of_motion([constraint], hold, there, self._assumptions))
+            else:
+                margin = float(of_commands([constraint], hold, there))
+            if not margin >= 0:
+                return f"to stop now is not certified: the margin of {type(constraint).__name__} is {margin:.3g}"
+        return "to stop now is not certified"
+
+    def _certified(self, commands: Tensor, start: Start, obstacles: Obstacles, relief: Tensor) -> Certificate:
         is_valid, obstacles = obstacles.is_valid, obstacles.double().without_empty_slots
         batch, n, _ = commands.shape
         robot, sent = _prefixes(batch, n)
-        cases = _Cases(sent, start.robots(robot), obstacles.robots(robot))
+        cases = _Cases(sent, start.robots(robot), obstacles.robots(robot), relief[robot])
         plans = self._plans(commands, start, 0)
         # While the last target is held indefinitely, nothing is sent, so limits on commands do not apply.
         margin = self._margin(plans, cases, self._on_motion)
@@ -123,7 +170,7 @@ class Certifier:
         margin = torch.minimum(margin, best).unflatten(0, (batch, n + 1))
         moves = obstacles.moves().any(1)[:, None]
         if bool(moves.any()):  # otherwise the first segment covers the present, with nothing excused
-            now = of_the_present(self._on_motion, start, obstacles, self._assumptions)
+            now = of_the_present(self._on_motion, start, obstacles, self._assumptions) + relief
             margin = torch.where(moves, torch.minimum(margin, now[:, None]), margin)
         margin = torch.where(_is_finite(commands, start) & is_valid[:, None], margin, -torch.inf)
         length = (margin[:, 1:] >= 0).long().cumprod(dim=1).sum(dim=1)
@@ -160,20 +207,22 @@ class Certifier:
         trajectory = Trajectory(plans, cases.start, self._plant, self._period_s)
         if constraints is self._on_commands:
             return of_commands(constraints, trajectory, cases.obstacles)
-        return of_motion(constraints, trajectory, cases.obstacles, self._assumptions)
+        return of_motion(constraints, trajectory, cases.obstacles, self._assumptions, cases.relief)
 
 
 @dataclass(frozen=True)
 class _Cases:
-    """For each of Q plans: how many rows are sent before stopping, where the robot starts and what is around it."""
+    """For each of Q plans: how many rows are sent before stopping, where the robot starts, what is around it, and how
+    deep it is inside a limit on its position at the present."""
 
     sent: Tensor
     start: Start
     obstacles: Obstacles
+    relief: Tensor
 
     def robots(self, index: Tensor) -> "_Cases":
         """The cases of the plans `index`."""
-        return _Cases(self.sent[index], self.start.robots(index), self.obstacles.robots(index))
+        return _Cases(self.sent[index], self.start.robots(index), self.obstacles.robots(index), self.relief[index])
 
 
 @lru_cache(maxsize=16)

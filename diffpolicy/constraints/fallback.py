@@ -1,6 +1,7 @@
 """The fallback ladder: what to send if a plan is not certified as a whole.
 
     plan, candidate   all rows are certified
+    slower            no row was certified; the same way in smaller steps is, all rows of it
     retreat           the way back out of a dead end, all rows certified
     prefix            the certified rows, then their way to stop; with no row left, stopping now
     stored            the way to stop of an earlier certificate
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from diffpolicy.constraints.certificate import Certificate
 
-PLAN, CANDIDATE, RETREAT, PREFIX, STORED, HOLD = range(6)
-RUNGS = ("plan", "candidate", "retreat", "prefix", "stored", "hold")
+PLAN, CANDIDATE, SLOWER, RETREAT, PREFIX, STORED, HOLD = range(7)
+RUNGS = ("plan", "candidate", "slower", "retreat", "prefix", "stored", "hold")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Situation:
         is_timely: whether the plan is not stale.
         stored: [Q, S, A], the way to stop that is left; NaN if there is none, and after its last row.
         last: [Q, A], the last command.
+        may_stay: whether everything was measured, so that a robot at the end of a way to stop may stay there.
     """
 
     is_known: Tensor
@@ -37,6 +39,7 @@ class Situation:
     is_timely: Tensor
     stored: Tensor
     last: Tensor
+    may_stay: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ def decide(chunks: Tensor, found: Certificate, situation: Situation, rung: Tenso
     rows = torch.where(is_certified[:, None, None], sent, _filled(rest, n))
     next_stop = torch.where((length > 0)[:, None, None], found.stops[:, 1], _shifted(found.stops[:, 0]))
     nothing = torch.full_like(situation.stored, torch.nan)
-    left = torch.where(has_stored[:, None, None], _shifted(situation.stored), nothing)
+    # Its last target may be held for ever, but not for ever without knowing where the robot and the obstacles are.
+    held = _held_at_the_end(situation.stored)
+    longer = torch.cat([held[:, 1:], held[:, -1:]], dim=1)
+    left = torch.where(situation.may_stay[:, None, None], longer, _shifted(situation.stored))
+    left = torch.where(has_stored[:, None, None], left, nothing)
     stored_or_none = torch.where(has_stored, torch.nan, found.margin[:, 0])  # how bad it is to stop here
     margin = torch.where(is_certified, found.margin[robots, length], stored_or_none)
     return Decision(rows, step, torch.where(is_certified[:, None, None], next_stop, left), margin)

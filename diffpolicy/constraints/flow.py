@@ -26,6 +26,7 @@ class Flow:
     """The smooth motion through the samples of a plant.
 
     Attributes:
+        generator: [2, 2], log A, per sub-step.
         accelerations: [2, 2], rows that give the acceleration at the start and at the end of a sub-step.
         bulge: the largest distance of the path from its chord, per unit of the larger acceleration.
         speeds: [P + 1, 2], rows that give the velocity at points in a sub-step, from its start to its end.
@@ -33,11 +34,16 @@ class Flow:
         excess: by how much the velocity between two points may exceed both, per unit of the larger second derivative.
     """
 
+    generator: Tensor
     accelerations: Tensor
     bulge: float
     speeds: Tensor
     jerks: Tensor
     excess: float
+
+    def later(self, x: Tensor, substeps: Tensor) -> Tensor:
+        """[B, 2, A], the distances and velocities x [B, 2, A] so many sub-steps [B] later, or earlier if below 0."""
+        return torch.matrix_exp(self.generator * substeps[:, None, None]) @ x
 
     def bulge_of(self, x: Tensor) -> Tensor:
         """[...], how far the path of a sub-step may be from its chord, for one axis x [..., 2] at its start."""
@@ -61,6 +67,7 @@ def flow(transition: tuple[tuple[float, float], tuple[float, float]], substep_s:
     steps = torch.stack([torch.matrix_exp(generator * i / points) for i in range(points + 1)])
     position, velocity = torch.eye(2, dtype=torch.float64).unbind()
     return Flow(
+        generator,
         torch.stack([acceleration, acceleration @ whole]),
         _off_chord(position, acceleration, generator),
         velocity @ steps,

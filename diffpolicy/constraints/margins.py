@@ -27,9 +27,17 @@ def of_commands(constraints: Sequence[Constraint], plans: Trajectory, obstacles:
 
 
 def of_motion(
-    constraints: Sequence[Constraint], plans: Trajectory, obstacles: Obstacles, assumptions: Assumptions
+    constraints: Sequence[Constraint],
+    plans: Trajectory,
+    obstacles: Obstacles,
+    assumptions: Assumptions,
+    relief: Tensor | None = None,
 ) -> Tensor:
-    """[Q], the margin of constraints on the motion. The last command of each plan is held indefinitely."""
+    """[Q], the margin of constraints on the motion. The last command of each plan is held indefinitely.
+
+    Args:
+        relief: [Q], added to the margins of positions; none by default.
+    """
     least = plans.commands.new_full((len(plans.commands),), torch.inf)
     if not constraints or len(least) == 0:
         return least
@@ -38,11 +46,13 @@ def of_motion(
     scene = Scene(obstacles, plans.times_s(constraints[0].quantity), known.at_rest, known.position_tube[:, None])
     for constraint in constraints:
         if constraint.quantity.order == 1:
-            margin = _of_velocity(constraint, plans, scene) - known.velocity_tube
+            margin = (_of_velocity(constraint, plans, scene) - known.velocity_tube).amin(1)
+        elif constraint.quantity.order == 0:
+            found = margin_of(constraint, plans.quantity(constraint.quantity), scene) - known.position_tube
+            margin = found.amin(1) if relief is None else found.amin(1) + relief
         else:
-            margin = margin_of(constraint, plans.quantity(constraint.quantity), scene)
-            margin = margin - known.position_tube if constraint.quantity.order == 0 else margin
-        least = torch.minimum(least, margin.amin(1))
+            margin = margin_of(constraint, plans.quantity(constraint.quantity), scene).amin(1)
+        least = torch.minimum(least, margin)
     if known.at_rest is None:
         return least
     return torch.where(known.at_rest[:, -1] | ~moves, least, -torch.inf)
@@ -60,13 +70,14 @@ def of_the_present(
     constraints: Sequence[Constraint], start: Start, obstacles: Obstacles, assumptions: Assumptions
 ) -> Tensor:
     """[B], the margin of the present positions. Nothing is excused: a robot at rest in an obstacle is inside it."""
-    here = start.state.position[:, None, None].expand(-1, 1, 2, -1)
+    here = start.state.position[:, None]
     least = here.new_full((len(here),), torch.inf)
     error = assumptions.position_error + assumptions.tracking_error
     scene = Scene(obstacles, here.new_zeros(1), error=error)
     for constraint in constraints:
-        if constraint.quantity.segments:
-            least = torch.minimum(least, margin_of(constraint, here, scene)[:, 0])
+        if constraint.quantity.order == 0:
+            y = here[:, :, None].expand(-1, -1, 2, -1) if constraint.quantity.segments else here
+            least = torch.minimum(least, margin_of(constraint, y, scene)[:, 0])
     return least - error
 
 

@@ -86,9 +86,7 @@ class Projector:
         like = self._like
         start = start.to(like)
         obstacles.check_slots(self._slots)
-        if not bool((is_valid := obstacles.is_valid).all()):  # never certified anyway
-            is_used = obstacles.is_used & is_valid[:, None]
-            obstacles = Obstacles(obstacles.vertices, obstacles.radius, obstacles.speed, is_used)
+        obstacles = obstacles.only_known  # with the others, nothing is certified anyway
         # Off the CPU, one captured loop must work for any number of obstacles.
         obstacles = obstacles.without_empty_slots if self._may_look else obstacles.padded(self._slots)
         obstacles = obstacles if obstacles.slots else obstacles.padded(1)  # rows need at least one copy

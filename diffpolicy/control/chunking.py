@@ -56,14 +56,17 @@ class Chunking:
         self._is_first[mask] = True
         self._position[mask] = self._n
 
-    def remember(self, observation: Mapping[str, Tensor]) -> None:
-        """Take in the observation {key: [B, *shape]} of this tick. The first of an episode fills the whole history."""
-        first = torch.from_numpy(self._is_first)
+    def remember(self, observation: Mapping[str, Tensor], is_seen: Tensor) -> None:
+        """Take in the observation {key: [B, *shape]} of this tick. The first of an episode fills the whole history.
+
+        Robots for which `is_seen` [B] is False count as seeing what they saw last.
+        """
+        first = torch.from_numpy(self._is_first) & is_seen
         for key, history in self._history.items():
             history[:, :-1] = history[:, 1:].clone()
-            history[:, -1] = observation[key]
+            history[is_seen, -1] = observation[key][is_seen]
             history[first] = observation[key][first, None]
-        self._is_first[:] = False
+        self._is_first[is_seen.numpy()] = False
 
     def observation(self, robots: Tensor) -> dict[str, Tensor]:
         """What these robots have seen, {key: [Q, n_obs_steps, *shape]}."""
@@ -88,6 +91,11 @@ class Chunking:
         """Give these robots new chunks [Q, n, action]."""
         self._chunks[robots] = chunks
         self._position[robots] = 0
+
+    def abandon(self, robots: Robots, actions: Chunks) -> None:
+        """End the chunks of these robots with this tick, whose actions [Q, action] are to be these."""
+        self._chunks[robots] = actions[:, None]
+        self._position[robots] = self._n - 1
 
     def remaining(self, robots: Robots) -> Chunks:
         """The rest of these robots' chunks, filled up to [Q, n, action] with the last row."""

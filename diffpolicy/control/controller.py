@@ -4,7 +4,9 @@ The controller is in charge: it asks the safety layer for a projection, lets the
 hands them back to the layer, which certifies them and chooses.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +17,15 @@ from diffpolicy.control.chunking import Chunking
 from diffpolicy.control.row_check import warn_of_dependent_rows
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
-from diffpolicy.policy.observations import checked_observation
+from diffpolicy.policy.observations import checked_observation, told_apart
 from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.safety.layer import PlanReport, SafetyLayer
+from diffpolicy.safety.layer import SafetyLayer
+from diffpolicy.safety.projection import projection_metric
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.samples import Samples
 from diffpolicy.safety.settings import Safety
-from diffpolicy.safety.surroundings import Surroundings
+from diffpolicy.safety.surroundings import Surroundings, given
 from diffpolicy.system.tables import Choice, is_choice
 
 
@@ -49,9 +53,11 @@ class PolicyController:
             in the sampler's settings.
         constrain: your own projection of every clean estimate, in physical units, without a certificate; see
             `predict_action_chunk`.
+        clock: seconds, for `last_plan.planning_ms` and for `latency_s`.
 
     Attributes:
         last_plan: the `PlanReport` of the latest tick; None without safety.
+        draws_all: whether all candidates are drawn even if none is needed, to measure what that takes.
 
     Raises:
         ValueError: the sampler is unknown or does not fit, both safety and constrain are given, inference_batch is
@@ -68,6 +74,7 @@ class PolicyController:
         inference_batch: int | None = None,
         guide: Guide | None = None,
         constrain: Constrain | Projection | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if safety is not None and constrain is not None:
             raise ValueError("controller: safety and constrain cannot both be given")
@@ -81,18 +88,16 @@ class PolicyController:
                 f"controller: num_inference_steps {num_inference_steps} is for a sampler given by name or settings; "
                 f"this {type(sampler).__name__} already has its steps"
             )
-        self.policy = policy
-        self.sampler = sampler
-        self.safety = safety
+        self.policy, self.sampler, self.safety = policy, sampler, safety
         self.inference_batch = inference_batch
-        self.guide = guide
-        self.constrain = constrain
+        self.guide, self.constrain = guide, constrain
         self.last_plan: PlanReport | None = None
         if inference_batch is not None:
             warn_of_dependent_rows(policy, inference_batch)
         self._chunking = self._new_chunking(0)
         self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)
+        self._clock, self.draws_all = clock, False
 
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Start new episodes.
@@ -130,35 +135,45 @@ class PolicyController:
             observation: {key: [batch, *shape]} of this tick, in physical units.
             surroundings: what is measured at this tick; used only with safety.
 
+        With safety, a robot that is told something that cannot be used (an observation or a first state that is not
+        finite, too many obstacles, a time that cannot be) stops with an alarm; the others go on. Its action is NaN if
+        its position was never received: there is nothing to hold.
+
         Raises:
-            ValueError: reset was not called, or an observation has the wrong keys or shape, or NaN. With safety: the
-                plant state is missing although a constraint acts on the motion, there are too many obstacles, or time
-                runs backwards. Without safety: obstacles are given.
+            ValueError: reset was not called, or an observation has the wrong keys or shape. With safety: the plant
+                state is missing although a constraint acts on the motion, or time runs backwards for all robots.
+                Without safety: an observation has NaN, or obstacles are given.
         """
         if len(self._chunking) == 0:
             raise ValueError("controller: call reset(seeds) before the first select_action")
+        began = self._clock()
         self.last_plan = None
-        surroundings = Surroundings() if surroundings is None else surroundings
-        if not isinstance(surroundings, Surroundings):
-            raise ValueError(
-                f"surroundings: is a {type(surroundings).__name__}, expected Surroundings(plant_state, ...)"
-            )
-        if self._layer is None and surroundings.obstacles is not None:
-            raise ValueError("controller: obstacles are given, but the controller has no safety to use them")
-        now = checked_observation(observation, self.policy.config.observations, (len(self._chunking),))
-        if self._layer is not None:
-            self._layer.observe(surroundings)
-        self._chunking.remember(now)
-        if self._layer is not None:
-            self._check(self._layer)
+        surroundings = given(surroundings)
+        if self._layer is None:
+            if surroundings.obstacles is not None:
+                raise ValueError("controller: obstacles are given, but the controller has no safety to use them")
+            now = checked_observation(observation, self.policy.config.observations, (len(self._chunking),))
+            self._chunking.remember(now, torch.ones(len(self._chunking), dtype=torch.bool))
+            self._plan()
+            return self._chunking.next_actions()
+        self._keep_safe(self._layer, observation, surroundings)
         self._plan()
+        last = self._layer.too_late(self._clock() - began)
+        if last is not None:
+            self._chunking.abandon(np.arange(len(last)), last)
         action = self._chunking.next_actions()
-        if self._layer is not None:
-            self.last_plan = self._layer.sent(action)
+        self.last_plan = self._layer.sent(action, self._clock() - began)
         return action
 
-    def _check(self, layer: SafetyLayer) -> None:
-        """Let the layer replace the rest of the chunks that are being executed."""
+    def _keep_safe(
+        self, layer: SafetyLayer, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings
+    ) -> None:
+        """Take in this tick, and let the layer replace the rest of the chunks that are being executed."""
+        now, unseen = told_apart(observation, self.policy.config.observations, len(self._chunking))
+        is_usable = layer.observe(surroundings, unseen)
+        self._chunking.remember(now, torch.tensor([robot not in unseen for robot in range(len(is_usable))]))
+        stopped = np.flatnonzero(~is_usable)
+        self._chunking.abandon(stopped, layer.last_commands[stopped])
         robots = self._chunking.underway
         if len(robots):
             checked = layer.check(torch.from_numpy(robots), self._chunking.remaining(robots))
@@ -175,6 +190,8 @@ class PolicyController:
             self._chunking.start(due, first.plans[:, : self.policy.config.window.n_action_steps].numpy())
             return
         considered = self._layer.consider(robots, first)
+        if self.draws_all and self._layer.safety.candidates > 1:
+            considered = replace(considered, doubtful=torch.arange(len(robots)))
         asked = robots[considered.doubtful]
         others = self._draw_others(asked) if len(asked) else None
         self._chunking.start(due, self._layer.settle(considered, others))
@@ -192,7 +209,22 @@ class PolicyController:
         return Samples.joined([self._propose(*part) for part in parts])
 
     def _propose(self, robots: Tensor, samples: Tensor) -> Samples:
-        """Draw samples in one call of the policy, padded to the inference batch."""
+        """Draw samples in one call of the policy. With safety, robots for which it raises are told from the others."""
+        states = [one.get_state() for one in self._chunking.generators(robots, samples)]
+        try:
+            return self._proposed(robots, samples)
+        except ValueError as error:
+            if self._layer is None:
+                raise
+            for one, state in zip(self._chunking.generators(robots, samples), states, strict=True):
+                one.set_state(state)
+            if len(robots) == 1:
+                return self._layer.no_plan(int(robots[0]), int(samples[0]), str(error))
+        parts = zip(robots.split(1), samples.split(1), strict=True)
+        return Samples.joined([self._propose(*part) for part in parts])
+
+    def _proposed(self, robots: Tensor, samples: Tensor) -> Samples:
+        """One call, padded to the inference batch."""
         padding = max(0, (self.inference_batch or 0) - len(robots))
         rows = torch.cat([robots, robots[-1:].expand(padding)])
         generators = self._chunking.generators(robots, samples)
@@ -210,13 +242,7 @@ class PolicyController:
     def _safety_layer(self, batch: int) -> SafetyLayer | None:
         if self.safety is None:
             return None
-        codec, window = self.policy.codec, self.policy.config.window
-        metric = codec.metric
-        if metric is None:
-            raise ValueError(
-                f"safety: actions are encoded by {type(codec).__name__}, which has no metric; the projection needs a "
-                "scale per axis, as the codec normalizer has"
-            )
+        metric, window = projection_metric(self.policy.codec), self.policy.config.window
         if self._layer is not None and self._layer.serves(self.safety, batch, metric):
             return self._layer
         horizon = window.horizon - (window.n_obs_steps - 1)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from diffpolicy.control.protocol import Controller
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 

@@ -19,7 +19,7 @@ from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 from diffpolicy.constraints.vectors import length
 from diffpolicy.evaluation.readings import Readings
-from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 

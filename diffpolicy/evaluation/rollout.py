@@ -18,7 +18,7 @@ from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.surroundings import Surroundings
 
 OnTick = Callable[

@@ -26,6 +26,31 @@ def checked_observation(
         ValueError: it is not a mapping, the keys differ from those of `specs`, a shape is wrong, a value is not finite,
             or an image is not uint8.
     """
+    tensors = _tensors(observation, specs, leading)
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"observation: {key} has NaN or infinite values")
+    return tensors
+
+
+def told_apart(
+    observation: Mapping[str, npt.ArrayLike | Tensor], specs: Mapping[str, ObservationSpec], batch: int
+) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Like `checked_observation` for (batch,), but robots with values that are not finite are told: {robot: why}."""
+    tensors = _tensors(observation, specs, (batch,))
+    unseen: dict[int, str] = {}
+    for key, tensor in tensors.items():
+        is_finite = tensor.isfinite().flatten(1).all(1)
+        for robot in (~is_finite).nonzero().squeeze(1).tolist():
+            unseen[robot] = f"observation: {key} has NaN or infinite values"
+    return tensors, unseen
+
+
+def _tensors(
+    observation: Mapping[str, npt.ArrayLike | Tensor],
+    specs: Mapping[str, ObservationSpec],
+    leading: tuple[int, ...],
+) -> dict[str, Tensor]:
     if not isinstance(observation, Mapping):
         kind = type(observation).__name__
         raise ValueError(f"observation: is a {kind}, expected a mapping with the keys {sorted(specs)}")
@@ -40,8 +65,6 @@ def checked_observation(
                 f"observation: {key} has shape {list(tensor.shape)}, expected {[*leading, *spec.shape]} "
                 f"({', '.join([*axes, *AXES[spec.kind]])})"
             )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"observation: {key} has NaN or infinite values")
         tensors[key] = tensor
     return tensors
 

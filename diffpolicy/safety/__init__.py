@@ -6,8 +6,9 @@ from diffpolicy.constraints.limits import Box, NormLimit, Polytope
 from diffpolicy.constraints.planar.keep_out import BarrierDecrease, KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, box, disc, polygon, together
 from diffpolicy.constraints.plant import LinearPlant, State, identify, position_servo
+from diffpolicy.constraints.region import Region
 from diffpolicy.safety.build import SafetyConfig, build_safety
-from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 
@@ -23,6 +24,7 @@ __all__ = [
     "PlanReport",
     "Polytope",
     "Quantity",
+    "Region",
     "Safety",
     "SafetyConfig",
     "Scene",

@@ -68,7 +68,6 @@ def build_safety(config: SafetyConfig) -> Safety | None:
         mode=config.mode,
         candidates=config.candidates,
         slots=config.slots,
-        period_s=plant.period_s,
         zones=together(zones) if zones else None,
     )
 

@@ -63,8 +63,10 @@ class DeadEnd:
             self._past[robot] = _Past()
 
     def visit(self, positions: Tensor) -> None:
-        """Record that the robots are at `positions` [B, A] at this tick."""
+        """Record that the robots are at `positions` [B, A] at this tick, except those whose position is not known."""
         for past, position in zip(self._past, positions.tolist(), strict=True):
+            if not all(map(math.isfinite, position)):
+                continue
             if past.latest is not None:
                 past.fastest = max(past.fastest, math.dist(position, past.latest))
             past.latest = position

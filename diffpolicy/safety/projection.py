@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from diffpolicy.codecs.codec import Codec
 from diffpolicy.constraints.calls import margin_of
 from diffpolicy.constraints.constraint import Quantity, Scene
 from diffpolicy.constraints.limits import Box
@@ -60,6 +61,8 @@ class SafetyProjection:
         if is_last and self._safety.candidates > 1:  # with one sample there is nothing to choose
             self.is_open = self._may_go_on(after)
         if after is not before:
+            is_plan = after.isfinite().flatten(1).all(1)[:, None, None]
+            after = torch.where(is_plan, after, before)  # a constraint that fails for a robot does not stop the others
             moved = (after - before) / self._projector.half_range
             self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
             plan = torch.cat([plan[:, : self._present], after], dim=1)
@@ -109,3 +112,17 @@ class SafetyProjection:
             if isinstance(constraint, Box) and constraint.quantity == Quantity("commands"):
                 plan = constraint.prox(plan, Scene(self._task.obstacles, plan.new_zeros(plan.shape[1])))(plan)
         return plan
+
+
+def projection_metric(codec: Codec) -> Tensor:
+    """[A], the weights of the axes in a projection of actions with this codec.
+
+    Raises:
+        ValueError: the codec has none.
+    """
+    if codec.metric is None:
+        raise ValueError(
+            f"safety: actions are encoded by {type(codec).__name__}, which has no metric; the projection needs a scale "
+            "per axis, as the codec normalizer has"
+        )
+    return codec.metric

@@ -8,9 +8,11 @@ import torch
 
 from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.constraint import Constraint
-from diffpolicy.constraints.planar.obstacles import Obstacles, together
+from diffpolicy.constraints.planar.obstacles import LARGEST, Obstacles, together
 from diffpolicy.constraints.plant import LinearPlant
+from diffpolicy.constraints.trajectory import needed
 
+IMPOSSIBLE = f"is not a convex polygon with corners in order, radius and speed at least 0, numbers up to {LARGEST:g}"
 MODES = ("none", "clip", "last", "last_half", "every_step")
 
 
@@ -29,7 +31,7 @@ class Safety:
             certified, was moved far or is blocked.
         slots: the largest number of obstacles reported per robot at run time.
         zones: [1, M, ...], obstacles that are known in advance and apply to every robot.
-        period_s: seconds from command to command.
+        period_s: seconds from command to command. By default the plant's; required without a plant.
         iterations: iterations of the projection at each reverse step.
         polish_rounds: the largest number of rounds, POLISH_ITERATIONS each, that refine the plan after the last reverse
             step.
@@ -46,7 +48,7 @@ class Safety:
     candidates: int = 1
     slots: int = 6
     zones: Obstacles | None = None
-    period_s: float = 0.1
+    period_s: float | None = None
     iterations: int = 4
     polish_rounds: int = 8
     certify: bool = True
@@ -60,20 +62,36 @@ class Safety:
                 f"safety: candidates {self.candidates} and iterations {self.iterations} must be at least 1, "
                 f"slots {self.slots} and polish_rounds {self.polish_rounds} at least 0"
             )
-        if not 0.0 < self.period_s < float("inf"):
+        if self.plant is None and self.period_s is None:
+            raise ValueError("safety: period_s is missing; give the seconds from command to command, or a plant")
+        if not 0.0 < self.tick_s < float("inf"):
             raise ValueError(f"safety: period_s {self.period_s} must be finite and above 0")
         a = self.assumptions
         if self.plant is not None and a.latency_s > a.delay_substeps * self.plant.substep_s + 1e-9:
             raise ValueError(
                 f"safety: latency_s {a.latency_s} is a delay of more than delay_substeps {a.delay_substeps}; raise it"
             )
-        if self.plant is not None and abs(self.plant.period_s - self.period_s) > 1e-9:
+        if self.plant is not None and abs(self.plant.period_s - self.tick_s) > 1e-9:
             raise ValueError(f"safety: period_s {self.period_s}, but the plant's is {self.plant.period_s}")
+
+    @property
+    def tick_s(self) -> float:
+        """Seconds from command to command."""
+        return self.period_s if self.period_s is not None else needed(self.plant).period_s
 
     @property
     def all_slots(self) -> int:
         """The largest number of obstacles per robot, zones included."""
         return self.slots + (self.zones.slots if self.zones else 0)
+
+    def unusable(self, obstacles: Obstacles) -> dict[int, str]:
+        """{robot: why} for robots with more obstacles than slots, or some that cannot be (NaN: it was not measured)."""
+        count = obstacles.is_used.sum(1)
+        cannot_be = ~obstacles.is_known & ~obstacles.is_nan
+        found = {i: f"obstacles: slot {slot} {IMPOSSIBLE}" for i, slot in cannot_be.nonzero().tolist()}
+        for i in (count > self.slots).nonzero().squeeze(1).tolist():
+            found[i] = f"obstacles: {int(count[i])} given, expected at most {self.slots} (slots)"
+        return found
 
     def with_zones(self, obstacles: Obstacles) -> Obstacles:
         """These obstacles [B, M, ...] together with the zones, for every robot."""

@@ -22,3 +22,13 @@ class Surroundings:
     plant_state: State | None = None
     obstacles: Obstacles | None = None
     time_s: npt.ArrayLike | None = None
+
+
+def given(surroundings: Surroundings | None) -> Surroundings:
+    """What was given; nothing measured if None. Raises ValueError if it is something else."""
+    if surroundings is None:
+        return Surroundings()
+    if not isinstance(surroundings, Surroundings):  # pyright: ignore[reportUnnecessaryIsInstance]
+        kind = type(surroundings).__name__
+        raise ValueError(f"surroundings: is a {kind}, expected Surroundings(plant_state, ...)")
+    return surroundings

@@ -252,7 +252,7 @@ def test_obstacles_of_one_robot_are_replaced_whoever_has_more_corners() -> None:
     y = torch.tensor([[[[0.0, 0.0], [6.0, 1.0]]]], dtype=torch.float64)
     for before, after in ((few, many), (many, few)):
         found = before.robots(torch.tensor([0, 0])).replaced(
-            torch.tensor([False, True]), after.robots(torch.zeros(2).long())
+            torch.tensor([[False], [True]]), after.robots(torch.zeros(2).long())
         )
         alone = torch.cat([KeepOut(0.1).margin(y, Scene(one, torch.ones(1).double())) for one in (before, after)])
         together_found = KeepOut(0.1).margin(y.repeat(2, 1, 1, 1), Scene(found, torch.ones(1).double()))

@@ -26,7 +26,8 @@ def certificate(length: int, can_stop: bool) -> Certificate:
 def situation(is_known=True, is_as_expected=True, is_timely=True, has_stored=True) -> Situation:
     stored = numbers(STORED_AT + torch.arange(S)) if has_stored else numbers(torch.full((S,), torch.nan))
     flags = (torch.tensor([flag]) for flag in (is_known, is_as_expected, is_timely))
-    return Situation(*flags, stored=stored, last=torch.full((1, 2), LAST, dtype=torch.float64))
+    last = torch.full((1, 2), LAST, dtype=torch.float64)
+    return Situation(*flags, stored=stored, last=last, may_stay=torch.tensor([is_known]))
 
 
 def sent(length: int, can_stop: bool, now: Situation, rung: int = PLAN):
@@ -44,7 +45,7 @@ def expected(length, can_stop, is_known, is_as_expected, is_timely, has_stored):
     if is_known and can_stop:
         return PREFIX, stop[0][:N], [*stop[0][1:], None]
     if is_as_expected and has_stored:
-        return STORED, stored[:N], [*stored[1:], None]
+        return STORED, stored[:N], [*stored[1:], stored[-1] if is_known else None]
     return HOLD, [LAST] * N, None
 
 
@@ -72,13 +73,14 @@ def test_nothing_but_hold_and_stored_is_sent_without_a_measured_state() -> None:
     assert rungs == {STORED, HOLD}
 
 
-def test_a_way_to_stop_is_followed_to_its_end_and_no_further() -> None:
-    now, seen = situation(), []
+@over("is_known, at_the_end", [(False, (HOLD, LAST)), (True, (STORED, STORED_AT + S - 1))])
+def test_a_way_to_stop_is_followed_to_its_end_which_is_held_while_the_state_is_known(is_known, at_the_end) -> None:
+    now, seen = situation(is_known), []
     for _ in range(S + 1):
         decision = sent(0, False, now)
         seen.append((int(decision.rung), float(decision.chunks[0, 0, 0])))
-        now = Situation(now.is_known, now.is_as_expected, now.is_timely, decision.stored, now.last)
-    assert seen == [(STORED, STORED_AT + i) for i in range(S)] + [(HOLD, LAST)]
+        now = Situation(now.is_known, now.is_as_expected, now.is_timely, decision.stored, now.last, now.may_stay)
+    assert seen == [(STORED, STORED_AT + i) for i in range(S)] + [at_the_end]
 
 
 @over("axis", [0, 1])

@@ -116,5 +116,8 @@ def test_a_robot_that_keeps_no_distance_is_still_seen_to_cross_a_wall() -> None:
 
 def test_no_number_is_too_large_to_be_compared() -> None:
     """The square of the distance between the boxes round them is beyond float64's range."""
-    huge, far = seen(disc(0.0, 0.0, 1e200)), segment((1e160, 0.0), (1e160, 0.0))
+    huge, far = (
+        seen(replace(disc(0.0, 0.0, 1.0), radius=torch.tensor([[1e200]]).double())),
+        segment((1e160, 0.0), (1e160, 0.0)),
+    )
     assert float(KeepOut(1.0).margin(far, replace(huge, error=0.0))) < 0.0

@@ -34,9 +34,9 @@ def test_a_plan_that_is_too_fast_is_slowed_until_it_is_certified_with_the_errors
     here, slow = torch.full((1, 2), 100.0), torch.tensor([[150.0, 0.0]])
     start = Start(State(here, slow), here[:, None] + slow / 10.0 * torch.arange(-2, 1)[:, None])
     plan = moving(px_a_tick, TICKS)
-    projector = Projector(safety.constraints, safety.plant, safety.period_s, TICKS, torch.ones(2) / 200.0**2, 1)
+    projector = Projector(safety.constraints, safety.plant, safety.tick_s, TICKS, torch.ones(2) / 200.0**2, 1)
     slowed = projector.polish(plan, projector.task(start, no_obstacles(1)), 10, 8, 0.1)
-    certifier = Certifier(safety.constraints, safety.plant, safety.period_s, safety.assumptions)
+    certifier = Certifier(safety.constraints, safety.plant, safety.tick_s, safety.assumptions)
     assert int(certifier.certify(plan, start, no_obstacles(1)).length) < TICKS
     assert int(certifier.certify(slowed, start, no_obstacles(1)).length) == TICKS
     assert float(slowed[0, -1, 0]) > 200.0  # and it still gets on

@@ -119,6 +119,41 @@ def test_nan_obstacles_are_never_passed(small_policy, part: str) -> None:
     assert not nothing.certified.any()
 
 
+def test_a_slot_of_nan_does_not_hide_what_another_slot_shows(small_policy) -> None:
+    """A wall appears just ahead of a fast robot, and at the same tick an obstacle far away is not measured."""
+    controller, world = start(small_policy, safety([KeepOut(RADIUS)]), np.array([[1.0, 5.0]]), seed=1)
+    far = disc(9.0, 9.0, 0.2)
+    world.run(controller, 2, lambda tick: far)
+    heading = world.velocity[0] / np.linalg.norm(world.velocity[0])
+    across, middle = np.array([-heading[1], heading[0]]), world.position[0] + 0.3 * heading
+    wall = polygon([tuple((middle - 5 * across).tolist()), tuple((middle + 5 * across).tolist())])
+    world.run(controller, 1, lambda tick: together([replace(far, radius=far.radius * np.nan), wall]))
+    assert world.rungs[-1] == "hold"
+    assert world.reports[-1].alarm.all()
+
+
+@over("now, rung", [((True, True), "stored"), ((False, True), "stored"), ((True, True, True), "hold")])
+def test_what_was_not_measured_is_one_of_those_that_were_there(small_policy, now, rung: str) -> None:
+    """A slot of NaN is one of the obstacles before; one more than before may be anywhere. `now`: the slots in use."""
+    controller, world = start(small_policy, safety([KeepOut(RADIUS)]), np.array([[3.0, 3.0]]))
+    world.run(controller, 3, lambda tick: together([disc(9.0, 9.0, 0.2), disc(9.0, 1.0, 0.2)]))
+    seen = together([disc(9.0, 9.0, 0.2)] * len(now))
+    nan = torch.tensor([[i > 0 for i in range(len(now))]])
+    seen = replace(seen, radius=torch.where(nan, torch.nan, seen.radius), is_used=torch.tensor([now]))
+    world.run(controller, 1, lambda tick: seen)
+    assert world.rungs[-1] == rung
+
+
+def test_an_obstacle_that_is_not_measured_for_long_is_an_alarm(small_policy) -> None:
+    controller, world = start(small_policy, safety([KeepOut(RADIUS)]), np.array([[3.0, 3.0]]))
+    world.run(controller, 3, lambda tick: DISC)
+    world.run(controller, 30, lambda tick: replace(DISC, radius=DISC.radius * np.nan))
+    alarms = [bool(report.alarm[0]) for report in world.reports[3:]]
+    assert not alarms[0]
+    assert alarms[-1]
+    assert "slots [0]" in str(world.reports[-1].reason[0])
+
+
 def test_an_obstacle_seen_as_nan_in_between_may_have_moved_on_meanwhile(small_policy) -> None:
     """A stored way to stop outlasts a blind tick if the obstacle keeps to its speed, and not if it jumps."""
     for jump, rung in ((0.05, "stored"), (1.0, "hold")):
@@ -130,12 +165,10 @@ def test_an_obstacle_seen_as_nan_in_between_may_have_moved_on_meanwhile(small_po
         assert world.rungs[-1] == rung
 
 
-def test_a_state_that_is_missing_or_nan_at_the_start_raises(small_policy) -> None:
+def test_a_state_that_is_missing_at_the_start_raises(small_policy) -> None:
     controller, _ = start(small_policy, safety())
     with pytest.raises(ValueError, match="plant_state: missing, but a constraint acts on the executed motion"):
         controller.select_action(observation())
-    with pytest.raises(ValueError, match="NaN or infinite in the first tick"):
-        controller.select_action(observation(), Surroundings(State(torch.tensor(BEGIN) * np.nan, torch.tensor(BEGIN))))
     with pytest.raises(ValueError, match=r"velocity has shape \[2, 3\], expected \[2, 2\]"):
         controller.select_action(observation(), Surroundings(State(torch.tensor(BEGIN), torch.zeros(2, 3))))
     on_commands, world = start(small_policy, safety(CONSTRAINTS[:3]))

@@ -14,7 +14,7 @@ from diffpolicy.constraints.limits import Box, NormLimit
 from diffpolicy.constraints.planar.keep_out import KeepOut
 from diffpolicy.constraints.planar.obstacles import Obstacles, disc, polygon
 from diffpolicy.constraints.plant import State, position_servo
-from diffpolicy.safety.layer import PlanReport
+from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 
@@ -71,13 +71,17 @@ class World:
             action = controller.select_action(
                 observation(len(self.position)), Surroundings(state, obstacles(tick), **other)
             )
-            assert controller.last_plan is not None
-            self.states.append((self.position, self.velocity))
-            self.actions.append(action.astype(np.float64))
-            self.reports.append(controller.last_plan)
-            path, velocity = SERVO.motion(SERVO.held(self.actions[-1][:, None], 1), self.position, self.velocity)
-            self.position, self.velocity = path[:, -1], velocity[:, -1]
+            self.keep(controller, action)
         return self
+
+    def keep(self, controller: PolicyController, action: np.ndarray) -> None:
+        """Let a tick pass in which the robots follow these actions of the controller."""
+        assert controller.last_plan is not None
+        self.states.append((self.position, self.velocity))
+        self.actions.append(action.astype(np.float64))
+        self.reports.append(controller.last_plan)
+        path, velocity = SERVO.motion(SERVO.held(self.actions[-1][:, None], 1), self.position, self.velocity)
+        self.position, self.velocity = path[:, -1], velocity[:, -1]
 
     @property
     def certified(self) -> np.ndarray:

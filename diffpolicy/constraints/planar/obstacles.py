@@ -14,6 +14,8 @@ from torch import Tensor
 from diffpolicy.constraints.planar.separation import Polygons, polygons, separation
 from diffpolicy.constraints.vectors import length
 
+LARGEST = 1e15  # of a coordinate, radius or speed: far beyond any robot, and its square is finite in float32
+
 
 @dataclass(frozen=True)
 class Obstacles:
@@ -47,11 +49,31 @@ class Obstacles:
         return self.radius.shape[1]
 
     @cached_property
+    def is_known(self) -> Tensor:
+        """[B, M], whether a slot is empty or holds a convex polygon, radius and speed at least 0, all up to LARGEST."""
+        is_possible = (self._numbers.abs() <= LARGEST).all(-1) & (self.radius >= 0) & (self.speed >= 0)
+        good = is_possible & _is_convex(self.vertices)
+        return good | ~self.is_used
+
+    @property
+    def is_nan(self) -> Tensor:
+        """[B, M], whether a slot holds an obstacle that was not measured."""
+        return self._numbers.isnan().any(-1) & self.is_used
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        return torch.cat([self.vertices.flatten(2), self.radius[..., None], self.speed[..., None]], dim=-1)
+
+    @property
     def is_valid(self) -> Tensor:
-        """[B], whether every used slot holds a convex polygon of finite numbers, and radius and speed of at least 0."""
-        numbers = torch.cat([self.vertices.flatten(2), self.radius[..., None], self.speed[..., None]], dim=-1)
-        good = numbers.isfinite().all(-1) & (self.radius >= 0) & (self.speed >= 0) & _is_convex(self.vertices)
-        return (good | ~self.is_used).all(-1)
+        """[B], whether every slot is known."""
+        return self.is_known.all(-1)
+
+    @property
+    def only_known(self) -> "Obstacles":
+        """The obstacles without those that are not known. Returns self if all are."""
+        is_used = self.is_used & self.is_known
+        return self if bool(self.is_known.all()) else Obstacles(self.vertices, self.radius, self.speed, is_used)
 
     @cached_property
     def polygons(self) -> Polygons:
@@ -101,7 +123,13 @@ class Obstacles:
             raise ValueError(f"obstacles: {self.slots} given, expected at most {slots} (slots)")
 
     def is_within(self, others: "Obstacles", tolerance: float) -> Tensor:
-        """[B], whether each obstacle lies inside one of the others, up to `tolerance`, and is no faster."""
+        """[B], whether each obstacle that is known lies inside one of the others, up to `tolerance`, and is no faster.
+
+        One that is not known is taken to be one of the others. If there are more obstacles than others, it may not be.
+        """
+        if not bool(self.is_known.all()):
+            is_one_of_them = self.is_used.sum(-1) <= others.is_used.sum(-1)
+            return self.only_known.is_within(others, tolerance) & (is_one_of_them | self.is_valid)
         if self.vertices.shape == others.vertices.shape:  # usually each is still in its own slot
             off = length(self.vertices - others.vertices).amax(-1)
             stays = (off <= others.radius - self.radius + tolerance) & (self.speed <= others.speed) & others.is_used
@@ -114,7 +142,7 @@ class Obstacles:
         return ((is_inside & others.is_used[:, None]).any(-1) | ~self.is_used).all(-1)
 
     def replaced(self, mask: Tensor, other: "Obstacles") -> "Obstacles":
-        """The obstacles, with those of the robots in `mask` [B] taken from `other`.
+        """The obstacles, with those in `mask` [B, 1] or [B, M] taken from `other`.
 
         Unless all or none are replaced, both must have the same number of slots.
         """
@@ -123,7 +151,6 @@ class Obstacles:
         if not bool(mask.any()):
             return self
         corners = max(self.vertices.shape[2], other.vertices.shape[2])
-        mask = mask[:, None]
         return Obstacles(
             torch.where(
                 mask[..., None, None], _with_corners(other.vertices, corners), _with_corners(self.vertices, corners)
@@ -132,6 +159,13 @@ class Obstacles:
             torch.where(mask, other.speed, self.speed),
             torch.where(mask, other.is_used, self.is_used),
         )
+
+    def first(self, slots: int) -> "Obstacles":
+        """At most `slots` slots; of robots with more obstacles than that, the first ones. Returns self if all fit."""
+        if self.slots <= slots:
+            return self
+        order = self.is_used.logical_not().byte().argsort(dim=1, stable=True)[:, :slots]
+        return Obstacles(*(getattr(self, one.name)[torch.arange(len(order))[:, None], order] for one in fields(self)))
 
     @cached_property
     def without_empty_slots(self) -> "Obstacles":
