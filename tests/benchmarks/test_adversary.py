@@ -135,12 +135,12 @@ def test_a_robot_rests_only_in_sub_steps_that_it_enters_and_leaves_slowly() -> N
 @over("name", ["noise", "everything"])
 def test_the_world_keeps_to_what_is_assumed(name: str) -> None:
     """Errors within A1 and A2, obstacles within A3, calls within A5."""
-    scenario = replace(SCENARIOS[name], late=0.0, jumps=0.0, dropped=0.0)
+    scenario = replace(SCENARIOS[name], late=0.0, jumps=0.0, dropped=0.0, garbage=0.0)
     assumed, world = scenario.assumptions, World(scenario, 10, 0)
     world.begin(np.ones(10, dtype=bool))
     rng, before, then, largest = np.random.default_rng(0), world._solids, np.zeros(10), 0.0
     for tick in range(12):
-        seen, surroundings, _ = world.sense()
+        seen, surroundings = world.sense()
         state, now = surroundings.plant_state, np.asarray(surroundings.time_s)
         assert state is not None
         true = world._position + world._off

@@ -28,34 +28,37 @@ class Clock:
         self._latency = int(1e3 * assumed.latency_s + 1e-6) // self._grain * self._grain
         self.now = np.zeros(robots, dtype=np.int64)
         self._tick = self.now  # that the call serves; a call may come later than its tick
-        self._command = np.full((robots, 2), np.nan)  # in force now; NaN before the first measurement
+        self._command = np.zeros((robots, 2))  # in force now
+        self._is_new = np.ones(robots, dtype=bool)  # whether nothing was measured in this episode yet
         self._coming: list[tuple[Times, Array]] = []  # when it takes effect, and the command
 
     def forget(self, mask: npt.NDArray[np.bool_]) -> None:
         """New episodes begin for the robots of `mask` [B]."""
-        self._command[mask] = np.nan
+        self._is_new |= mask
         self._coming = [(np.where(mask, NEVER, due), command) for due, command in self._coming]
 
-    def take(self, position: Array) -> npt.NDArray[np.bool_]:
-        """The command in force at the beginning of an episode is the measured position. Returns which began, [B]."""
-        is_first = np.isnan(self._command[:, 0])
-        self._command = np.where(is_first[:, None], position, self._command)
-        return is_first
+    def take(self, position: Array) -> None:
+        """The command in force when an episode begins is the first position [B, 2] that is measured (A4)."""
+        self._command = np.where((self._is_new & np.isfinite(position).all(1))[:, None], position, self._command)
+        self._is_new &= ~np.isfinite(position).all(1)
+
+    def stay(self, position: Array) -> None:
+        """Until then, robots stay at the command that their position is."""
+        self._command = np.where(self._is_new[:, None], position, self._command)
 
     def send(self, commands: Array) -> Times:
-        """Send commands [B, 2]. Returns the time [B] until the next call."""
+        """Send commands [B, 2]; NaN is none. Returns the time [B] until the next call."""
         rng, robots = self._random, len(commands)
         latest = np.maximum(self._tick + self._delay, self.now)
         between = self.now + self._grains(rng.random(robots), latest - self.now)
-        self._coming.append(
-            (np.choose(rng.choice(3, robots, p=[0.3, 0.5, 0.2]), [self.now, latest, between]), commands)
-        )
+        due = np.choose(rng.choice(3, robots, p=[0.3, 0.5, 0.2]), [self.now, latest, between])
+        self._coming.append((np.where(np.isfinite(commands).all(1), due, NEVER), commands))
         jitter = self._grains(np.minimum(2.0 * rng.random(robots), 1.0), self._latency)
         later = self._latency + self._grain + self._grains(rng.random(robots), 2 * self._period)
         is_late = rng.random(robots) < self._share_late
-        due = self._tick + self._period
-        following = np.maximum(due + np.where(is_late, later, jitter), self.now + self._grain)
-        self._next_tick = np.where(is_late, following, due)  # whoever is late begins to count anew
+        next_tick = self._tick + self._period
+        following = np.maximum(next_tick + np.where(is_late, later, jitter), self.now + self._grain)
+        self._next_tick = np.where(is_late, following, next_tick)  # whoever is late begins to count anew
         return following - self.now
 
     def in_force(self, ms: int) -> Array:

@@ -66,6 +66,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "late_smooth": Scenario(
         SMOOTH, FAST, Assumptions(delay_substeps=10, latency_s=0.05, rest_speed=1.0), late=0.1, obstacle_speed=30.0
     ),
+    "slow_plans": Scenario(
+        SHIPPED, FAST, Assumptions(delay_substeps=3, latency_s=0.03, rest_speed=1.0), slow=0.2, obstacle_speed=40.0
+    ),
+    "garbage": Scenario(SHIPPED, FAST, MOVING, obstacles=4, slots=3, obstacle_speed=40.0, garbage=0.05, dropped=0.05),
     "everything": Scenario(
         SMOOTH,
         Limits(distance=17.0, speed=400.0, targets=(0.0, 512.0)),
@@ -75,6 +79,9 @@ SCENARIOS: Mapping[str, Scenario] = {
         nan=0.1,
         jumps=0.05,
         late=0.05,
+        garbage=0.02,
+        slow=0.05,
+        resets=0.1,
         mode="last",
         candidates=2,
     ),

@@ -80,7 +80,7 @@ def safety_of(scenario: Scenario) -> Safety:
         scenario.assumptions,
         mode=scenario.mode,
         candidates=scenario.candidates,
-        slots=scenario.obstacles,
+        slots=scenario.obstacles if scenario.slots is None else scenario.slots,
         period_s=plant.period_s,
     )
 
@@ -92,7 +92,8 @@ class Trial:
         self._scenario, self._random = scenario, np.random.default_rng([seed, 1])
         policy: Any = Adversary(scenario.n_action_steps, scenario.reach)  # a Policy, but one cannot train or save it
         one_call: Any = range(1)
-        self._controller = PolicyController(policy, one_call, safety=safety_of(scenario))
+        self._controller = PolicyController(policy, one_call, safety=safety_of(scenario), clock=self._clock)
+        self._time_s = 0.0
         self._seeds = [seed * robots + robot for robot in range(robots)]
         self._controller.reset(self._seeds)
         self._world = World(scenario, robots, seed)
@@ -113,13 +114,15 @@ class Trial:
         return self.tally
 
     def _tick(self) -> None:
-        seen, surroundings, measured = self._world.sense()
+        seen, surroundings = self._world.sense()
         actions = self._controller.select_action(seen, surroundings).astype(np.float64)
         report = self._controller.last_plan
         assert report is not None
+        assert surroundings.plant_state is not None
+        measured = surroundings.plant_state.position.numpy()
         self._sent = np.where(self._is_new[:, None, None], measured[:, None], self._sent)
         self._sent = np.concatenate([self._sent[:, 1:], actions[:, None]], axis=1)
-        self._is_new[:] = False
+        self._is_new &= np.isnan(actions[:, 0])
         targets = self._scenario.limits.excess_of_targets(self._sent, MS * self._scenario.servo.period_ms)
         motion = self._world.act(actions)
         found = targets | self.excess(motion)
@@ -136,6 +139,12 @@ class Trial:
                 motion.positions, motion.before, motion.after, motion.share, resting
             )
         return {name: np.where(motion.share <= 1.0, one, -np.inf).max(1) for name, one in found.items()}
+
+    def _clock(self) -> float:
+        """The controller's clock, by which some plans take too long."""
+        if self._random.random() < self._scenario.slow:
+            self._time_s += 2.0 * self._scenario.assumptions.latency_s
+        return self._time_s
 
     def _count(self, report: PlanReport, found: dict[str, Array], motion: Motion) -> None:
         tally, certified = self.tally, report.certified

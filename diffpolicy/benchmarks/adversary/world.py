@@ -72,8 +72,8 @@ class World:
         self.clock.forget(mask)
         self._stray()
 
-    def sense(self) -> tuple[dict[str, Array], Surroundings, Array]:
-        """What the policy sees, what the controller is told, and the measured positions [B, 2]."""
+    def sense(self) -> tuple[dict[str, Array], Surroundings]:
+        """What the policy sees, and what the controller is told."""
         rng, assumed, robots = self._random, self.scenario.assumptions, len(self._position)
         jumped = self._jump(rng.random(robots) < self.scenario.jumps)
         true, moving = self._position + self._off, self._velocity + self._off_velocity
@@ -87,12 +87,16 @@ class World:
         position = true - self._errors(assumed.position_error) * toward
         seeming = np.where(rng.random((robots, 1)) < 0.5, _unit(moving), toward)
         velocity = moving - self._errors(assumed.velocity_error) * seeming
-        is_first = self.clock.take(position)
         received = np.concatenate([position, velocity], axis=1)
-        lost = np.flatnonzero((rng.random(robots) < self.scenario.dropped) & ~is_first)
+        lost = np.flatnonzero(rng.random(robots) < self.scenario.dropped)
         received[lost, rng.integers(0, 4, len(lost))] = rng.choice([np.nan, np.inf])
+        self.clock.stay(true)
+        self.clock.take(np.where(np.isfinite(received).all(1)[:, None], position, np.nan))
+        now = MS * self.clock.now.astype(np.float64)
+        seen["target"] = np.where(rng.random((robots, 1)) < self.scenario.garbage, np.nan, target)
+        now[rng.random(robots) < self.scenario.garbage] = rng.choice([np.nan, -np.inf])
         state = State(*torch.from_numpy(received).chunk(2, dim=1))
-        return seen, Surroundings(state, self._reported(jumped), MS * self.clock.now), position
+        return seen, Surroundings(state, self._reported(jumped), now)
 
     def act(self, actions: Array) -> Motion:
         """Send actions [B, 2], and let time pass until the next call."""
@@ -172,7 +176,7 @@ class World:
         for part in parts[:3]:
             part[~there.is_used] = rng.choice([np.nan, -1.0, np.inf])
             hit = rng.random(len(blind)) < 0.5
-            part[blind[hit], slot[hit]] = np.nan
+            part[blind[hit], slot[hit]] = rng.choice([np.nan, np.inf, -1e39])
         order = np.where(rng.random((robots, 1)) < 0.3, rng.random((robots, slots)), 0.0).argsort(1)
         return Obstacles(*(torch.from_numpy(part[np.arange(robots)[:, None], order]) for part in parts))
 
