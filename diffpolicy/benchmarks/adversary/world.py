@@ -91,7 +91,7 @@ class World:
         lost = np.flatnonzero(rng.random(robots) < self.scenario.dropped)
         received[lost, rng.integers(0, 4, len(lost))] = rng.choice([np.nan, np.inf])
         self.clock.stay(true)
-        self.clock.take(np.where(np.isfinite(received).all(1)[:, None], position, np.nan))
+        self.clock.take(np.where(np.isfinite(received).all(1, keepdims=True), position, np.nan))
         now = MS * self.clock.now.astype(np.float64)
         seen["target"] = np.where(rng.random((robots, 1)) < self.scenario.garbage, np.nan, target)
         now[rng.random(robots) < self.scenario.garbage] = rng.choice([np.nan, -np.inf])
