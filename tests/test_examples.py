@@ -185,7 +185,7 @@ def test_a_missing_checkpoint_is_an_error_of_one_line(tmp_path):
 
 
 def test_the_safe_loop_keeps_what_it_declares_where_an_obstacle_appears(shipped_checkpoint: Path) -> None:
-    command = [sys.executable, str(SAFE_PROGRAM), "--checkpoint", str(shipped_checkpoint)]
+    command = [sys.executable, str(SAFE_PROGRAM), "--checkpoint", str(shipped_checkpoint), "--latency-ms", "30"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     *ticks, end, workspace, speed, obstacle = done.stdout.splitlines()
@@ -196,6 +196,28 @@ def test_the_safe_loop_keeps_what_it_declares_where_an_obstacle_appears(shipped_
     assert float(re.findall(r"was at least ([-\d.]+) px away", obstacle)[0]) >= 2.0
     at = [int(re.fullmatch(r"tick (\d+): (candidate|prefix|retreat|stored), margin .*", line)[1]) for line in ticks]
     assert safe_control_loop.APPEARS_AT in at  # the rest of the plan led into it
+
+
+def calm_controller(policy: DiffusionPolicy) -> PolicyController:
+    """Its time stands still while it plans."""
+    return PolicyController(policy, safety=safe_control_loop.safety_for(0.03), clock=lambda: 0.0)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.5])
+def test_the_safe_loop_declares_what_it_measures(shipped_checkpoint, monkeypatch, capsys, seconds: float) -> None:
+    """Half as much again; if that is too much, it does not start. Everything here takes less than declared."""
+    monkeypatch.setattr(sys, "argv", ["safe_control_loop", "--checkpoint", str(shipped_checkpoint)])
+    monkeypatch.setattr(safe_control_loop, "measure_latency", lambda *_, **__: seconds)
+    monkeypatch.setattr(safe_control_loop, "TICKS", 2)
+    monkeypatch.setattr(safe_control_loop.time, "perf_counter", lambda: 0.0)
+    if seconds > 0.1:
+        with pytest.raises(SystemExit, match="error: latency 750 ms, expected at most 60"):
+            safe_control_loop.main()
+    else:
+        safe_control_loop.main()
+        out = capsys.readouterr().out
+        assert out.startswith("a plan takes up to 20 ms, declared as 30 ms\n")
+        assert "time is up after 20 sub-steps" in out
 
 
 def test_without_safety_the_same_loop_runs_into_the_obstacle(shipped_checkpoint: Path) -> None:
@@ -211,7 +233,7 @@ def test_an_alarm_stops_the_safe_loop(shipped_checkpoint: Path, monkeypatch: pyt
     monkeypatch.setattr(safe_control_loop, "OBSTACLE", (*safe_control_loop.START, 30.0))
     monkeypatch.setattr(safe_control_loop, "APPEARS_AT", 1)
     policy, stops = DiffusionPolicy.from_pretrained(shipped_checkpoint), []
-    controller, robot = PolicyController(policy, safety=safe_control_loop.SAFETY), safe_control_loop.PointRobot()
+    controller, robot = calm_controller(policy), safe_control_loop.PointRobot()
     controller.reset(seeds=[0])
     robot.stop = lambda: stops.append(len(robot.log))
     assert safe_control_loop.run(controller, robot) == "alarm"

@@ -155,7 +155,7 @@ def test_a_constraint_acts_on_the_decoded_plan_of_a_codec_without_a_metric_and_l
     assert ((plan[:, 1:] >= 4.0) & (plan[:, 1:] <= 4.5)).all()
     torch.testing.assert_close(plan[:, 0], given[-1][:, 0], rtol=0, atol=0)  # before the present
     with pytest.raises(ValueError, match="encoded by CosineCodec, which has no metric"):
-        PolicyController(policy, safety=Safety([Box(0.0, 9.0, Quantity("commands"))]))
+        PolicyController(policy, safety=Safety([Box(0.0, 9.0, Quantity("commands"))], period_s=0.1))
 
 
 def test_an_objective_with_a_target_trains_resumes_bit_exactly_and_acts_without_it(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_regression_policy_trains_saves_loads_and_acts_by_the_same_code(tmp_pa
     for _ in range(60):
         (position,) = controller.select_action({"state": [[position, goal]]})[0]
     assert position == pytest.approx(goal, abs=0.15), "it walks to the goal, as the demonstrations do"
-    box = Safety([Box(-1.0, 0.2, Quantity("commands"))])
+    box = Safety([Box(-1.0, 0.2, Quantity("commands"))], period_s=0.1)
     safe = PolicyController(policy, policy.sampler(), safety=box)
     safe.reset(seeds=[0])
     state = State(np.full((1, 1), -0.5), np.zeros((1, 1)))

@@ -116,19 +116,29 @@ def _late_response(plant: LinearPlant, ticks: int, delay: int) -> Tensor:
             pending = ((since >= 0) & (since < later)).double()
             states = torch.stack([off[0, :-1] - pending, off[1, :-1]], dim=-1)
             late[..., change] = torch.maximum(late[..., change], _within(plant, bound, states))
-    return late + (late > 0) * _between_substeps(plant, rows)
+        late[..., change] += 2.0 * _between_substeps(plant, rows, min(ago, 0), delay - max(ago, 0))
+    return late
 
 
-def _between_substeps(plant: LinearPlant, rows: int) -> Tensor:
-    """[2, 1, 1], what a delay of a broken number of sub-steps may add to those of the whole numbers around it.
+def _between_substeps(plant: LinearPlant, rows: int, since: int, delay: int) -> Tensor:
+    """[2, R], how far a step response is from its chords, in every sub-step and in the `delay` ones before it.
 
-    A step response lies this close to its chords, and so does the difference of two, at twice the distance.
+    A delay of a broken number of sub-steps may add this twice to those of the whole numbers around it.
+
+    Args:
+        since: sub-steps from the change to the present.
     """
-    if plant.flow is None:
-        return torch.zeros(2, 1, 1, dtype=torch.float64)
+    off = torch.zeros(2, rows, dtype=torch.float64)
+    if plant.flow is None or delay < 1:
+        return off
     states = plant.free_states(rows)[:, 0]
-    between = plant.flow.excess * (states @ plant.flow.jerks.mT).abs().amax() * (len(plant.flow.jerks) - 1) ** 2
-    return torch.stack([2.0 * plant.flow.bulge_of(states).max(), 2.0 * between])[:, None, None]
+    pieces = (len(plant.flow.jerks) - 1) ** 2
+    jerk = (states @ plant.flow.jerks.mT).abs().amax(-1)
+    inside = torch.stack([plant.flow.bulge_of(states), pieces * plant.flow.excess * jerk])  # from the change on
+    for later in range(delay + 2):
+        begin = later - since  # the row of the change, that much later
+        off[:, begin:] = off[:, begin:].maximum(inside[:, : max(rows - begin, 0)])
+    return off
 
 
 def _within(plant: LinearPlant, bound: Tensor, states: Tensor) -> Tensor:

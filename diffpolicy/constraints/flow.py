@@ -4,7 +4,8 @@
 
 If A is a servo sampled exactly, this is the servo's own motion. Between two samples the path bulges over its chord, and
 the speed may exceed the mean over the sub-step and the speeds at both ends. Both are bounded here from the first value
-and the last one of a higher derivative, which determine x.
+and the last one of a higher derivative, which determine x: what lies s of the way between two points is off its chord
+by at most 4 s (1 - s) times a constant times the larger of the two.
 
 Shape legend: [..., 2] a distance and a velocity, P + 1 points within a sub-step. float64.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 FINE = 0.2  # the fastest mode decays or turns by no more than this, in nepers or radians, from point to point
 GRID = 200  # points at which a bound is searched; it is smooth, so that SLACK covers what lies between
-SLACK = 1.001
+SLACK = 1.01
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,20 @@ class Flow:
     Attributes:
         generator: [2, 2], log A, per sub-step.
         accelerations: [2, 2], rows that give the acceleration at the start and at the end of a sub-step.
-        bulge: the largest distance of the path from its chord, per unit of the larger acceleration.
+        bulge: the constant for the position, per unit of the larger acceleration.
+        rates: [2, 2], rows that give the derivative of the position there; jolts: [2, 2], its second derivative.
+        sag: the constant for that derivative, per unit of the larger second derivative.
         speeds: [P + 1, 2], rows that give the velocity at points in a sub-step, from its start to its end.
         jerks: [P + 1, 2], rows that give its second derivative there.
-        excess: by how much the velocity between two points may exceed both, per unit of the larger second derivative.
+        excess: the constant for the velocity between two points, per unit of the larger second derivative.
     """
 
     generator: Tensor
     accelerations: Tensor
     bulge: float
+    rates: Tensor
+    jolts: Tensor
+    sag: float
     speeds: Tensor
     jerks: Tensor
     excess: float
@@ -63,13 +69,16 @@ def flow(transition: tuple[tuple[float, float], tuple[float, float]], substep_s:
         return None
     rate = generator / substep_s
     points = max(1, int(-(-float(torch.linalg.eigvals(generator).abs().max()) // FINE)))
-    acceleration, jerk = (rate @ rate).unbind()
+    (acceleration, jerk), jolt = (rate @ rate).unbind(), (rate @ rate @ rate)[0]
     steps = torch.stack([torch.matrix_exp(generator * i / points) for i in range(points + 1)])
     position, velocity = torch.eye(2, dtype=torch.float64).unbind()
     return Flow(
         generator,
         torch.stack([acceleration, acceleration @ whole]),
         _off_chord(position, acceleration, generator),
+        torch.stack([rate[0], rate[0] @ whole]),
+        torch.stack([jolt, jolt @ whole]),
+        _off_chord(rate[0], jolt, generator),
         velocity @ steps,
         jerk @ steps,
         _off_chord(velocity, jerk, generator / points),
@@ -77,14 +86,14 @@ def flow(transition: tuple[tuple[float, float], tuple[float, float]], substep_s:
 
 
 def _off_chord(row: Tensor, second: Tensor, generator: Tensor) -> float:
-    """How far row . x(s) may be from its chord, per unit of the larger of second . x(0) and second . x(1)."""
+    """How far row . x(s) may be from its chord, over 4 s (1 - s) and the larger of second . x(0) and second . x(1)."""
     last = torch.matrix_exp(generator)
-    share = torch.linspace(0.0, 1.0, GRID + 1, dtype=torch.float64)[:, None]
+    share = torch.linspace(0.0, 1.0, GRID + 1, dtype=torch.float64)[1:-1, None]
     path = torch.stack([row @ torch.matrix_exp(float(s) * generator) for s in share])
-    off = path - (1.0 - share) * row - share * (row @ last)  # [GRID + 1, 2], on x(0)
+    off = path - (1.0 - share) * row - share * (row @ last)  # [GRID - 1, 2], on x(0)
     ends = torch.stack([second, second @ last])
     weights = torch.linalg.lstsq(ends.mT, off.mT).solution  # off = weights . ends
-    return SLACK * float(weights.abs().sum(0).max())
+    return SLACK * float((weights.abs().sum(0) / (4.0 * share * (1.0 - share))[:, 0]).max())
 
 
 def _logarithm(matrix: Tensor) -> Tensor | None:

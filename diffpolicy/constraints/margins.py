@@ -48,7 +48,7 @@ def of_motion(
         if constraint.quantity.order == 1:
             margin = (_of_velocity(constraint, plans, scene) - known.velocity_tube).amin(1)
         elif constraint.quantity.order == 0:
-            found = margin_of(constraint, plans.quantity(constraint.quantity), scene) - known.position_tube
+            found = _of_position(constraint, plans, scene) - known.position_tube
             margin = found.amin(1) if relief is None else found.amin(1) + relief
         else:
             margin = margin_of(constraint, plans.quantity(constraint.quantity), scene).amin(1)
@@ -56,6 +56,15 @@ def of_motion(
     if known.at_rest is None:
         return least
     return torch.where(known.at_rest[:, -1] | ~moves, least, -torch.inf)
+
+
+def _of_position(constraint: Constraint, plans: Trajectory, scene: Scene) -> Tensor:
+    """[Q, R], the margin of the segment of each sub-step: for a constraint on points, the lesser one of both ends."""
+    if constraint.quantity.segments:
+        return margin_of(constraint, plans.quantity(constraint.quantity), scene)
+    times_s = torch.cat([scene.time_s.new_zeros(1), scene.time_s])
+    margin = margin_of(constraint, plans.motion[0], Scene(scene.obstacles, times_s))
+    return torch.minimum(margin[:, 1:], margin[:, :-1])
 
 
 def _of_velocity(constraint: Constraint, plans: Trajectory, scene: Scene) -> Tensor:

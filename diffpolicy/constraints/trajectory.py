@@ -86,11 +86,24 @@ class Trajectory:
 
     @cached_property
     def bulge(self) -> Tensor:
-        """[B, R], how far the path of each sub-step may be from the segment between its ends."""
-        flow = needed(self.plant).flow
+        """[B, R], how far the path of each sub-step may be from the segment between its ends.
+
+        Along the segment it does not pass the ends, unless it may turn round between them.
+        """
+        flow, position = needed(self.plant).flow, self.motion[0]
+        along = position.diff(dim=1)
         if flow is None:
-            return self.commands.new_zeros(len(self.commands), self.motion[0].shape[1] - 1)
-        return flow.bulge * self._largest(flow.accelerations)
+            return along.new_zeros(along.shape[:2])
+        size = length(along)[..., None]
+        along = along / size.clamp(min=1e-300)
+        pull, across = self._seen(flow.accelerations), along.new_zeros(along.shape[:2])
+        for one in pull:
+            across = across.maximum(length(one - torch.linalg.vecdot(one, along)[..., None] * along))
+        rates = [torch.linalg.vecdot(one, along) for one in self._seen(flow.rates)]
+        sag = 4.0 * flow.sag * self._largest(flow.jolts)
+        goes_on = (torch.minimum(*rates) >= 0.0) & (torch.maximum(*rates) >= sag) & (size[..., 0] > 0.0)
+        whole = length(torch.stack(pull)).amax(0)
+        return flow.bulge * torch.where(goes_on, across, whole)
 
     @cached_property
     def velocities(self) -> tuple[Tensor, Tensor]:

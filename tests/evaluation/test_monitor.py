@@ -88,7 +88,7 @@ def test_an_evaluation_with_safety_reports_its_rates(tiny_checkpoint) -> None:
         ({"max_speed": -3.0}, "max_speed -3.0 must be finite and above 0"),
         (
             {"max_speed": 20.0, "velocity_error": 30.0},
-            "max_speed 20.0 must be above 24.0, which the declared errors alone reach",
+            "max_speed 20.0 must be above 30.1, which the declared errors alone reach",
         ),
         ({"keep_out": [[1.0, 2.0]]}, "must be discs"),
         ({"keep_out": [[1.0, 2.0, -1.0]]}, "radius -1.0"),

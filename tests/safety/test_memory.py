@@ -121,6 +121,24 @@ def test_a_deviation_is_what_exceeds_the_assumed_errors(off: float, off_velocity
     assert not bool(situation(far).is_as_expected)
 
 
+@over("late_s", [-0.01, 1e-5, 0.004, 0.019])
+def test_a_state_measured_off_its_tick_may_be_from_then_or_from_the_tick(late_s: float) -> None:
+    for share, push, is_as_expected in (
+        (0.0, 0.0, True),
+        (1.0, 0.0, True),
+        (1.0, 0.3, False),
+        (3.0, 0.0, late_s < 1e-4),
+    ):
+        robot = memory(Assumptions(latency_s=0.02))
+        observe(robot, STILL, time_s=0.0)
+        action = send(robot, 3.0)
+        state = moved(STILL, action)
+        off = torch.stack([state.position - action, state.velocity], dim=1)
+        later = PLANT.flow.later(off, torch.tensor([share * late_s / PLANT.substep_s]).double())
+        observe(robot, pushed(State(later[:, 0] + action, later[:, 1]), push, 0.0), time_s=0.1 + late_s)
+        assert bool(situation(robot).is_as_expected) == is_as_expected or (late_s < 0.0 and share == 3.0)
+
+
 def test_over_unknown_ticks_the_motion_is_predicted_and_a_push_still_seen() -> None:
     for push, is_as_expected in ((0.0, True), (0.5, False)):
         robot, state = memory(), STILL
