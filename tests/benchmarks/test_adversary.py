@@ -22,7 +22,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.plant import State
 
 SERVOS = [SHIPPED, SMOOTH, STIFF, SPRINGY, QUICK]
-STRAIGHT = Limits(distance=2.0, speed=100.0, acceleration=1e4, workspace=(0.0, 100.0), beside=(1.0, 0.0, 90.0))
+STRAIGHT = Limits(distance=2.0, speed=100.0, acceleration=10.0, workspace=(0.0, 100.0), beside=(1.0, 0.0, 90.0))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -74,7 +74,6 @@ def test_a_smooth_servo_obeys_its_differential_equation() -> None:
     t = MS * np.arange(201)
     np.testing.assert_allclose(positions[0, :, 0], (1 + 20 * t) * np.exp(-20 * t), rtol=0, atol=1e-12)
     np.testing.assert_allclose(velocities[0, :, 0], -400 * t * np.exp(-20 * t), rtol=0, atol=1e-10)
-    assert STIFF.acceleration(targets, positions, velocities)[0, 0] == pytest.approx(np.hypot(400, 400))
 
 
 def test_distances_are_signed_and_to_the_nearest_point() -> None:
@@ -89,17 +88,14 @@ def test_distances_are_signed_and_to_the_nearest_point() -> None:
 
 
 def test_every_broken_limit_is_seen() -> None:
-    """A robot that moves 8 px/s along x for a second, at 99.5 px of 100."""
-    commands = np.full((1, 1000, 2), 99.5)
-    positions = np.full((1, 1001, 2), 99.5) + np.linspace(0.0, 8.0, 1001)[:, None] * [1.0, 0.0]
+    """A robot that moves 8 px along x in a second, faster and faster, from 99.5 px of 100."""
+    positions = np.full((1, 1001, 2), 99.5) + 8.0 * np.linspace(0.0, 1.0, 1001)[:, None] ** 2 * [1.0, 0.0]
     velocities = np.broadcast_to([108.0, 0.0], positions.shape)
-    found = {
-        name: one.max() for name, one in STRAIGHT.excess_of_motion(SMOOTH, commands, positions, velocities).items()
-    }
+    found = {name: one.max() for name, one in STRAIGHT.excess_of_motion(SMOOTH, positions, velocities).items()}
     assert found["speed"] == pytest.approx(8.0)
     assert found["workspace"] == pytest.approx(7.5)
     assert found["beside"] == pytest.approx(17.5)
-    assert found["acceleration"] == pytest.approx(100.0 * 8.0 + 20.0 * 108.0 - 1e4, rel=1e-3)
+    assert found["acceleration"] == pytest.approx(16.0 - 10.0)
     sent = np.array([[[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [4.0, 0.0]]])
     on_targets = Limits(targets=(0.0, 3.0), target_speed=20.0, target_acceleration=100.0).excess_of_targets(sent, 0.1)
     assert {name: round(float(one[0]), 9) for name, one in on_targets.items()} == {

@@ -64,7 +64,7 @@ class Limits:
 
     Attributes:
         distance: of the motion from obstacles.
-        speed, acceleration: of the motion.
+        speed, acceleration: of the motion; accelerations are second differences over sub-steps.
         workspace: [low, high] on both axes, of the motion.
         targets, target_speed, target_acceleration: of the commands.
         within, beside: a user's own constraints on the motion.
@@ -100,16 +100,18 @@ class Limits:
             made.append(KeepOut(self.distance))
         return made
 
-    def excess_of_motion(self, servo: Servo, commands: Array, positions: Array, velocities: Array) -> dict[str, Array]:
+    def excess_of_motion(self, servo: Servo, positions: Array, velocities: Array) -> dict[str, Array]:
         """By how much the motion [B, 1 + N, 2] exceeds each limit but the distance, [B, 1 + N] each."""
         found: dict[str, Array] = {}
         if self.speed is not None:
             found["speed"] = np.linalg.norm(velocities, axis=-1) - self.speed
         if self.acceleration is not None:
-            reached = servo.acceleration(commands, positions, velocities).repeat(
-                servo.substep_ms if servo.is_sampled else 1, axis=1
+            step_s = MS * servo.substep_ms
+            rate = np.diff(positions[:, :: servo.substep_ms], n=2, axis=1) / step_s**2
+            found["acceleration"] = np.full(positions.shape[:2], -np.inf)
+            found["acceleration"][:, 2 * servo.substep_ms :: servo.substep_ms] = (
+                np.linalg.norm(rate, axis=-1) - self.acceleration
             )
-            found["acceleration"] = np.pad(reached[:, : commands.shape[1]], ((0, 0), (0, 1))) - self.acceleration
         return found | self.excess_of_position(positions)
 
     def excess_of_position(self, positions: Array) -> dict[str, Array]:

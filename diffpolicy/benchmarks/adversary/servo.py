@@ -65,12 +65,6 @@ class Servo:
             velocities.append(velocity)
         return np.stack(positions, 1), np.stack(velocities, 1)
 
-    def acceleration(self, commands: Array, positions: Array, velocities: Array) -> Array:
-        """[B, N], the acceleration at the beginning of every millisecond; of a sampled servo, over its sub-step."""
-        pull = self.stiffness * (commands - positions[:, :-1]) - self.damping * velocities[:, :-1]
-        every = self.substep_ms if self.is_sampled else 1
-        return np.linalg.norm(pull[:, ::every], axis=-1)
-
     def largest_response(self) -> Array:
         """[2, 2], the largest position and velocity at any time after a unit position and a unit velocity."""
         steps = np.stack([np.linalg.matrix_power(self._per_ms, n) for n in range(0, 3000, 3)])
