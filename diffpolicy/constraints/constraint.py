@@ -25,7 +25,8 @@ class Quantity:
         acts_on: "commands", with one row per tick, or "motion", the executed motion, with one row per sub-step.
         order: 0 for positions, 1 for velocities, 2 for accelerations, 3 for jerks. Orders above 0 are differences of
             positions over time; the first ones reach back before the plan (to the last commands, or to the measured
-            state).
+            state). Positions and velocities of the motion are certified within the sub-steps too; accelerations and
+            jerks are means over two and three sub-steps, and may be larger in between.
         segments: whether the rows are segments [R, 2, A], each from the previous position to the next one. The first
             segment starts at the present position. Requires order 0.
     """

@@ -10,7 +10,7 @@ by at most 4 s (1 - s) times a constant times the larger of the two.
 Shape legend: [..., 2] a distance and a velocity, P + 1 points within a sub-step. float64.
 """
 
-import cmath
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,7 +62,10 @@ class Flow:
 
 @lru_cache(maxsize=16)
 def flow(transition: tuple[tuple[float, float], tuple[float, float]], substep_s: float) -> Flow | None:
-    """The motion of a plant with this transition; None if it has none (it changes sign from sub-step to sub-step)."""
+    """The motion of a plant with this transition; None if it has none (it changes sign from sub-step to sub-step).
+
+    A motion that turns by more than half a circle per sub-step cannot be told from a slower one by its samples.
+    """
     whole = torch.tensor(transition, dtype=torch.float64)
     generator = _logarithm(whole)
     if generator is None:
@@ -99,11 +102,15 @@ def _off_chord(row: Tensor, second: Tensor, generator: Tensor) -> float:
 def _logarithm(matrix: Tensor) -> Tensor | None:
     """The real logarithm of a [2, 2] matrix without eigenvalues at or below 0, by Sylvester's formula; else None."""
     ((a, b), (c, d)) = matrix.tolist()
-    middle, half = (a + d) / 2.0, cmath.sqrt(((a - d) / 2.0) ** 2 + b * c)
-    first, second = middle + half, middle - half
-    if half.imag == 0.0 and second.real <= 0.0:
+    middle, square = (a + d) / 2.0, ((a - d) / 2.0) ** 2 + b * c
+    half = math.sqrt(abs(square))
+    if square < 0.0:  # the eigenvalues are middle +- i half, and the motion turns by this angle
+        slope = math.atan2(half, middle) / half
+        offset = math.log(math.hypot(middle, half)) - slope * middle
+    elif middle - half <= 0.0:
         return None
-    slope = cmath.log(first / second) / (first - second) if abs(half) > 1e-6 * abs(middle) else 1.0 / middle
-    offset = cmath.log(second) - slope * second
-    found = torch.eye(2, dtype=torch.float64) * offset.real + matrix * slope.real
+    else:
+        slope = math.log1p(2.0 * half / (middle - half)) / (2.0 * half) if half > 0.0 else 1.0 / middle
+        offset = math.log(middle - half) - slope * (middle - half)
+    found = torch.eye(2, dtype=torch.float64) * offset + matrix * slope
     return found if torch.allclose(torch.matrix_exp(found), matrix, rtol=0.0, atol=1e-9) else None

@@ -43,13 +43,14 @@ def of_motion(
         return least
     moves = obstacles.moves().any(1)
     known = _known(plans, assumptions, bool(moves.any()))
-    scene = Scene(obstacles, plans.times_s(constraints[0].quantity), known.at_rest, known.position_tube[:, None])
+    error = (known.position_tube + plans.inside[0])[:, None]
+    scene = Scene(obstacles, plans.times_s(constraints[0].quantity), known.at_rest, error)
     for constraint in constraints:
         if constraint.quantity.order == 1:
-            margin = (_of_velocity(constraint, plans, scene) - known.velocity_tube).amin(1)
+            margin = _inside_too(_of_velocity(constraint, plans, scene) - known.velocity_tube, plans, 1)
         elif constraint.quantity.order == 0:
             found = _of_position(constraint, plans, scene) - known.position_tube
-            margin = found.amin(1) if relief is None else found.amin(1) + relief
+            margin = _inside_too(found if relief is None else found + relief[:, None], plans, 0)
         else:
             margin = margin_of(constraint, plans.quantity(constraint.quantity), scene).amin(1)
         least = torch.minimum(least, margin)
@@ -68,11 +69,26 @@ def _of_position(constraint: Constraint, plans: Trajectory, scene: Scene) -> Ten
 
 
 def _of_velocity(constraint: Constraint, plans: Trajectory, scene: Scene) -> Tensor:
-    """[Q, R], the least margin of the velocities in each sub-step: the mean, the plant's, and all those of its flow."""
-    y, excess = plans.velocities
-    times_s = scene.time_s.repeat(y.shape[1] // len(scene.time_s))
-    margin = margin_of(constraint, y, Scene(scene.obstacles, times_s)).unflatten(1, (-1, len(scene.time_s)))
-    return margin.amin(1) - excess
+    """[Q, R], the least margin of the velocities in each sub-step: the mean, and those of the plant."""
+    times_s = torch.cat([scene.time_s.new_zeros(1), scene.time_s])
+    at_ends = margin_of(constraint, plans.motion[1], Scene(scene.obstacles, times_s))
+    least = torch.minimum(at_ends[:, 1:], at_ends[:, :-1])
+    for y in plans.velocities:
+        least = torch.minimum(least, margin_of(constraint, y, Scene(scene.obstacles, scene.time_s)))
+    return least
+
+
+def _inside_too(found: Tensor, plans: Trajectory, order: int) -> Tensor:
+    """[Q], the least of margins [Q, R], less what happens within the sub-steps: to the position or to the velocity.
+
+    A quick bound of that is good enough if the margin stays above 0.
+    """
+    margin = (found - plans.inside[order]).amin(1)
+    left = (~(margin >= 0) & (found.amin(1) >= 0)).nonzero().squeeze(1)
+    if len(left):
+        some = plans.robots(left)
+        margin[left] = (found[left] - (some.excess if order else some.bulge)).amin(1)
+    return margin
 
 
 def of_the_present(
@@ -111,12 +127,13 @@ def _known(plans: Trajectory, assumptions: Assumptions, has_moving: bool) -> _Kn
     tube = torch.cat([tube[:, :-1], (tube[:, -1] + to_come[0])[:, None]], dim=1)
     # Both ends of a segment count. The first segment starts with the errors of the present.
     present = tube.new_full((len(tube), 1), assumptions.position_error + assumptions.tracking_error)
-    tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1)) + plans.bulge
+    tube = torch.maximum(tube, torch.cat([present, tube[:, :-1]], dim=1))
     if not has_moving:
         return _Known(None, tube, velocity_tube)
-    y, excess = plans.velocities
-    speed = length(y).unflatten(1, (-1, tube.shape[1])).amax(1) + excess
-    speed = speed.maximum(substep_speed(position, velocity, plant.substep_s))
+    speed = substep_speed(position, velocity, plant.substep_s)
+    for y in plans.velocities:
+        speed = speed.maximum(length(y))
+    speed = speed + plans.inside[1]
     speed = torch.cat([speed[:, :-1], to_come[1, :, None]], dim=1)
     present = present.new_full(present.shape, assumptions.velocity_error + assumptions.tracking_velocity_error)
     either_end = torch.maximum(velocity_tube, torch.cat([present, velocity_tube[:, :-1]], dim=1))

@@ -92,6 +92,13 @@ class LinearPlant:
         """The motion within a sub-step; None if it is taken as straight."""
         return flow(self.transition, self.substep_s)
 
+    @cached_property
+    def mean_is_at_the_end(self) -> bool:
+        """Whether the mean velocity of a sub-step is the velocity at its end, as with semi-implicit Euler."""
+        (kept, moving), ends = self.transition[0], (*self.transition[1], self.drive[1])
+        means = ((kept - 1.0) / self.substep_s, moving / self.substep_s, self.drive[0] / self.substep_s)
+        return all(abs(mean - end) <= 1e-12 * (1.0 + abs(end)) for mean, end in zip(means, ends, strict=True))
+
     def free_states(self, rows: int) -> Tensor:
         """[R, 2, 2], the state (last axis) at the start of each sub-step, per unit of initial offset and velocity."""
         start = torch.eye(2, dtype=torch.float64)[:, None]

@@ -4,7 +4,7 @@ Shape legend: B batch, T ticks, R rows, A action.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -84,14 +84,28 @@ class Trajectory:
         """Positions and velocities [B, 1 + R, A], at the present and at the end of every sub-step."""
         return needed(self.plant).path(self.commands, self.start.state)
 
+    def robots(self, index: Tensor) -> "Trajectory":
+        """The trajectories of the robots `index`."""
+        return Trajectory(self.commands[index], self.start.robots(index), self.plant, self.period_s)
+
     @cached_property
+    def inside(self) -> tuple[Tensor, Tensor]:
+        """[B, R] each, upper bounds of `bulge` and `excess` that are quick to compute."""
+        plant = needed(self.plant)
+        changes = torch.cat(
+            [self.commands[:, :1] - self.start.state.position[:, None], self.commands.diff(dim=1)], dim=1
+        )
+        causes = torch.cat([length(changes), length(self.start.state.velocity)[:, None]], dim=1)
+        bulge, excess = (causes @ _inside(plant, self.commands.shape[1]).to(causes)).chunk(2, dim=1)
+        return bulge, excess
+
+    @property
     def bulge(self) -> Tensor:
         """[B, R], how far the path of each sub-step may be from the segment between its ends.
 
         Along the segment it does not pass the ends, unless it may turn round between them.
         """
-        flow, position = needed(self.plant).flow, self.motion[0]
-        along = position.diff(dim=1)
+        flow, along = needed(self.plant).flow, self.motion[0].diff(dim=1)
         if flow is None:
             return along.new_zeros(along.shape[:2])
         size = length(along)[..., None]
@@ -105,19 +119,23 @@ class Trajectory:
         whole = length(torch.stack(pull)).amax(0)
         return flow.bulge * torch.where(goes_on, across, whole)
 
-    @cached_property
-    def velocities(self) -> tuple[Tensor, Tensor]:
-        """Velocities [B, K * R, A] that occur in the sub-steps, K of each, and [B, R], how far others may be from them.
+    @property
+    def excess(self) -> Tensor:
+        """[B, R], how far a velocity in a sub-step may be from the segments between those in `velocities`."""
+        flow = needed(self.plant).flow
+        if flow is None:
+            return self.commands.new_zeros(len(self.commands), self.motion[0].shape[1] - 1)
+        return flow.excess * self._largest(flow.jerks)
 
-        Any other velocity in a sub-step lies that close to the segment between two of these.
+    @cached_property
+    def velocities(self) -> list[Tensor]:
+        """Velocities [B, R, A] that occur in each sub-step: the mean, and those of the flow between start and end.
+
+        The velocities at the ends are those of `motion`. The mean is left out if it is the velocity at the end.
         """
-        position, velocity = self.motion
-        plant = needed(self.plant)
-        parts = [position.diff(dim=1) / plant.substep_s, velocity[:, 1:]]
-        if plant.flow is None:
-            return torch.cat(parts, dim=1), position.new_zeros(len(position), parts[0].shape[1])
-        parts += self._seen(plant.flow.speeds)
-        return torch.cat(parts, dim=1), plant.flow.excess * self._largest(plant.flow.jerks)
+        plant, position = needed(self.plant), self.motion[0]
+        mean = [] if plant.mean_is_at_the_end else [position.diff(dim=1) / plant.substep_s]
+        return mean if plant.flow is None else mean + self._seen(plant.flow.speeds[1:-1])
 
     def _largest(self, rows: Tensor) -> Tensor:
         """[B, R], the largest of what the rows [P, 2] give in each sub-step."""
@@ -143,6 +161,23 @@ class Trajectory:
             state = plant.before(state, self.start.commands[:, -1 - ago // plant.substeps])
             past.insert(0, state.position)
         return torch.stack(past, dim=1)
+
+
+@lru_cache(maxsize=16)
+def _inside(plant: LinearPlant, ticks: int) -> Tensor:
+    """[T + 1, 2 R], bulge and excess in every sub-step per unit of each command change, and of the first velocity."""
+    rows = plant.substeps * ticks
+    found = torch.zeros(ticks + 1, 2, rows, dtype=torch.float64)
+    if plant.flow is None:
+        return found.flatten(1)
+    states = plant.free_states(rows)  # [R, 2, 2]
+    jerk = (states @ plant.flow.jerks.mT).abs().amax(-1)
+    free = torch.stack([plant.flow.bulge_of(states), plant.flow.excess * jerk]).movedim(-1, 0)  # [2, 2, R]
+    for tick in range(ticks):
+        begin = plant.substeps * tick
+        found[tick, :, begin:] = free[0, :, : rows - begin]
+    found[-1] = free[1]
+    return found.flatten(1)
 
 
 def needed(plant: LinearPlant | None) -> LinearPlant:

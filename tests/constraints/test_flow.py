@@ -131,9 +131,28 @@ def test_the_flow_passes_through_the_samples(servo: Continuous) -> None:
         torch.testing.assert_close(row, expected, rtol=0.0, atol=1e-8)  # a critical servo's logarithm, to rounding
 
 
+@over("turn", [0.1, 1.0, 1.7, 2.5, 3.1])
+def test_the_flow_is_found_up_to_half_a_swing_per_sub_step(turn: float) -> None:
+    servo = Continuous(stiffness=4.0 + (turn / 0.05) ** 2, damping=4.0, substep_s=0.05, substeps=2)
+    within = flow(servo.plant.transition, servo.substep_s)
+    assert within is not None
+    rates = torch.tensor([[0.0, 1.0], [-servo.stiffness, -servo.damping]], dtype=torch.float64)
+    torch.testing.assert_close(within.generator, rates * servo.substep_s, rtol=1e-6, atol=1e-6)
+
+
+def test_a_robot_outside_of_a_box_right_now_is_not_certified_though_it_comes_back_within_the_sub_step() -> None:
+    plant = SERVOS[1].plant
+    state = State(torch.tensor([[5.0, 0.0]]).double(), torch.tensor([[-200.0, 0.0]]).double())
+    start = Start(state, torch.zeros(1, 3, 2).double())
+    certifier = Certifier([Box(-50.0, 4.0, Quantity("motion"))], plant, plant.period_s, Assumptions())
+    found = certifier.certify(torch.zeros(1, 2, 2), start, no_obstacles(1))
+    assert int(found.length) == 0
+    assert not bool(found.can_stop)
+
+
 def test_a_plant_that_changes_sign_from_sub_step_to_sub_step_has_no_flow() -> None:
     assert flow(((-0.5, 0.0), (0.0, 0.5)), 0.1) is None
-    plant = LinearPlant(((0.2, 0.05), (-4.0, -0.6)), (0.8, 4.0), 0.1, 1)
+    plant = LinearPlant(((0.2, 0.05), (4.2, -0.2)), (0.8, -4.2), 0.1, 1)
     assert plant.flow is None
     here = torch.zeros(1, 2, dtype=torch.float64)
     start, commands = Start(State(here, here), here[:, None].repeat(1, 3, 1)), torch.ones(1, 2, 2).double()
