@@ -31,11 +31,12 @@ FLOORS = (
 # Inside a room too, files stand on shelves: from the second upwards these, a folder standing for its files; what is not
 # named stands on the lowest. A file imports from lower shelves; files of one shelf do not know each other.
 SHELVES = {
+    "benchmarks": ("adversary",),
     "codecs": ("normalizer",),
     "commands": (
-        "benchmark_envs benchmark_gpu benchmark_inference benchmark_planning benchmark_safety benchmark_samplers "
-        "benchmark_streaming benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy "
-        "training_cost",
+        "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
+        "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training evaluate_policy "
+        "generate_demos plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
         "plant planar/obstacles",
