@@ -29,8 +29,9 @@ from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.sampling import sampled
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import read_settings
 from diffpolicy.system.shipped import CONFIGS
-from diffpolicy.system.tables import Choice, read_settings
+from diffpolicy.system.tables import Choice
 
 NAME = "benchmark_samplers"
 SAMPLER_FILES = CONFIGS / "sampler"

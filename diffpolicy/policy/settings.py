@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from diffpolicy.networks.observation import ObservationSpec, vector
-from diffpolicy.system.tables import read_settings
+from diffpolicy.system.schema import read_settings
 
 
 @dataclass

@@ -15,7 +15,8 @@ from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, res
 from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
-from diffpolicy.system.tables import read_settings, settings_of
+from diffpolicy.system.schema import read_settings
+from diffpolicy.system.tables import settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
 CHOICES = ("model", "diffusion", "encoder", "codec")
