@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_BYTES = 64 * 2**20
+MAX_DEPTH = 100
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
@@ -23,11 +24,13 @@ def parsed(data: bytes, where: str) -> Any:
     if len(data) > MAX_BYTES:
         raise ValueError(f"{where} has {len(data)} bytes, expected at most {MAX_BYTES}")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        _check_depth(value, MAX_DEPTH)
     except RecursionError:
         raise ValueError(f"{where} is not valid JSON (nested too deeply); restore it from a copy") from None
     except ValueError as error:  # also of decoding, and of a number with thousands of digits
         raise ValueError(f"{where} is not valid JSON ({shown_text(str(error))}); restore it from a copy") from error
+    return value
 
 
 def shown(value: Any) -> str:
@@ -75,3 +78,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is no finite number")
     return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise RecursionError
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, left - 1)

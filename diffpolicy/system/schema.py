@@ -67,8 +67,18 @@ def read_settings(schema: type[Settings], content: Any, where: str) -> Settings:
     Raises:
         ValueError: a field is unknown, missing, of the wrong type or out of range; the message names it after `where`.
     """
+    return schema(**_values(schema, content, where))
+
+
+def check_settings(settings: Any, where: str) -> None:
+    """Check the types and ranges of the settings in a dataclass; raises ValueError as `read_settings`."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    _values(type(settings), values, where)
+
+
+def _values(schema: type, content: Any, where: str) -> dict[str, Any]:
     content = _mapping(content, where)
-    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(schema)}  # pyright: ignore
+    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(schema)}
     if unknown := [key for key in content if key not in fields]:
         names = ", ".join(sorted(key if str(key).isidentifier() else shown(key) for key in unknown[:8]))
         raise ValueError(f"{where}: has no setting {names}; it has {', '.join(sorted(fields))}")
@@ -77,13 +87,7 @@ def read_settings(schema: type[Settings], content: Any, where: str) -> Settings:
     if missing := sorted(required - set(content)):
         raise ValueError(f"{where}: {', '.join(missing)} is missing")
     hints = get_type_hints(schema, include_extras=True)
-    return schema(**{name: read(hints[name], value, f"{where}: {name}") for name, value in content.items()})
-
-
-def check_settings(settings: Any, where: str) -> None:
-    """Check the types and ranges of the settings in a dataclass; raises ValueError as `read_settings`."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    read_settings(type(settings), values, where)
+    return {name: read(hints[name], value, f"{where}: {name}") for name, value in content.items()}
 
 
 def read(hint: Any, value: Any, where: str) -> Any:

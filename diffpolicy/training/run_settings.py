@@ -15,6 +15,7 @@ from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, res
 from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
+from diffpolicy.system.plain import shown_text
 from diffpolicy.system.schema import read_settings
 from diffpolicy.system.tables import settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
@@ -116,7 +117,9 @@ def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapp
     before, now = _flatten(_filled(policy, found)), _flatten(expected)
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if different:
-        listed = ", ".join(f"{name} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different)
+        listed = ", ".join(
+            f"{shown_text(name)} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different[:8]
+        )
         raise ValueError(f"resume: the settings differ: {listed}; use the same, or a new folder")
 
 
@@ -126,10 +129,10 @@ def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
     filled = {**defaults, **found}
     choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS}
     for kind, table in choices.items():
-        filled[kind] = asdict(settings_of(table, kind, filled[kind]))
-    filled["sampler"] = asdict(policy.sampling(filled["sampler"]).settings)
+        filled[kind] = asdict(settings_of(table, kind, filled.get(kind)))
+    filled["sampler"] = asdict(policy.sampling(filled.get("sampler")).settings)
     for name, schema, free in (("data", DataConfig, WHERE), ("trainer", TrainerConfig, REPORTING)):
-        filled[name] = _without(asdict(read_settings(schema, filled[name], f"checkpoint: {name}")), free)
+        filled[name] = _without(asdict(read_settings(schema, filled.get(name), f"checkpoint: {name}")), free)
     return filled
 
 
@@ -139,5 +142,5 @@ def _without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(value, Mapping):
-        return {prefix: repr(list(value) if isinstance(value, tuple) else value)}
+        return {prefix: shown_text(repr(list(value) if isinstance(value, tuple) else value))}
     return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".strip(".")).items()}
