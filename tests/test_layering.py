@@ -54,7 +54,7 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor rollout", "sharded", "evaluate"),
+    "evaluation": ("monitor rollout saved_env", "sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "build plan_projection",
@@ -65,7 +65,7 @@ SHELVES = {
         "analysis kinds",
     ),
     "safety": ("build memory projection", "samples", "layer"),
-    "system": ("schema", "checkpoint distributed tables"),
+    "system": ("schema tensor_file", "checkpoint distributed tables"),
     "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
 }
 # Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.
