@@ -60,7 +60,7 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
                 print(f"error: {error.full_key} is missing; give {error.full_key}=VALUE", file=sys.stderr)
                 sys.exit(1)
             except USER_ERRORS as error:
-                print(f"error: {str(error).strip()}", file=sys.stderr)
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 sys.exit(1)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
