@@ -88,8 +88,10 @@ def limit(name: str, array: zarr.Array) -> None:
     if unknown or len(used) > 1:
         raise ValueError(f"{name}: stored with {', '.join(names)}; expected at most one of {', '.join(COMPRESSORS)}")
     item = np.dtype(array.dtype).itemsize
-    if 0 in array.shape[1:]:
-        raise ValueError(f"{name}: has shape {array.shape}, expected rows of at least one number")
+    if 0 in array.shape[1:] or 0 in array.chunks:
+        raise ValueError(
+            f"{name}: has shape {array.shape} and chunks {array.chunks}, expected at least one number each"
+        )
     chunk, whole = math.prod(array.chunks) * item, math.prod(array.shape) * item
     if chunk > max(FREE_BYTES, whole):
         raise ValueError(f"{name}: chunks of shape {array.chunks} need {chunk} bytes each, more than the whole array")

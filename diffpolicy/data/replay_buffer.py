@@ -14,7 +14,15 @@ import zarr
 
 from diffpolicy.data import checks, mark, store
 from diffpolicy.data.archive import write_zip
-from diffpolicy.data.arrays import check_arrays, copy_rows, find_array, find_group, read_attributes, read_ends
+from diffpolicy.data.arrays import (
+    array_names,
+    check_arrays,
+    copy_rows,
+    find_array,
+    find_group,
+    read_attributes,
+    read_ends,
+)
 
 TRIES = 20  # a data set that is appended to more often than this while it is opened is given up
 
@@ -32,7 +40,7 @@ class ReplayBuffer:
         found = mark.read_mark(root, location)
         self._ours = found is not None
         data = find_group(root, "data", location)
-        names = found.names if found else sorted(data.array_keys())
+        names = found.names if found else array_names(data, location)
         self._arrays = {key: find_array(data, key, location) for key in names}
         self._ends_array = find_array(find_group(root, "meta", location), "episode_ends", location)
         most = 1 + min((array.shape[0] for array in self._arrays.values()), default=0)

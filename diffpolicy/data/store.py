@@ -24,6 +24,7 @@ from diffpolicy.data.checks import Specs
 from diffpolicy.data.limits import LimitedStore, check_members
 from diffpolicy.data.mark import NAME as MARK
 from diffpolicy.data.mark import read_mark, write_mark
+from diffpolicy.system.plain import shown_text
 
 CHUNK_BYTES = 2**20
 CHUNK_ROWS = 2048
@@ -168,7 +169,7 @@ def reading(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {error}); "
+            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {shown_text(str(error))}); "
             "copy or download the data set again"
         ) from error
 

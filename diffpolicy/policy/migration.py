@@ -3,9 +3,11 @@
 Format 1 had one flat dataclass for all schedules, weightings and parameterizations, and another for all samplers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from torch import Tensor
 
 from diffpolicy.policy.build import DENOISING_CHOICES, SAMPLERS
 from diffpolicy.system.schema import read, read_settings
@@ -64,9 +66,9 @@ def migrated(content: Mapping[str, Any], where: str = "checkpoint") -> dict[str,
     return {**content, **changed}
 
 
-def renamed(version: int) -> Callable[[str], str]:
-    """The function that turns the name of a tensor in format `version` into its current name."""
-    return _renamed if version == 1 else lambda name: name
+def migrated_tensors(version: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a policy or a training state of format `version` to their current names."""
+    return dict(tensors) if version > 1 else {_renamed(name): value for name, value in tensors.items()}
 
 
 def _renamed(name: str) -> str:

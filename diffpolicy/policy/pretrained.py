@@ -52,7 +52,7 @@ def _read(saved: checkpoint.Saved, kinds: Mapping[str, Callable[[PolicyConfig], 
     check_metadata(metadata, where)
     with torch.device("meta"):  # without memory or time: the file shows whether the settings are what was saved
         expected = tensor_file.specs(_built(make, config, where).acting_state())
-    tensors = saved.tensors("model", expected, migration.renamed(saved.version))
+    tensors = saved.tensors("model", expected, migration.migrated_tensors)
     policy = _built(make, config, where)
     as_read = dataclasses.asdict(policy.config)
     if saved.version == checkpoint.FORMAT_VERSION and (told := difference(content["policy"], as_read)):

@@ -33,6 +33,8 @@ CONFIG = "config.json"
 TRIES = 20  # a checkpoint that is replaced more often than this while it is read is given up
 
 Result = TypeVar("Result")
+Migrated = Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""(format version, tensors of that format) -> tensors of the current format."""
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -84,13 +86,16 @@ class Saved:
         return self.config["format_version"]
 
     def tensors(
-        self, name: str, expected: tensor_file.Specs | None = None, renamed: Callable[[str], str] = lambda name: name
-    ) -> dict[str, Tensor]:
+        self,
+        name: str,
+        expected: tensor_file.Specs | None = None,
+        migrated: Migrated = lambda version, tensors: tensors,
+    ) -> Mapping[str, Tensor]:
         """Read the tensors of NAME.safetensors and verify them against the hash in config.json.
 
         Args:
             expected: what must be there; compared with the header before the file is read.
-            renamed: stored name -> name of today.
+            migrated: turns tensors of a format into those of the current one.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -101,17 +106,17 @@ class Saved:
             raise FileNotFoundError(f"checkpoint: {path} is missing")
         with path.open("rb") as file:
             if expected is not None:
-                found = tensor_file.header(file, f"checkpoint: {path}")
-                tensor_file.check({renamed(key): spec for key, spec in found.items()}, expected, f"checkpoint: {path}")
+                found = migrated(self.version, tensor_file.header(file, f"checkpoint: {path}"))
+                tensor_file.check(tensor_file.specs(found), expected, f"checkpoint: {path}")
             data = file.read()
         found, written = hashlib.sha256(data).hexdigest(), self.config["sha256"].get(path.name)
         if found != written:
             raise ValueError(f"checkpoint: {path} is damaged: SHA-256 {found[:12]}..., expected {str(written)[:12]}...")
         try:
-            tensors = {renamed(key): tensor for key, tensor in safetensors.torch.load(data).items()}
+            tensors = safetensors.torch.load(data)
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"checkpoint: {path} holds no tensors that safetensors can read ({error})") from error
-        return tensors
+        return migrated(self.version, tensors)
 
 
 def load(path: Path, use: Callable[[Saved], Result]) -> Result:
@@ -142,7 +147,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Read and verify the tensors of NAME.safetensors; raises as `load` and `Saved.tensors`."""
-    return load(folder, lambda saved: saved.tensors(name))
+    return load(folder, lambda saved: dict(saved.tensors(name)))
 
 
 def resolve(path: Path) -> Path:

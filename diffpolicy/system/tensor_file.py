@@ -45,8 +45,8 @@ def specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
     return {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def header(file: BinaryIO, where: str) -> dict[str, Spec]:
-    """Read the specs in the header of an open safetensors file; leaves the file at its start.
+def header(file: BinaryIO, where: str) -> dict[str, Tensor]:
+    """The tensors of an open safetensors file on the meta device, as its header describes them.
 
     Raises:
         ValueError: it is no header, or the file does not have the size that it claims.
@@ -59,11 +59,11 @@ def header(file: BinaryIO, where: str) -> dict[str, Spec]:
     file.seek(0)
     if not isinstance(content, dict):
         raise ValueError(f"{where} is damaged: the header is {shown(content)}, expected names of tensors")
-    found = {key: _spec(value, f"{where}: {key}") for key, value in content.items() if key != "__metadata__"}
-    claimed = sum(spec.dtype.itemsize * math.prod(n or 0 for n in spec.shape) for spec in found.values())
+    found = {key: _spec(value, f"{where}: {shown(key)}") for key, value in content.items() if key != "__metadata__"}
+    claimed = sum(dtype.itemsize * math.prod(shape) for dtype, shape in found.values())
     if claimed != size - 8 - length:
         raise ValueError(f"{where} is damaged: tensors of {claimed} bytes in {size - 8 - length} bytes of the file")
-    return found
+    return {key: torch.empty(shape, dtype=dtype, device="meta") for key, (dtype, shape) in found.items()}
 
 
 def check(found: Specs, expected: Specs, where: str) -> None:
@@ -95,12 +95,12 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise ValueError(f"{where}: {name} holds NaN or infinity")
 
 
-def _spec(value: object, where: str) -> Spec:
+def _spec(value: object, where: str) -> tuple[torch.dtype, tuple[int, ...]]:
     dtype = DTYPES.get(str(value.get("dtype"))) if isinstance(value, dict) else None
     shape = value.get("shape") if isinstance(value, dict) else None
     if dtype is None or not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise ValueError(f"{where} is {shown(value)}, expected dtype, shape and data_offsets of a tensor")
-    return Spec(dtype, tuple(shape))
+    return dtype, tuple(shape)
 
 
 def _some(names: list[str]) -> list[str]:

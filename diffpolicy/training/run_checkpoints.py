@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffpolicy.policy.migration import migrated, renamed
+from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.policy.settings import check_metadata
 from diffpolicy.system import checkpoint
 
@@ -118,5 +118,5 @@ def _content(saved: checkpoint.Saved) -> Content:
     where = f"checkpoint: {saved.folder}"
     content = migrated(saved.config, where)
     check_metadata(content, where, required=("step", "training"))
-    model, state = (saved.tensors(name, None, renamed(saved.version)) for name in ("model", "training_state"))
+    model, state = (saved.tensors(name, None, migrated_tensors) for name in ("model", "training_state"))
     return content, model, state

@@ -16,7 +16,7 @@ from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.plain import shown_text
-from diffpolicy.system.schema import read_settings
+from diffpolicy.system.schema import check_settings, read_settings
 from diffpolicy.system.tables import settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
@@ -30,7 +30,8 @@ AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Raise ValueError if a setting of the training loop is out of range."""
+    """Raise ValueError if a setting of the training loop is of the wrong type or out of range."""
+    check_settings(trainer, "trainer")
     for names, low, is_above in ((AT_LEAST_1, 1, False), (ABOVE_0, 0, True), (AT_LEAST_0, 0, False)):
         for name in names:
             value = getattr(trainer, name)
