@@ -37,9 +37,8 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
 def check_codecs(name: str, array: zarr.Array) -> None:
     """Raise ValueError if reading `array` would unpickle data, which can run any code that the file holds."""
     check_dtype(name, np.dtype(array.dtype))
-    names = [
-        f"{type(codec).__name__} {getattr(codec, 'codec_id', '')}" for codec in (*array.filters, *array.compressors)
-    ]
+    codecs = [*array.filters, *array.compressors]
+    names = [f"{type(codec).__name__} {getattr(codec, 'codec_id', '')}".strip() for codec in codecs]
     if any("pickle" in each.lower() for each in names):
         raise ValueError(f"{name}: stored with a pickle codec ({', '.join(names)}), refused because it can run code")
 

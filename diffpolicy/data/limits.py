@@ -89,9 +89,7 @@ def limit(name: str, array: zarr.Array) -> None:
         raise ValueError(f"{name}: stored with {', '.join(names)}; expected at most one of {', '.join(COMPRESSORS)}")
     item = np.dtype(array.dtype).itemsize
     if 0 in array.shape[1:] or 0 in array.chunks:
-        raise ValueError(
-            f"{name}: has shape {array.shape} and chunks {array.chunks}, expected at least one number each"
-        )
+        raise ValueError(f"{name}: has shape {array.shape}, chunks {array.chunks}; expected at least one number each")
     chunk, whole = math.prod(array.chunks) * item, math.prod(array.shape) * item
     if chunk > max(FREE_BYTES, whole):
         raise ValueError(f"{name}: chunks of shape {array.chunks} need {chunk} bytes each, more than the whole array")

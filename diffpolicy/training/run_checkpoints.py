@@ -20,7 +20,7 @@ from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.policy.settings import check_metadata
 from diffpolicy.system import checkpoint
 
-Content = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
+Content = tuple[dict[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]]
 """(config.json, tensors of the averaged model, tensors of the training state)."""
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ def mark(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
 STATE, ENDS, META = "data/state/zarr.json", "meta/episode_ends/zarr.json", "meta/zarr.json"
 
 
+@pytest.mark.filterwarnings("ignore:.*rows past the last episode end")
 @over(
     "damage, message",
     [
@@ -43,7 +43,7 @@ STATE, ENDS, META = "data/state/zarr.json", "meta/episode_ends/zarr.json", "meta
         (change(META, lambda one: one["attributes"]["episodes"][0].update(seed=9)), "do not match their SHA-256"),
         (change(META, lambda one: one["attributes"].update(episodes=3)), "attribute 'episodes' of meta is 3"),
         (change(ENDS, lambda one: one.update(shape=[2])), "holds 2 episodes, expected 3"),
-        (change(ENDS, lambda one: one.update(shape=[10**9])), "has 1000000000 ends, but the arrays have 11 rows"),
+        (change(ENDS, lambda one: one.update(shape=[10**6])), "has 1000000 ends, but the arrays have 11 rows"),
         (change(STATE, lambda one: one.update(shape=[10**12, 3])), "needs 12000000000000 bytes, but its files hold"),
         (mark(lambda one: one.update(arrays=None)), "has no|has version"),
         (mark(lambda one: one.update(arrays=["action"])), "do not match their SHA-256"),
@@ -57,8 +57,7 @@ def test_changed_metadata_are_refused(
 ) -> None:
     path = Path(shutil.copytree(recorded, Path(tempfile.mkdtemp(dir=tmp_path)) / "copy.zarr"))
     damage(path)
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=message) as error:
-        warnings.simplefilter("ignore")  # about rows past the last end
+    with pytest.raises(ValueError, match=message) as error:
         _ = ReplayBuffer.open(path)["state"]
     assert str(path) in str(error.value)
 
@@ -118,6 +117,7 @@ def test_a_compressor_without_a_size_in_its_header_is_stopped(tmp_path: Path, co
 
 
 def test_chunks_far_larger_than_the_array_are_refused(tmp_path: Path) -> None:
-    theirs(tmp_path / "large", chunks=(10**9, 2))
+    theirs(tmp_path / "large")
+    change("data/action/.zarray", lambda one: one.update(chunks=[10**9, 2]))(tmp_path / "large")
     with pytest.raises(ValueError, match="more than the whole array"):
         ReplayBuffer.open(tmp_path / "large")
