@@ -14,6 +14,7 @@ from judge import SilentError
 from omegaconf import OmegaConf, open_dict
 
 from diffpolicy.commands import evaluate_policy, train_policy
+from diffpolicy.commands.composing import composing
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.trainer import Trainer
 
@@ -82,14 +83,18 @@ def _checked_run(trainer: Trainer) -> None:
 
 def _call(main: Any, name: str, folder: Path, overrides: list[str], instead: Callable[..., Any]) -> None:
     """Compose the settings as hydra does and call the command, which ends as `sys.exit(1)` with one line."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = compose(name, overrides, return_hydra_config=True)
-        OmegaConf.resolve(settings.hydra.job)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            with composing(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                settings = compose(name, overrides, return_hydra_config=True)
+                OmegaConf.resolve(settings.hydra.job)
+        except SystemExit:
+            raise ValueError(said.getvalue().replace("\n", " ")) from None
     with open_dict(settings):
         settings.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(settings)
         del settings["hydra"]
-    said = io.StringIO()
     target = (Trainer, "run") if name == "train" else (evaluate_policy, "report")
     with mock.patch.object(*target, instead), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
