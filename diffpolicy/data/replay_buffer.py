@@ -12,17 +12,9 @@ from typing import Any
 import numpy as np
 import zarr
 
+from diffpolicy.data import arrays as stored
 from diffpolicy.data import checks, mark, store
 from diffpolicy.data.archive import write_zip
-from diffpolicy.data.arrays import (
-    array_names,
-    check_arrays,
-    copy_rows,
-    find_array,
-    find_group,
-    read_attributes,
-    read_ends,
-)
 
 TRIES = 20  # a data set that is appended to more often than this while it is opened is given up
 
@@ -39,15 +31,15 @@ class ReplayBuffer:
         self.location, self.mode, self._root = location, mode, root
         found = mark.read_mark(root, location)
         self._ours = found is not None
-        data = find_group(root, "data", location)
-        names = found.names if found else array_names(data, location)
-        self._arrays = {key: find_array(data, key, location) for key in names}
-        self._ends_array = find_array(find_group(root, "meta", location), "episode_ends", location)
+        data = stored.find_group(root, "data", location)
+        names = found.names if found else stored.array_names(data, location)
+        self._arrays = {key: stored.find_array(data, key, location) for key in names}
+        self._ends_array = stored.find_array(stored.find_group(root, "meta", location), "episode_ends", location)
         most = 1 + min((array.shape[0] for array in self._arrays.values()), default=0)
-        self._ends = read_ends(self._ends_array, location, self._ours, most)
+        self._ends = stored.read_ends(self._ends_array, location, self._ours, most)
         if mode == "a" and not self._ours:
             raise ValueError(f"{location}: not written by ReplayBuffer; buffer.copy(path) makes one to append to")
-        check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
+        stored.check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
         if found:
             mark.check_mark(root, found, self._ends, self.episode_attributes, location)
             if mode == "a" and found.n_episodes != self.n_episodes:  # a writer was killed before it did this
@@ -122,7 +114,9 @@ class ReplayBuffer:
     @property
     def episode_attributes(self) -> list[dict[str, Any]]:
         """One JSON mapping per episode, empty where none was given."""
-        return read_attributes(find_group(self._root, "meta", self.location), self.n_episodes, self.location)
+        return stored.read_attributes(
+            stored.find_group(self._root, "meta", self.location), self.n_episodes, self.location
+        )
 
     def __getitem__(self, key: str) -> np.ndarray:
         """All rows of one array [n_steps, ...].
@@ -211,7 +205,7 @@ class ReplayBuffer:
         with store.staging(target) as temporary:
             root = store.create_root(temporary, specs)
             for key in specs:
-                copy_rows(functools.partial(self.rows, key), rows, store.writable(root[f"data/{key}"]))  # type: ignore[arg-type]
+                stored.copy_rows(functools.partial(self.rows, key), rows, store.writable(root[f"data/{key}"]))  # type: ignore
             attributes = [self.episode_attributes[i] for i in kept]
             if any(attributes):
                 root["meta"].update_attributes({"episodes": attributes})
