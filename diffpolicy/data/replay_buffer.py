@@ -114,9 +114,8 @@ class ReplayBuffer:
     @property
     def episode_attributes(self) -> list[dict[str, Any]]:
         """One JSON mapping per episode, empty where none was given."""
-        return stored.read_attributes(
-            stored.find_group(self._root, "meta", self.location), self.n_episodes, self.location
-        )
+        meta = stored.find_group(self._root, "meta", self.location)
+        return stored.read_attributes(meta, self.n_episodes, self.location)
 
     def __getitem__(self, key: str) -> np.ndarray:
         """All rows of one array [n_steps, ...].
