@@ -21,7 +21,6 @@ from diffpolicy.evaluation.rollout import Episode, check_env
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.policy.pretrained import checkpoint_config
-from diffpolicy.system import tensor_file
 from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.stopping import StoppedError, StopSignals
 from diffpolicy.training.batches import mixed_seed
@@ -41,7 +40,7 @@ from diffpolicy.training.run_settings import (
 )
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
-from diffpolicy.training.state import pack, unpack
+from diffpolicy.training.state import pack, unpack, unpack_average
 
 AGREE_EVERY = 10  # steps between the points where several processes agree whether to stop
 
@@ -230,11 +229,8 @@ class Trainer:
         """Restore the state from checkpoints/last, as if there had been no interruption."""
         content, model, state = self.checkpoints.read_last()
         check_same_settings(self.policy, content["training"], self.settings)
-        expected = tensor_file.specs(self.ema.policy.acting_state())
-        tensor_file.check(tensor_file.specs(model), expected, "checkpoint: model")
-        tensor_file.check_finite(model, "checkpoint: model")
         numbers = unpack(state, self.policy, self.optimization.optimizer, content["step"])
-        self.ema.policy.load_state_dict(model, strict=False)
+        unpack_average(model, self.ema.policy)
         self.step = content["step"]
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])
