@@ -34,6 +34,7 @@ SHELVES = {
     "benchmarks": ("adversary",),
     "codecs": ("normalizer",),
     "commands": (
+        "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
         "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training evaluate_policy "
         "generate_demos plot_diffusion plot_safety train_policy training_cost",
@@ -56,7 +57,7 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor rollout", "sharded", "evaluate"),
+    "evaluation": ("monitor rollout saved_env", "sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "build plan_projection",
@@ -67,7 +68,7 @@ SHELVES = {
         "analysis kinds",
     ),
     "safety": ("build memory projection", "samples", "choice", "layer"),
-    "system": ("distributed",),
+    "system": ("schema tensor_file", "checkpoint distributed tables"),
     "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
 }
 # Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.

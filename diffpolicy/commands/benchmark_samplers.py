@@ -29,8 +29,9 @@ from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.sampling import sampled
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import read_settings
 from diffpolicy.system.shipped import CONFIGS
-from diffpolicy.system.tables import Choice, read_settings
+from diffpolicy.system.tables import Choice
 
 NAME = "benchmark_samplers"
 SAMPLER_FILES = CONFIGS / "sampler"
@@ -58,6 +59,7 @@ class BenchmarkSamplersConfig:
     checkpoint: str
     task: str | None = None
     env: EnvConfig | None = None  # set by the task; by default the checkpoint's
+    trust_env: bool = False  # whether the checkpoint's env may name a module to import, which may run any code
     data: Any = None  # this and the next two are set by the task and not used
     trainer: Any = None
     window: Any = None
@@ -99,7 +101,7 @@ def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Poli
     if not contestant.samplers:
         raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
     device = choose_device(config.device)
-    policy, env = load_for_evaluation(contestant.checkpoint, config.task, config.env, device)
+    policy, env = load_for_evaluation(contestant.checkpoint, config.task, config.env, device, config.trust_env)
     samplers = [_settings(name, steps) for name, counts in contestant.samplers.items() for steps in counts]
     for sampler in samplers:
         policy.sampling(sampler)

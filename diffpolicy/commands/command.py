@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from diffpolicy.commands.composing import composing
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.schemas import register_choices
 
@@ -60,13 +61,18 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
                 print(f"error: {error.full_key} is missing; give {error.full_key}=VALUE", file=sys.stderr)
                 sys.exit(1)
             except USER_ERRORS as error:
-                print(f"error: {str(error).strip()}", file=sys.stderr)
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 sys.exit(1)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
 
-        return main
+        @functools.wraps(main)
+        def run(*settings: DictConfig) -> None:
+            with composing():
+                main(*settings)
+
+        return run
 
     return decorate
 

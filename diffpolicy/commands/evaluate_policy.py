@@ -30,6 +30,7 @@ class EvaluateConfig:
     checkpoint: str
     task: str | None = None  # if given, a checkpoint of another task is refused
     env: EnvConfig | None = None  # set by the task; by default the checkpoint's
+    trust_env: bool = False  # whether the checkpoint's env may name a module to import, which may run any code
     data: Any = None  # this and the next two are set by the task and not used
     trainer: Any = None
     window: Any = None
@@ -47,7 +48,7 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     check_evaluation(config.episodes, config.inference_batch)
     with joined() as ranks:
         device = ranks.device(config.device)
-        policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device)
+        policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device, config.trust_env)
         seeds = range(config.seed, config.seed + config.episodes)
         safety = build_safety(config.safety)
         found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks)

@@ -19,7 +19,7 @@ from diffpolicy.diffusion.samplers.ancestral import ddim, ddpm
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedules import cosine
 from diffpolicy.diffusion.spacing import trailing
-from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.saved_env import saved_env
 from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.system.tables import made
@@ -104,7 +104,7 @@ def _two_modes(x: Tensor, row: Row) -> Tensor:
 
 def plan(policy: DiffusionPolicy) -> Figure:
     """Plot eight plans for one Push-T observation at several steps of DDIM-10, over the rendered scene."""
-    env_config = EnvConfig(**policy.metadata["env"])
+    env_config = saved_env(policy, "checkpoint")
     env = gymnasium.make(env_config.id, **env_config.kwargs, render_mode="rgb_array")
     observation, _ = env.reset(seed=50_003, options=env_config.reset_options)
     frame = env.render()

@@ -38,8 +38,9 @@ def check_codecs(name: str, array: zarr.Array) -> None:
     """Raise ValueError if reading `array` would unpickle data, which can run any code that the file holds."""
     check_dtype(name, np.dtype(array.dtype))
     codecs = [*array.filters, *array.compressors]
-    if any("pickle" in f"{type(codec).__name__} {codec}".lower() for codec in codecs):
-        raise ValueError(f"{name}: stored with a pickle codec ({codecs}), refused because it can run code")
+    names = [f"{type(codec).__name__} {getattr(codec, 'codec_id', '')}".strip() for codec in codecs]
+    if any("pickle" in each.lower() for each in names):
+        raise ValueError(f"{name}: stored with a pickle codec ({', '.join(names)}), refused because it can run code")
 
 
 def check_ends(name: str, ends: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import zarr
 
-from diffpolicy.data import checks, store
+from diffpolicy.data import arrays as stored
+from diffpolicy.data import checks, mark, store
 from diffpolicy.data.archive import write_zip
-from diffpolicy.data.arrays import check_arrays, find_array, find_group, read_ends
+
+TRIES = 20  # a data set that is appended to more often than this while it is opened is given up
 
 
 class ReplayBuffer:
@@ -26,16 +29,21 @@ class ReplayBuffer:
     def __init__(self, root: zarr.Group, location: str, mode: str):
         """Use `create` or `open` instead."""
         self.location, self.mode, self._root = location, mode, root
-        self._ours = store.is_ours(root)
-        data = find_group(root, "data", location)
-        mark: Any = root.attrs.get(store.MARK)
-        names = mark["keys"] if self._ours else sorted(data.array_keys())
-        self._arrays = {key: find_array(data, key, location) for key in names}
-        self._ends_array = find_array(find_group(root, "meta", location), "episode_ends", location)
-        self._ends = read_ends(self._ends_array, location, self._ours)
+        found = mark.read_mark(root, location)
+        self._ours = found is not None
+        data = stored.find_group(root, "data", location)
+        names = found.names if found else stored.array_names(data, location)
+        self._arrays = {key: stored.find_array(data, key, location) for key in names}
+        self._ends_array = stored.find_array(stored.find_group(root, "meta", location), "episode_ends", location)
+        most = 1 + min((array.shape[0] for array in self._arrays.values()), default=0)
+        self._ends = stored.read_ends(self._ends_array, location, self._ours, most)
         if mode == "a" and not self._ours:
             raise ValueError(f"{location}: not written by ReplayBuffer; buffer.copy(path) makes one to append to")
-        check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
+        stored.check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
+        if found:
+            mark.check_mark(root, found, self._ends, self.episode_attributes, location)
+            if mode == "a" and found.n_episodes != self.n_episodes:  # a writer was killed before it did this
+                self._write_mark()
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], specs: checks.Specs) -> ReplayBuffer:
@@ -61,20 +69,22 @@ class ReplayBuffer:
     def open(cls, location: str | os.PathLike[str], mode: str = "r") -> ReplayBuffer:
         """Open a directory, .zip or fsspec URL to read ("r"), or a directory that `create` made to append ("a").
 
-        The only data that this reads is `episode_ends`.
-
         Raises:
             FileNotFoundError: there is nothing at `location`.
             ValueError: the data set is damaged or unsuitable; the message names the array.
         """
         # Absolute, because chunks are read later, when the working directory may have changed.
         location = str(location) if "://" in str(location) else os.path.abspath(location)
-        root = store.open_root(location, mode)
-        try:
-            return cls(root, location, mode)
-        except BaseException:
-            root.store.close()
-            raise
+        for _ in range(TRIES):
+            root = store.open_root(location, mode)
+            try:
+                return cls(root, location, mode)
+            except BaseException as error:
+                is_changed = mode == "r" and isinstance(error, ValueError) and mark.has_changed(root)
+                root.store.close()
+                if not is_changed:
+                    raise
+        raise ValueError(f"{location}: was changed {TRIES} times while it was opened; wait for its writer")
 
     @property
     def n_episodes(self) -> int:
@@ -104,9 +114,8 @@ class ReplayBuffer:
     @property
     def episode_attributes(self) -> list[dict[str, Any]]:
         """One JSON mapping per episode, empty where none was given."""
-        stored: Any = find_group(self._root, "meta", self.location).attrs.get("episodes", [])
-        stored = list(stored)[: self.n_episodes]
-        return stored + [{} for _ in range(self.n_episodes - len(stored))]
+        meta = stored.find_group(self._root, "meta", self.location)
+        return stored.read_attributes(meta, self.n_episodes, self.location)
 
     def __getitem__(self, key: str) -> np.ndarray:
         """All rows of one array [n_steps, ...].
@@ -160,6 +169,7 @@ class ReplayBuffer:
         self._ends_array.resize((self.n_episodes + 1,))
         store.writable(self._ends_array)[self.n_episodes] = start + length
         self._ends = np.append(self._ends, start + length)
+        self._write_mark()
 
     def drop_episodes(self, indices: Iterable[int]) -> None:
         """Remove episodes: write the others to a sibling directory, which then replaces this one."""
@@ -194,13 +204,14 @@ class ReplayBuffer:
         with store.staging(target) as temporary:
             root = store.create_root(temporary, specs)
             for key in specs:
-                self._copy_rows(key, rows, store.writable(root[f"data/{key}"]))  # type: ignore[arg-type]
+                stored.copy_rows(functools.partial(self.rows, key), rows, store.writable(root[f"data/{key}"]))  # type: ignore
             attributes = [self.episode_attributes[i] for i in kept]
             if any(attributes):
                 root["meta"].update_attributes({"episodes": attributes})
             ends = store.writable(root["meta/episode_ends"])  # type: ignore[arg-type]
             ends.resize((len(kept),))
-            ends[:] = np.cumsum(self._ends[kept] - starts)
+            ends[:] = kept_ends = np.cumsum(self._ends[kept] - starts)
+            mark.write_mark(root, keys, kept_ends, attributes)
 
     def pack(self, zip_path: str | os.PathLike[str]) -> None:
         """Write everything to one read-only .zip; an existing file is replaced only once the new one is complete.
@@ -219,14 +230,8 @@ class ReplayBuffer:
         """Close the file of a .zip; a directory has no open files."""
         self._root.store.close()
 
-    def _copy_rows(self, key: str, rows: np.ndarray, target: zarr.Array) -> None:
-        target.resize((len(rows), *target.shape[1:]))
-        block = target.chunks[0] * max(1, 2**26 // store.CHUNK_BYTES)
-        for start in range(0, len(rows), block):
-            wanted = rows[start : start + block]
-            runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-            values = [self.rows(key, int(run[0]), int(run[-1]) + 1) for run in runs]
-            target[start : start + block] = np.concatenate(values)
+    def _write_mark(self) -> None:
+        mark.write_mark(self._root, self.keys, self._ends, self.episode_attributes)
 
     def _checked(self, episodes: Iterable[int]) -> np.ndarray:
         """The episode indices, sorted and without repetition; raises IndexError if one does not exist."""

@@ -12,20 +12,20 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore, ZipStore
+from zarr.storage import ZipStore
 
 from diffpolicy.data.checks import Specs
+from diffpolicy.data.limits import LimitedStore, check_members
+from diffpolicy.data.mark import NAME as MARK
+from diffpolicy.data.mark import read_mark, write_mark
+from diffpolicy.system.plain import shown_text
 
-# Root attribute of the buffers that we write: {"version": 1, "keys": [...]}. All of their chunks exist, so a missing
-# chunk means damage. Files from other writers may omit chunks that hold only the fill value.
-MARK = "diffpolicy"
 CHUNK_BYTES = 2**20
 CHUNK_ROWS = 2048
 ENDS_PER_CHUNK = 4096
@@ -35,8 +35,11 @@ _UNFINISHED = re.compile(rf".*\.{_UUID}\.partial")
 _CHUNK = re.compile(r"/c(/\d+)+$")
 
 
-class WholeStore(WrapperStore[Store]):
-    """A read-only store of a buffer that we wrote: a missing chunk is an error, where zarr would read zeros."""
+class WholeStore(LimitedStore):
+    """A read-only store of a buffer that we wrote: a missing chunk is an error, where zarr would read zeros.
+
+    Files from other writers may omit chunks that hold only the fill value.
+    """
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
@@ -62,25 +65,25 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
     if mode == "a" and (is_url or Path(location).is_file()):
         raise ValueError(f"{location}: only a directory can be appended to; copy it to one with buffer.copy(path)")
     root = _open_url(str(location)) if is_url else _open_path(Path(location), mode)
-    if mode == "r" and is_ours(root):
-        return zarr.open_group(WholeStore(root.store), path=root.path, mode="r")
-    return root
-
-
-def is_ours(root: zarr.Group) -> bool:
-    """Whether ReplayBuffer wrote this group."""
-    mark: Any = root.attrs.get(MARK)
-    return isinstance(mark, dict) and "keys" in mark
+    if mode == "a":
+        return root
+    try:
+        is_whole = read_mark(root, str(location)) is not None
+        return zarr.open_group((WholeStore if is_whole else LimitedStore)(root.store), path=root.path, mode="r")
+    except BaseException:
+        root.store.close()
+        raise
 
 
 def create_root(path: Path, specs: Specs) -> zarr.Group:
     """Create an empty buffer (zarr format 3) at `path`; `specs` maps each key to (shape of one row, dtype)."""
-    root = zarr.create_group(str(path), zarr_format=3, attributes={MARK: {"version": 1, "keys": list(specs)}})
+    root = zarr.create_group(str(path), zarr_format=3)
     data, meta = root.create_group("data"), root.create_group("meta")
     for key, (row_shape, dtype) in specs.items():
         rows = CHUNK_BYTES // max(1, int(np.prod(row_shape)) * np.dtype(dtype).itemsize)
         _create_array(data, key, tuple(row_shape), np.dtype(dtype), min(max(rows, 1), CHUNK_ROWS))
     _create_array(meta, "episode_ends", (), np.dtype("int64"), ENDS_PER_CHUNK)
+    write_mark(root, list(specs), np.empty(0, dtype=np.int64), [])
     return root
 
 
@@ -109,7 +112,7 @@ def _open_path(path: Path, mode: str) -> zarr.Group:
             "or record one with ReplayBuffer.create"
         )
     root = _open_zip(path) if path.is_file() else _open_directory(path, mode)
-    if mode == "a" and is_ours(root):
+    if mode == "a" and MARK in root.attrs:
         discard_leftovers(path)
     return root
 
@@ -128,6 +131,7 @@ def _open_zip(path: Path) -> zarr.Group:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            check_members(str(path), archive)
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{path}: not a readable zip, truncated or corrupt ({error}); copy or download it again"
@@ -165,7 +169,7 @@ def reading(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {error}); "
+            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {shown_text(str(error))}); "
             "copy or download the data set again"
         ) from error
 
@@ -210,7 +214,7 @@ def _move_unless_done(whole: Path, path: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     """Whether we wrote the buffer in `folder`: anything else of that name is left alone."""
     try:
-        return is_ours(zarr.open_group(str(folder), mode="r"))
+        return MARK in zarr.open_group(str(folder), mode="r").attrs
     except Exception:  # nothing there, or a folder that zarr cannot read
         return False
 

@@ -15,6 +15,7 @@ from diffpolicy.control.controller import PolicyController
 from diffpolicy.evaluation.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.evaluation.monitor import Monitor
 from diffpolicy.evaluation.rollout import Episode, OnTick, make_vector_env, rollout
+from diffpolicy.evaluation.saved_env import saved_env
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.evaluation.video import VideoRecorder, Zone
@@ -141,13 +142,14 @@ def check_evaluation(episodes: int, inference_batch: int) -> None:
 
 
 def load_for_evaluation(
-    checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device
+    checkpoint: str, task: str | None, env: EnvConfig | None, device: torch.device, trust_env: bool = False
 ) -> tuple[Policy, EnvConfig]:
     """Load the policy of a checkpoint, on disk or shipped. Returns it with `env`, or else the env it was trained for.
 
     Raises:
         FileNotFoundError: there is no checkpoint of that name.
-        ValueError: the checkpoint is for another task than `task`, or its task has no env.
+        ValueError: the checkpoint is for another task than `task`, or its task has no env, or one that `saved_env`
+            refuses unless `trust_env`.
     """
     policy = load_policy(checkpoint, device)
     found = policy.metadata.get("task")
@@ -155,7 +157,7 @@ def load_for_evaluation(
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, not {task}; leave task out to use it")
     if env is None and policy.metadata.get("env") is None:
         raise ValueError(f"checkpoint: {checkpoint} was trained for task {found}, which has no env to evaluate in")
-    return policy, env or EnvConfig(**policy.metadata["env"])
+    return policy, env or saved_env(policy, f"checkpoint: {checkpoint}", trust_env)
 
 
 def report(

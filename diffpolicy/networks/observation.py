@@ -1,8 +1,11 @@
 """The specification of an observation: its kind, and its shape at one time step."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+
+from diffpolicy.system.schema import OneOf, Range, check_settings
 
 KINDS = ("vector", "image")
 
@@ -13,22 +16,21 @@ class ObservationSpec:
 
     Attributes:
         kind: "vector" (float32) or "image" (uint8).
-        shape: shape of one time step: [features] or [height, width, channels].
+        shape: shape of one time step: [features] or [height, width, channels], each 1 to 16,777,216.
 
     Raises:
         ValueError: the kind is unknown, or the shape does not match the kind.
     """
 
-    kind: str
-    shape: tuple[int, ...]
+    kind: Annotated[str, OneOf(*KINDS)]
+    shape: tuple[Annotated[int, Range(1, 2**24)], ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"observation: kind {self.kind!r} is unknown, expected one of {', '.join(KINDS)}")
         object.__setattr__(self, "shape", tuple(self.shape))
+        check_settings(self, "observation")
         expected = {"vector": "[features]", "image": "[height, width, channels]"}[self.kind]
-        if len(self.shape) != expected.count(",") + 1 or not all(isinstance(n, int) and n >= 1 for n in self.shape):
-            raise ValueError(f"observation: {self.kind} of shape {list(self.shape)}, expected {expected}, at least 1")
+        if len(self.shape) != expected.count(",") + 1:
+            raise ValueError(f"observation: {self.kind} of shape {list(self.shape)}, expected {expected}")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,35 +4,66 @@ Format 1 had one flat dataclass for all schedules, weightings and parameterizati
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
 from diffpolicy.policy.build import DENOISING_CHOICES, SAMPLERS
+from diffpolicy.system.schema import read, read_settings
 from diffpolicy.system.tables import Entry, lookup
 
 OF_ALL_SCHEDULES = ("num_levels", "zero_terminal_snr", "condition_dropout")
 
 
-def migrated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the content of a config.json in any readable format to the current format."""
+@dataclass
+class FlatDiffusion:
+    """The settings of all schedules, parameterizations and weightings in format 1; None where none was given."""
+
+    schedule: str | None = None
+    num_levels: int | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+    zero_terminal_snr: bool | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigma_data: float | None = None
+    parameterization: str | None = None
+    weighting: str | None = None
+    level_distribution: str | None = None
+    condition_dropout: float | None = None
+
+
+@dataclass
+class FlatSampler:
+    """The settings of all samplers in format 1; None where none was given."""
+
+    name: str
+    steps: int | None = None
+    spacing: str | None = None
+    eta: float | None = None
+    variance: str | None = None
+    churn: float | None = None
+    langevin_steps: int | None = None
+    langevin_rate: float | None = None
+    scheduler: str | None = None
+    scheduler_options: Any = None
+    guidance: Any = None
+
+
+def migrated(content: Mapping[str, Any], where: str = "checkpoint") -> dict[str, Any]:
+    """Convert the content of a config.json in any readable format to the current format.
+
+    Raises:
+        ValueError: it is not of the format that it names; `where` begins the message.
+    """
+    policy = read(Mapping[str, Any], content.get("policy"), f"{where}: policy")
     if content["format_version"] > 1:
-        return dict(content)
-    policy = {**content["policy"], "diffusion": _diffusion(content["policy"]["diffusion"])}
-    changed: dict[str, Any] = {"policy": policy}
+        return {**content, "policy": policy}
+    changed: dict[str, Any] = {"policy": {**policy, "diffusion": _diffusion(policy.get("diffusion"), where)}}
     if "training" in content:
-        changed["training"] = migrated_run(content["training"])
+        changed["training"] = _run(read(Mapping[str, Any], content["training"], f"{where}: training"), where)
     return {**content, **changed}
-
-
-def migrated_run(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings of a training run from format 1."""
-    return {
-        **training,
-        "diffusion": _diffusion(training["diffusion"]),
-        "sampler": _own(SAMPLERS, "sampler", training["sampler"]),
-    }
 
 
 def migrated_tensors(version: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,12 +78,24 @@ def _renamed(name: str) -> str:
     return name.replace("action_normalizer.", "codec.")
 
 
-def _diffusion(flat: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: flat[name] for name in OF_ALL_SCHEDULES if name in flat}
+def _run(training: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Convert the settings of a training run."""
+    sampler = asdict(read_settings(FlatSampler, training.get("sampler"), f"{where}: training: sampler"))
+    return {
+        **training,
+        "diffusion": _diffusion(training.get("diffusion"), f"{where}: training"),
+        "sampler": _own(SAMPLERS, "sampler", sampler),
+    }
+
+
+def _diffusion(content: Any, where: str) -> dict[str, Any]:
+    flat = asdict(read_settings(FlatDiffusion, content, f"{where}: diffusion"))
+    given = {name: value for name, value in flat.items() if value is not None}
+    kept = {name: given[name] for name in OF_ALL_SCHEDULES if name in given}
     choices = {
-        kind: _own(table, kind, {**flat, "name": flat[kind]})
+        kind: _own(table, kind, {**given, "name": given[kind]})
         for kind, table in DENOISING_CHOICES.items()
-        if kind in flat
+        if kind in given
     }
     return {"name": "denoising", **kept, **choices}
 

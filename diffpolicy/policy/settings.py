@@ -1,11 +1,20 @@
 """The settings that define a policy, apart from its weights; a checkpoint's config.json holds them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from diffpolicy.codecs.normalizer import KINDS
 from diffpolicy.networks.observation import ObservationSpec, vector
-from diffpolicy.system.tables import read_settings
+from diffpolicy.system.schema import Count, OneOf, Range, check_settings, read, read_settings
+
+Steps = Annotated[int, Range(1, 4096)]
+METADATA = {  # what the trainer saves with a policy: key -> type
+    "task": str | None,
+    "step": Annotated[int, Range(least=0)],
+    "env": Mapping[str, Any] | None,
+    "training": Mapping[str, Any],
+}
 
 
 @dataclass
@@ -29,15 +38,13 @@ class WindowConfig:
         n_action_steps: actions that the robot executes, starting at the present, before the next plan.
     """
 
-    horizon: int = 16
-    n_obs_steps: int = 2
-    n_action_steps: int = 8
+    horizon: Steps = 16
+    n_obs_steps: Steps = 2
+    n_action_steps: Steps = 8
 
     def check(self) -> None:
-        """Raise ValueError unless all are at least 1 and the steps fit into the horizon."""
-        for name in ("horizon", "n_obs_steps", "n_action_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"window: {name} {getattr(self, name)} must be at least 1")
+        """Raise ValueError unless all are between 1 and 4096 and the steps fit into the horizon."""
+        check_settings(self, "window")
         needed = self.n_obs_steps - 1 + self.n_action_steps
         if needed > self.horizon:
             raise ValueError(
@@ -51,16 +58,16 @@ class PolicyConfig:
 
     Attributes:
         observations: key -> `ObservationSpec`; a number stands for a vector with that many features.
-        action_dim: features of an action.
+        action_dim: features of an action, 1 to 65536.
         normalizer: limits or gaussian, for vector observations and, with the codec `normalizer`, for actions.
         window: time steps that the policy observes, plans and executes.
         model, diffusion, encoder, codec: choices.
         name: the kind of policy.
     """
 
-    observations: Mapping[str, Any]
-    action_dim: int
-    normalizer: str = "limits"
+    observations: Annotated[Mapping[str, Any], Count(1, 1024)]
+    action_dim: Annotated[int, Range(1, 2**16)]
+    normalizer: Annotated[str, OneOf(*KINDS)] = "limits"
     window: WindowConfig = field(default_factory=WindowConfig)
     model: Any = "unet1d"
     diffusion: Any = "denoising"
@@ -72,13 +79,30 @@ class PolicyConfig:
         self.observations = {key: _spec(key, value) for key, value in self.observations.items()}
 
 
-def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
-    """Read the settings of a policy from a checkpoint.
+def policy_config(content: Any, where: str) -> PolicyConfig:
+    """Read the settings of a policy from a checkpoint; `where` begins the error message.
 
     Raises:
-        ValueError: a setting is unknown, missing or of the wrong type.
+        ValueError: a setting is unknown, missing, of the wrong type or out of range.
     """
-    return read_settings(PolicyConfig, content, "checkpoint: policy")
+    try:
+        return read_settings(PolicyConfig, content, where)
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if told.startswith(where) else f"{where}: {told}") from error
+
+
+def check_metadata(metadata: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> None:
+    """Check the types of what the trainer saves with a policy; other keys are the user's.
+
+    Raises:
+        ValueError: a value is of the wrong type, or a required one is missing.
+    """
+    if missing := [key for key in required if key not in metadata]:
+        raise ValueError(f"{where}: {', '.join(missing)} is missing")
+    for key, hint in METADATA.items():
+        if key in metadata:
+            read(hint, metadata[key], f"{where}: {key}")
 
 
 def _spec(key: str, value: Any) -> ObservationSpec:
@@ -86,7 +110,4 @@ def _spec(key: str, value: Any) -> ObservationSpec:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return vector(value)
-    names = {one.name for one in fields(ObservationSpec)}
-    if not isinstance(value, Mapping) or set(value) != names:
-        raise ValueError(f"observation {key!r}: {value!r}, expected an ObservationSpec or a number of features")
-    return ObservationSpec(value["kind"], tuple(value["shape"]))
+    return read_settings(ObservationSpec, value, f"observation {key!r}")

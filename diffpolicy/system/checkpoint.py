@@ -3,7 +3,9 @@
     config.json              settings, format version, and the SHA-256 of itself and of every other file
     NAME.safetensors         tensors
 
-safetensors does not detect a flipped bit, so every file is hashed, and verified when it is read.
+safetensors does not detect a flipped bit, so every file is hashed, and verified when it is read. The hashes detect
+accidents, not attackers, so what a file claims is checked as well: the header of a file of tensors is compared with the
+tensors that are expected before anything is loaded.
 """
 
 import contextlib
@@ -13,16 +15,26 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-FORMAT_VERSION = 2
-READABLE = (1, 2)  # diffpolicy.policy.migration converts the content of earlier formats
+from diffpolicy.system import tensor_file
+from diffpolicy.system.plain import parsed, shown
+
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)  # diffpolicy.policy.migration converts the content of earlier formats
 CONFIG = "config.json"
+TRIES = 20  # a checkpoint that is replaced more often than this while it is read is given up
+
+Result = TypeVar("Result")
+Migrated = Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""(format version, tensors of that format) -> tensors of the current format."""
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -47,7 +59,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
             hashes[file] = hashlib.sha256(data).hexdigest()
         content = {"format_version": FORMAT_VERSION, **config, "sha256": hashes}
         hashes[CONFIG] = _config_hash(content)
-        _write_bytes(unfinished / CONFIG, json.dumps(content, indent=2).encode())
+        _write_bytes(unfinished / CONFIG, json.dumps(content, indent=2, allow_nan=False).encode())
         unfinished.chmod(0o755)
         unfinished.rename(folder)
         _sync_folder(folder.parent)
@@ -56,48 +68,86 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
         raise
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and verify the config.json of a checkpoint.
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint that is being read.
+
+    Attributes:
+        folder: where it lies, with all links followed.
+        config: the verified content of its config.json.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def version(self) -> int:
+        """The format that it was written in."""
+        return self.config["format_version"]
+
+    def tensors(
+        self,
+        name: str,
+        expected: tensor_file.Specs | None = None,
+        migrated: Migrated = lambda version, tensors: tensors,
+    ) -> Mapping[str, Tensor]:
+        """Read the tensors of NAME.safetensors and verify them against the hash in config.json.
+
+        Args:
+            expected: what must be there; compared with the header before the file is read.
+            migrated: turns tensors of a format into those of the current one.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: its content is not what was written, or not what is expected.
+        """
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint: {path} is missing")
+        with path.open("rb") as file:
+            if expected is not None:
+                found = migrated(self.version, tensor_file.header(file, f"checkpoint: {path}"))
+                tensor_file.check(tensor_file.specs(found), expected, f"checkpoint: {path}")
+            data = file.read()
+        found, written = hashlib.sha256(data).hexdigest(), self.config["sha256"].get(path.name)
+        if found != written:
+            raise ValueError(f"checkpoint: {path} is damaged: SHA-256 {found[:12]}..., expected {str(written)[:12]}...")
+        try:
+            tensors = safetensors.torch.load(data)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"checkpoint: {path} holds no tensors that safetensors can read ({error})") from error
+        return migrated(self.version, tensors)
+
+
+def load(path: Path, use: Callable[[Saved], Result]) -> Result:
+    """Read the checkpoint in the folder `path`, or that a link or text pointer such as `last` names, with `use`.
+
+    A link is followed once, so that all of one call comes from one folder. If that folder is replaced or removed
+    meanwhile, `use` is called again with the checkpoint that `path` names then.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the file is damaged or has an unknown format version.
+        ValueError: a file is damaged or has an unknown format version.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: no {CONFIG} in {folder}; expected a folder such as RUN/checkpoints/last")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"checkpoint: {path} is not valid JSON ({error}); restore it from a copy") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version not in READABLE:
-        raise ValueError(
-            f"checkpoint: {path} has format_version {version!r}, this version reads {' or '.join(map(str, READABLE))}"
-        )
-    hashes = content.get("sha256")
-    if not isinstance(hashes, dict) or hashes.get(CONFIG) != _config_hash(content):
-        raise ValueError(f"checkpoint: {path} does not match its own SHA-256; it was changed or damaged")
-    return content
+    for _ in range(TRIES):
+        before = _stamp(path)
+        try:
+            folder = resolve(path).resolve()
+            return use(Saved(folder, _config(folder)))
+        except (OSError, ValueError):
+            if _stamp(path) == before:
+                raise
+    raise ValueError(f"checkpoint: {path} was replaced {TRIES} times while it was read; name a step's own folder")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and verify the config.json of a checkpoint; raises as `load`."""
+    return load(folder, lambda saved: dict(saved.config))
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read the tensors of NAME.safetensors and verify them against the hash in config.json.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: its content is not what was written.
-    """
-    file = f"{name}.safetensors"
-    expected = read_config(folder)["sha256"].get(file)
-    path = folder / file
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} is missing")
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise ValueError(f"checkpoint: {path} is damaged: SHA-256 {found[:12]}..., expected {str(expected)[:12]}...")
-    return safetensors.torch.load(data)
+    """Read and verify the tensors of NAME.safetensors; raises as `load` and `Saved.tensors`."""
+    return load(folder, lambda saved: dict(saved.tensors(name)))
 
 
 def resolve(path: Path) -> Path:
@@ -108,7 +158,8 @@ def resolve(path: Path) -> Path:
     """
     if not path.is_file():
         return path
-    name = path.read_bytes()[:256].decode("utf-8", errors="replace").strip()
+    with path.open("rb") as file:
+        name = file.read(256).decode("utf-8", errors="replace").strip()
     if not re.fullmatch(r"[\w.-]+", name) or not (path.parent / name).is_dir():
         raise ValueError(f"checkpoint: {path} is a file, expected a folder such as RUN/checkpoints/last")
     return path.parent / name
@@ -124,6 +175,31 @@ def point(link: Path, target: Path) -> None:
         temporary.write_text(target.name, encoding="utf-8")
     os.replace(temporary, link)
     _sync_folder(link.parent)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no {CONFIG} in {folder}; expected a folder such as RUN/checkpoints/last")
+    content = parsed(path.read_bytes(), f"checkpoint: {path}")
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version not in READABLE:
+        known = " or ".join(map(str, READABLE))
+        raise ValueError(f"checkpoint: {path} has format_version {shown(version)}, this version reads {known}")
+    hashes = content.get("sha256")
+    if not isinstance(hashes, dict) or hashes.get(CONFIG) != _config_hash(content):
+        raise ValueError(f"checkpoint: {path} does not match its own SHA-256; it was changed or damaged")
+    return content
+
+
+def _stamp(path: Path) -> object:
+    """What changes if the checkpoint that `path` names is replaced or removed."""
+    try:
+        folder = resolve(path).resolve(strict=True)
+        of_config = (folder / CONFIG).stat()
+        return folder, folder.stat().st_ino, of_config.st_ino, of_config.st_mtime_ns
+    except (OSError, ValueError):
+        return None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -148,19 +224,3 @@ def _config_hash(content: Mapping[str, Any]) -> str:
     others = {file: digest for file, digest in content["sha256"].items() if file != CONFIG}
     canonical = json.dumps({**content, "sha256": others}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that `found` has the names, shapes and dtypes of `expected`; `where` begins the error message.
-
-    Raises:
-        ValueError: they differ.
-    """
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        raise ValueError(f"{where}: missing tensors {missing}, unknown tensors {extra}")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise ValueError(f"{where}: {name} has shape {list(found[name].shape)}, expected {list(tensor.shape)}")
-        if found[name].dtype != tensor.dtype:
-            raise ValueError(f"{where}: {name} is {found[name].dtype}, expected {tensor.dtype}")

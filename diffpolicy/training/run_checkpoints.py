@@ -17,9 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from diffpolicy.policy.migration import migrated, migrated_tensors
+from diffpolicy.policy.settings import check_metadata
 from diffpolicy.system import checkpoint
 
-Content = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
+Content = tuple[dict[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]]
 """(config.json, tensors of the averaged model, tensors of the training state)."""
 
 
@@ -79,7 +80,7 @@ class RunCheckpoints:
             content, model, state = _read(checkpoint.resolve(last))
         except (OSError, ValueError) as error:
             raise ValueError(f"{error}; {self._advice(last)}") from error
-        self._written.add(int(content["step"]))  # never replace it: it may be the only one
+        self._written.add(content["step"])  # never replace it: it may be the only one
         return content, model, state
 
     def left(self, can_go_on: bool) -> str:
@@ -110,9 +111,12 @@ class RunCheckpoints:
 
 
 def _read(folder: Path) -> Content:
-    content = checkpoint.read_config(folder)
-    model, state = (
-        migrated_tensors(content["format_version"], checkpoint.read_tensors(folder, name))
-        for name in ("model", "training_state")
-    )
-    return migrated(content), model, state
+    return checkpoint.load(folder, _content)
+
+
+def _content(saved: checkpoint.Saved) -> Content:
+    where = f"checkpoint: {saved.folder}"
+    content = migrated(saved.config, where)
+    check_metadata(content, where, required=("step", "training"))
+    model, state = (saved.tensors(name, None, migrated_tensors) for name in ("model", "training_state"))
+    return content, model, state

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from diffpolicy.system.files import write_text
+from diffpolicy.system.plain import parsed
+from diffpolicy.system.schema import Range, read
 from diffpolicy.training.settings import LoggerConfig
 
 PANELS = {  # title -> metrics drawn in the panel
@@ -94,13 +96,22 @@ class NoMetrics:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Read the complete rows; a line that a killed process left unfinished is dropped."""
+    """Read the rows; a last line that a killed process left unfinished is dropped.
+
+    Raises:
+        ValueError: a line is no row of finite numbers.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            content = parsed(line, where)
+            row = read(dict[str, float], content, where)
+            rows.append({**row, "step": read(Annotated[int, Range(least=0)], content.get("step"), f"{where}: step")})
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{error}; remove the line to go on without it") from error
     return rows
 
 

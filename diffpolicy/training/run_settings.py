@@ -15,7 +15,9 @@ from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, res
 from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
-from diffpolicy.system.tables import read_settings, settings_of
+from diffpolicy.system.plain import shown_text
+from diffpolicy.system.schema import check_settings, read_settings
+from diffpolicy.system.tables import settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
 
 CHOICES = ("model", "diffusion", "encoder", "codec")
@@ -28,7 +30,8 @@ AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Raise ValueError if a setting of the training loop is out of range."""
+    """Raise ValueError if a setting of the training loop is of the wrong type or out of range."""
+    check_settings(trainer, "trainer")
     for names, low, is_above in ((AT_LEAST_1, 1, False), (ABOVE_0, 0, True), (AT_LEAST_0, 0, False)):
         for name in names:
             value = getattr(trainer, name)
@@ -115,7 +118,9 @@ def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapp
     before, now = _flatten(_filled(policy, found)), _flatten(expected)
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if different:
-        listed = ", ".join(f"{name} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different)
+        listed = ", ".join(
+            f"{shown_text(name)} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different[:8]
+        )
         raise ValueError(f"resume: the settings differ: {listed}; use the same, or a new folder")
 
 
@@ -125,10 +130,10 @@ def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
     filled = {**defaults, **found}
     choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS}
     for kind, table in choices.items():
-        filled[kind] = asdict(settings_of(table, kind, filled[kind]))
-    filled["sampler"] = asdict(policy.sampling(filled["sampler"]).settings)
+        filled[kind] = asdict(settings_of(table, kind, filled.get(kind)))
+    filled["sampler"] = asdict(policy.sampling(filled.get("sampler")).settings)
     for name, schema, free in (("data", DataConfig, WHERE), ("trainer", TrainerConfig, REPORTING)):
-        filled[name] = _without(asdict(read_settings(schema, filled[name], f"checkpoint: {name}")), free)
+        filled[name] = _without(asdict(read_settings(schema, filled.get(name), f"checkpoint: {name}")), free)
     return filled
 
 
@@ -138,5 +143,5 @@ def _without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(value, Mapping):
-        return {prefix: repr(list(value) if isinstance(value, tuple) else value)}
+        return {prefix: shown_text(repr(list(value) if isinstance(value, tuple) else value))}
     return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".strip(".")).items()}

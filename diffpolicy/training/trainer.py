@@ -40,7 +40,7 @@ from diffpolicy.training.run_settings import (
 )
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
-from diffpolicy.training.state import pack, unpack
+from diffpolicy.training.state import pack, unpack, unpack_average
 
 AGREE_EVERY = 10  # steps between the points where several processes agree whether to stop
 
@@ -229,9 +229,9 @@ class Trainer:
         """Restore the state from checkpoints/last, as if there had been no interruption."""
         content, model, state = self.checkpoints.read_last()
         check_same_settings(self.policy, content["training"], self.settings)
-        self.ema.policy.load_state_dict(model, strict=False)
-        numbers = unpack(state, self.policy, self.optimization.optimizer)
-        self.step = int(content["step"])
+        numbers = unpack(state, self.policy, self.optimization.optimizer, content["step"])
+        unpack_average(model, self.ema.policy)
+        self.step = content["step"]
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])
         self._recent.restore(numbers["recent"].to(self.device))

@@ -97,8 +97,10 @@ def half(archive: bytes) -> bytes:
 
 
 def damaged(archive: bytes) -> bytes:
-    """A changed byte in the first member's contents."""
-    place = 30 + len("folder/recorded.zarr/") + 400
+    """A changed byte in the largest member's contents."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        first = max(opened.infolist(), key=lambda entry: entry.compress_size)
+    place = first.header_offset + 30 + len(first.filename) + first.compress_size // 2
     return archive[:place] + bytes([archive[place] ^ 255]) + archive[place + 1 :]
 
 

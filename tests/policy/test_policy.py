@@ -166,7 +166,7 @@ def test_missing_statistics_raise() -> None:
     [
         (WindowConfig(horizon=15), r"window: horizon 15 must be divisible by 4 \(2 down-samplings\)"),
         (WindowConfig(horizon=8), r"horizon 8 must be at least n_obs_steps - 1 \+ n_action_steps = 9"),
-        (WindowConfig(n_obs_steps=0), "n_obs_steps 0 must be at least 1"),
+        (WindowConfig(n_obs_steps=0), "n_obs_steps 0 must be between 1 and 4096"),
     ],
 )
 def test_windows_that_do_not_fit_are_refused(window: WindowConfig, message: str) -> None:

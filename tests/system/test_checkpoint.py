@@ -1,5 +1,6 @@
 """Checkpoints: the same policy comes back, and nothing damaged or foreign gets in."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from one_case import over
 
 from diffpolicy import DiffusionPolicy
 from diffpolicy.system import checkpoint
+
+MISSING = object()
 
 
 @pytest.fixture
@@ -76,8 +80,8 @@ def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
 
 def test_another_format_version_is_refused(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
-    with pytest.raises(ValueError, match="format_version 3, this version reads 1 or 2"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 4}))
+    with pytest.raises(ValueError, match="format_version 4, this version reads 1 or 2 or 3"):
         DiffusionPolicy.from_pretrained(folder)
 
 
@@ -160,3 +164,66 @@ def test_last_as_a_text_file_is_followed(folder: Path, small_policy: DiffusionPo
 def test_weights_are_what_safetensors_reads(folder: Path, small_policy: DiffusionPolicy) -> None:
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     assert set(tensors) == set(small_policy.state_dict())
+
+
+@over(
+    "path, value, message",
+    [
+        ("policy", None, "policy is None, expected a mapping"),
+        ("policy.model.groups", -8, "groups -8 must be between 1 and 65536"),
+        ("policy.model.groups", 0, "groups 0 must be between 1 and 65536"),
+        ("policy.model.kernel_size", 10**8 + 1, "must be between 1 and 255"),
+        ("policy.model.widths", [16, 20_000], r"has shape \[.*\], expected \[20000"),
+        ("policy.diffusion.num_levels", 10**9, "must be between 1 and 10000"),
+        ("policy.diffusion.num_levels", 100.5, "num_levels is 100.5, expected int"),
+        ("policy.normalizer", "x", "normalizer"),
+        ("policy.window.horizon", None, "horizon is None, expected int"),
+        ("policy.observations.goal.shape", [True], r"shape\[0\] is True, expected int"),
+        ("policy.diffusion", MISSING, "policy: diffusion is missing"),
+        ("policy.model.kernel_size", MISSING, "policy: model.kernel_size is missing"),
+        ("policy.model.depth", 3, "has no setting depth"),
+        ("step", -1, "step -1 must be at least 0"),
+    ],
+)
+def test_settings_are_checked_although_the_hashes_are_right(folder: Path, path: str, value, message: str) -> None:
+    file = folder / "config.json"
+    before = file.read_text()
+    content = json.loads(before)
+    *parents, name = path.split(".")
+    inner = functools.reduce(lambda tree, key: tree[key], parents, content)
+    inner.pop(name) if value is MISSING else inner.update({name: value})
+    content["sha256"]["config.json"] = checkpoint._config_hash(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        DiffusionPolicy.from_pretrained(folder)
+    file.write_text(before)
+    assert str(error.value).startswith(f"checkpoint: {folder}")
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "network.head.1.bias": torch.tensor([0.0, torch.inf])})
+    with pytest.raises(ValueError, match=r"network\.head\.1\.bias holds NaN or infinity"):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+@over(
+    "header, message",
+    [
+        (b"[]", "the header is"),
+        (b"{}" * 10, "not valid JSON"),
+        (b'{"a": {"dtype": "F32", "shape": [1000000000], "data_offsets": [0, 4000000000]}}', "of 4000000000 bytes in"),
+        (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "expected dtype, shape"),
+        (b'{"a": {"dtype": "X", "shape": [], "data_offsets": [0, 4]}}', "expected dtype, shape"),
+    ],
+)
+def test_a_header_is_checked_before_the_tensors_are_read(folder: Path, header: bytes, message: str) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match=message):
+        DiffusionPolicy.from_pretrained(folder)
+
+
+def test_a_header_longer_than_the_file_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="a header of 9223372036854775808 bytes in a file of 10"):
+        DiffusionPolicy.from_pretrained(folder)

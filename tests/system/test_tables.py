@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from diffpolicy.system.tables import Entry, NameOnly, made, read_settings, settings_of
+from diffpolicy.system.schema import read_settings
+from diffpolicy.system.tables import Entry, NameOnly, made, settings_of
 
 
 @dataclass

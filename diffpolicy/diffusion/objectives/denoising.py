@@ -1,7 +1,7 @@
 """The denoising objective: a noise schedule, a parameterization of the network's output, and weights of the levels."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.weighting import LevelDistribution, Weighting, elbo, simple, uniform
+from diffpolicy.system.schema import Range
 
 
 @dataclass
@@ -28,12 +29,12 @@ class DenoisingConfig:
 
     name: str = "denoising"
     schedule: Any = "cosine"
-    num_levels: int = 100
+    num_levels: Annotated[int, Range(1, 10_000)] = 100
     zero_terminal_snr: bool = False
     parameterization: Any = "clean"
     weighting: Any = "simple"
     level_distribution: Any = "uniform"
-    condition_dropout: float = 0.0
+    condition_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
 
 
 class LevelColumns(NamedTuple):

@@ -1,6 +1,9 @@
 """Settings that all samplers share. Those of a sampler with more inherit from them, next to its table."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from diffpolicy.system.schema import Range
 
 
 @dataclass
@@ -25,6 +28,6 @@ class SamplerConfig:
     """
 
     name: str
-    steps: int = 10
+    steps: Annotated[int, Range(1, 10_000)] = 10
     spacing: str = "trailing"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

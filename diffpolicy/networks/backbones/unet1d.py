@@ -7,7 +7,7 @@ tests/networks has the map. Shape legend: B batch, H horizon, A action, D condit
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
 from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, concatenate
 from diffpolicy.networks.protocols import AtCondition, Time, plain
+from diffpolicy.system.schema import Count, Range
+
+Width = Annotated[int, Range(1, 2**16)]
 
 
 @dataclass
@@ -24,11 +27,11 @@ class UNet1dConfig:
     """Settings of `UNet1d`."""
 
     name: str = "unet1d"
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128])
-    time_embedding_dim: int = 128
-    kernel_size: int = 5
-    groups: int = 8
-    head_groups: int | None = None
+    widths: Annotated[list[Width], Count(2, 16)] = field(default_factory=lambda: [32, 64, 128])
+    time_embedding_dim: Annotated[int, Range(4, 2**16)] = 128
+    kernel_size: Annotated[int, Range(1, 255)] = 5
+    groups: Annotated[int, Range(1, 2**16)] = 8
+    head_groups: Annotated[int | None, Range(1, 2**16)] = None
     film_scale: bool = True
 
 
@@ -178,6 +181,8 @@ def _check_length(where: str, horizon: int, halvings: int) -> None:
 def _check(widths: Sequence[int], time_embedding_dim: int, kernel_size: int, groups: int, head_groups: int) -> None:
     if len(widths) < 2:
         raise ValueError(f"unet1d: widths {list(widths)} must have at least two levels")
+    if groups < 1:
+        raise ValueError(f"unet1d: groups {groups} must be at least 1")
     for width in widths:
         if width < 1 or width % groups:
             raise ValueError(f"unet1d: width {width} must be a positive multiple of groups {groups}")
