@@ -65,13 +65,9 @@ def setting() -> str:
     if name != MEASURED and name not in FORMS:
         raise ValueError(f"{VARIABLE}: {name!r} is unknown, expected one of {', '.join([MEASURED, *sorted(FORMS)])}")
     if name == "bfloat16" and not _has_bfloat16():
-        raise ValueError(
-            f"{VARIABLE}: bfloat16 needs a processor with AVX512-BF16 or AMX; leave the variable unset here"
-        )
+        raise ValueError(f"{VARIABLE}: bfloat16 needs a processor with AVX512-BF16 or AMX; leave it unset here")
     if name in ("bfloat16", "onednn") and not _runs(FORMS[name]):
-        raise ValueError(
-            f"{VARIABLE}: {name} needs a torch with oneDNN that supports it here; leave the variable unset"
-        )
+        raise ValueError(f"{VARIABLE}: {name} does not run with this torch and processor; leave it unset here")
     return name
 
 
@@ -137,7 +133,7 @@ def _packed_columns(weight: Tensor) -> Tensor:
 
 
 def _blas(x: Tensor, columns: Tensor, bias: Bias, out: Tensor) -> Product:
-    parts, inputs, width = columns.shape
+    parts, _, width = columns.shape
     if parts == 1:
         matrix = columns[0]
         if bias is None:
