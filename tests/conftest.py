@@ -1,5 +1,6 @@
 """Policies and checkpoints that several test files share."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 import torch
 from traced import Traced
 
+from diffpolicy.networks.backbones import unet1d
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.networks.layers import products
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system import replay as graph
@@ -16,6 +19,8 @@ from diffpolicy.system import replay as graph
 REPOSITORY = Path(__file__).parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # e.g. in a detached shell; child processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Many tests compare bits between processes, which a choice by time does not promise.
+os.environ.setdefault(products.VARIABLE, "stored")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,7 +60,8 @@ def small_policy() -> DiffusionPolicy:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make recordings work on the CPU."""
+    """Make recordings work on the CPU, where the network is then called as on a GPU."""
+    monkeypatch.setattr(unet1d, "may_unroll", lambda x: False)
     monkeypatch.setattr(graph, "RECORDERS", {"cpu": Traced})
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         torch.set_num_threads(request["threads"])
-        print(json.dumps(run_block(plan, request["chunks"])), flush=True)
+        print(json.dumps({**run_block(plan, request["chunks"]), "kernels": kernels()}), flush=True)
 
 
 def run_block(plan: Plan, chunks: int) -> dict[str, object]:
@@ -56,6 +56,12 @@ def run_block(plan: Plan, chunks: int) -> dict[str, object]:
     p50, p99 = (float(torch.tensor(times_ms).quantile(q)) for q in (0.5, 0.99))
     wall = {"wall_ms": statistics.fmean(times_ms), "p50_ms": p50, "p99_ms": p99}
     return {**wall, "cpu_ms": 1e3 * cpu / chunks, "plan": made.flatten().tolist()}
+
+
+def kernels() -> list[str]:
+    """The forms of products that were timed in this process, if it runs our network."""
+    products = sys.modules.get("diffpolicy.networks.layers.products")
+    return [] if products is None else products.report()
 
 
 def observation(batch: int) -> Tensor:

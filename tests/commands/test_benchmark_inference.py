@@ -16,6 +16,8 @@ import pytest
 from one_case import over
 from run_command import error_of, run
 
+from diffpolicy.commands.benchmark_inference import timed_kernels
+
 LEROBOT_PYTHON = os.environ.get("DIFFPOLICY_LEROBOT_PYTHON")
 SMALL = [
     "~models.unet",
@@ -31,7 +33,7 @@ def benchmark(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]
     return run("benchmark_inference.py", f"hydra.run.dir={folder}", *SMALL, *overrides)
 
 
-def test_writes_json_csv_and_figure(tmp_path: Path) -> None:
+def test_writes_json_csv_figure_and_the_kernels(tmp_path: Path) -> None:
     result = benchmark(tmp_path)
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "benchmark_inference.json").read_text(encoding="utf-8"))
@@ -42,6 +44,18 @@ def test_writes_json_csv_and_figure(tmp_path: Path) -> None:
     with (tmp_path / "benchmark_inference.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(written["blocks"]) == 2
     assert (tmp_path / "benchmark_inference.png").stat().st_size > 1000
+    assert (tmp_path / "benchmark_inference_kernels.txt").is_file()
+
+
+def test_the_kernels_of_our_process_are_reported_per_model() -> None:
+    shared = {"model": "unet", "threads": 1}
+    rows = [
+        {**shared, "name": "diffpolicy", "kernels": ["4 rows: packed"]},
+        {**shared, "name": "lerobot", "kernels": []},
+        {**shared, "name": "diffpolicy", "kernels": ["4 rows: packed", "8 rows: stored"]},
+    ]
+    assert timed_kernels(rows) == ["unet: 4 rows: packed", "unet: 8 rows: stored"]
+    assert all("kernels" not in row for row in rows), "they are no column of the csv"
 
 
 @over(
@@ -54,6 +68,11 @@ def test_writes_json_csv_and_figure(tmp_path: Path) -> None:
 )
 def test_errors_name_the_cause(tmp_path: Path, override: str, message: str) -> None:
     assert re.search(message, error_of("benchmark_inference", tmp_path, *SMALL, override))
+
+
+def test_an_unknown_kernel_is_refused_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DIFFPOLICY_KERNELS", "fast")
+    assert "DIFFPOLICY_KERNELS: 'fast' is unknown" in error_of("benchmark_inference", tmp_path, *SMALL)
 
 
 @pytest.mark.slow

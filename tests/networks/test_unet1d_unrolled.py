@@ -1,7 +1,9 @@
 """The unrolled U-Net is the U-Net."""
 
+import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from one_case import over
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffpolicy.networks.backbones import unet1d_sampling
 from diffpolicy.networks.backbones.unet1d import UNet1d
-from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d
+from diffpolicy.networks.backbones.unet1d_sampling import at_times
 from diffpolicy.networks.condition import Condition
+from diffpolicy.networks.layers import products
 
 TIMES = [99.0, 12.5, 99.0, 0.0]
 
@@ -39,7 +43,7 @@ def test_the_output_is_the_networks(batch: int, widths: tuple[int, ...], kernel:
     network = random_network(widths, kernel, action_dim=3).double()
     condition = torch.randn(batch, 6).double()
     with torch.inference_mode():
-        unrolled = UnrolledUNet1d(network, condition, TIMES, horizon)
+        unrolled = at_times(network, condition, TIMES, horizon)
         for time in TIMES:  # later calls find the buffers as the ones before left them
             x = torch.randn(batch, horizon, 3).double()
             expected = plain(network, x, time, condition)
@@ -51,7 +55,7 @@ def test_the_output_is_the_networks(batch: int, widths: tuple[int, ...], kernel:
 def test_in_float32_the_difference_is_rounding(batch: int) -> None:
     network, condition, x = random_network((32, 64, 128)), torch.randn(batch, 6), torch.randn(batch, 16, 2)
     with torch.inference_mode():
-        found = UnrolledUNet1d(network, condition, TIMES, 16)(x, 99.0)
+        found = at_times(network, condition, TIMES, 16)(x, 99.0)
         expected = plain(network, x, 99.0, condition)
     assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))  # through 25 layers
 
@@ -65,7 +69,7 @@ def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            found = UnrolledUNet1d(network, condition, TIMES, 16)(x, 99.0)
+            found = at_times(network, condition, TIMES, 16)(x, 99.0)
     finally:
         torch.set_num_threads(before)
     assert_close(found, plain(network, x, 99.0, condition), rtol=1e-8, atol=1e-8)  # float64 rounding
@@ -74,7 +78,7 @@ def test_the_columns_of_its_products_are_shared_out_among_any_number_of_threads(
 def test_an_output_is_not_overwritten_by_the_next() -> None:
     network, condition = random_network(), torch.randn(2, 6)
     with torch.inference_mode():
-        unrolled = UnrolledUNet1d(network, condition, TIMES, 16)
+        unrolled = at_times(network, condition, TIMES, 16)
         first = unrolled(torch.randn(2, 16, 2), 99.0)
         kept = first.clone()
         unrolled(torch.randn(2, 16, 2), 99.0)
@@ -121,14 +125,92 @@ def test_autocast_goes_to_the_network_itself() -> None:
         assert_close(found, plain(network, x, 99.0, condition), rtol=0, atol=0)
 
 
-def test_its_buffers_go_with_it() -> None:
+def test_what_is_kept_for_a_network_goes_with_it() -> None:
     gc.disable()
     try:
+        network = random_network()
         with torch.inference_mode():
-            unrolled = UnrolledUNet1d(random_network(), torch.randn(1, 6), TIMES, 16)
-            unrolled(torch.randn(1, 16, 2), 99.0)
-        alive = weakref.ref(unrolled)
-        del unrolled
-        assert alive() is None, "a cycle of references would hold megabytes until the collector comes by"
+            at_times(network, torch.randn(1, 6), TIMES, 16)(torch.randn(1, 16, 2), 99.0)
+        alive = [weakref.ref(network), weakref.ref(network.down[0].first.first[0].weight)]
+        del network
+        assert [one() for one in alive] == [None, None], "a cycle would hold megabytes until the collector comes by"
     finally:
         gc.enable()
+
+
+def test_buffers_are_kept_for_a_few_kinds_of_calls_only() -> None:
+    network = random_network()
+    with torch.inference_mode():
+        for batch in range(1, 8):
+            at_times(network, torch.randn(batch, 6), TIMES, 16)(torch.randn(batch, 16, 2), 99.0)
+    assert len(unet1d_sampling._KEPT[network]._kinds) == unet1d_sampling.KEPT_KINDS
+
+
+@over("form", [products.MEASURED, *(name for name, form in products.FORMS.items() if form.is_exact)])
+def test_every_exact_form_of_the_products_gives_the_networks_output(form: str, monkeypatch) -> None:
+    monkeypatch.setenv(products.VARIABLE, form)
+    network = random_network((32, 64, 128))
+    for batch in (1, 9):
+        condition, x = torch.randn(batch, 6), torch.randn(batch, 16, 2)
+        with torch.inference_mode():
+            found, expected = at_times(network, condition, TIMES, 16)(x, 12.5), plain(network, x, 12.5, condition)
+        assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))  # through 25 layers
+
+
+def test_one_network_serves_several_threads_at_once() -> None:
+    network, x = random_network(), torch.randn(1, 16, 2)
+    conditions = torch.randn(8, 1, 6)
+
+    def output(condition: Tensor) -> Tensor:
+        with torch.inference_mode():
+            at_time = at_times(network, condition, TIMES, 16)
+            return torch.stack([at_time(x, time) for time in TIMES * 20])
+
+    expected = [output(condition) for condition in conditions]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(output, conditions))
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def step(network: UNet1d) -> None:
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(network.parameters(), 0.1, fused=True).step()
+
+
+def average(network: UNet1d) -> None:
+    with torch.inference_mode():
+        torch._foreach_mul_(list(network.parameters()), 0.9)
+
+
+def write_past_torch(network: UNet1d) -> None:
+    for parameter in network.parameters():
+        parameter.data.mul_(0.9)
+
+
+def other_tensors(network: UNet1d) -> None:
+    for parameter in network.parameters():
+        parameter.data = 0.9 * parameter.data
+
+
+def other_layer(network: UNet1d) -> None:
+    network.down[1].first = copy.deepcopy(network.down[1].first)
+    network.down[1].first.load_state_dict({k: 0.9 * v for k, v in network.down[1].first.state_dict().items()})
+
+
+def one_bias(network: UNet1d) -> None:
+    with torch.no_grad():
+        network.down[0].first.film[1].bias[3] += 1.0
+
+
+@over("change", [step, average, write_past_torch, other_tensors, other_layer, one_bias])
+@over("form", ["stored", "packed"])
+def test_copies_never_outlive_the_weights(form: str, change, monkeypatch) -> None:
+    monkeypatch.setenv(products.VARIABLE, form)
+    network, condition, x = random_network().double(), torch.randn(1, 6).double(), torch.randn(1, 16, 2).double()
+    with torch.no_grad():
+        at_times(network, condition, TIMES, 16)(x, 99.0)
+    change(network)
+    with torch.no_grad():
+        found = at_times(network, condition, TIMES, 16)(x, 99.0)
+        assert_close(found, plain(network, x, 99.0, condition), rtol=1e-8, atol=1e-8)  # float64 rounding

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d, may_unroll
+from diffpolicy.networks.backbones.unet1d_sampling import at_times, may_unroll
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
 from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, concatenate
@@ -145,12 +145,12 @@ class UNet1d(nn.Module):
         known = [time for time in times if not isinstance(time, Tensor)]
         if not known or type(self) is not UNet1d or not may_unroll(vector):
             return as_it_is
-        unrolled = UnrolledUNet1d(self, vector, known, horizon)
+        unrolled, shape = at_times(self, vector, known, horizon), (len(vector), horizon, self.head[1].out_channels)
 
         def unrolled_or_plain(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
-            if stop is not None or isinstance(time, Tensor) or torch.is_grad_enabled() or time not in unrolled.times:
+            if stop is not None or isinstance(time, Tensor) or torch.is_grad_enabled() or time not in known:
                 return as_it_is(x, time, stop)
-            return unrolled(x, time) if x.shape == unrolled.shape else as_it_is(x, time)
+            return unrolled(x, time) if x.shape == shape else as_it_is(x, time)
 
         return unrolled_or_plain
 

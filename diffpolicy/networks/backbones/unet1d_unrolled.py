@@ -1,50 +1,50 @@
 """A faster forward pass of `UNet1d` for sampling on a CPU: the same function with fewer and cheaper calls.
 
-- Whatever depends only on the condition or the time is computed once for all steps of a chunk.
 - Activations are stored as [B, T, C] between rows of zeros. What a kernel sees is then a view, and a convolution is a
-  single matrix product with the weights as they are stored.
-- The columns of a product are split among the threads as a batch of products, because the BLAS library runs a product
-  with few rows on a single thread.
-- Buffers and views are created once for all steps.
+  single matrix product, in the fastest of the forms of `layers/products.py`.
+- Buffers and views are created once.
+- FiLM's scales and biases come from outside: `unet1d_sampling.py` computes them once per chunk.
 
-The parameters are read in place at every call, so there is no copy that a training step could make stale.
-
-Shape legend: B batch, H horizon, A action, D condition, T time steps, L time steps out, C channels, O channels out,
-K kernel taps, R times, F features of all FiLM layers, P parts into which the columns of a product are split.
+Shape legend: B batch, H horizon, A action, T time steps, L time steps out, C channels, O channels out, K kernel taps,
+F features of all FiLM layers.
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_COLUMNS = 16  # fewest columns in a part of a product
+from diffpolicy.networks.layers import products
+
 Layer = Any  # a part of the network; type checkers do not know the attributes of a module
 Make = Callable[[], Tensor]  # computes a tensor [B, O, L, 1], channels last in memory
+Copies = dict[tuple[int, str, int], Tensor]  # (address of a weight, form, threads) -> what the form reads
 
 
 class UnrolledUNet1d:
-    """A `UNet1d` as a list of steps on its own buffers, for one condition [B, D] and one horizon.
+    """A `UNet1d` as a list of steps on its own buffers, for one batch size and one horizon.
 
-    Attributes:
-        times: the times that it can be called with.
-        shape: the shape (B, H, A) of x and the output.
+    Args:
+        network: the U-Net. Its parameters are read in place, except for what is in `copies`.
+        shape: (B, H, A) of the input and the output.
+        film: a buffer [B, F] that holds the scales and biases of the FiLM layers at the time of a call.
+        copies: the weights as the products read them; missing ones are added.
     """
 
-    def __init__(self, network: Layer, condition: Tensor, times: Sequence[float], horizon: int) -> None:
+    def __init__(self, network: Layer, shape: tuple[int, int, int], film: Tensor, copies: Copies) -> None:
         block, self._head = network.head
-        self.times, self.shape = frozenset(times), (len(condition), horizon, self._head.out_channels)
-        self._film = _Film(network, condition, times)
+        self._batch, length, features = shape
+        self._copies = copies
+        self._film = film_views(network, film)
         self._steps: list[Callable[[], object]] = []
         margin = max(1, block[0].kernel_size[0] // 2)
-        self._rows = functools.partial(_Rows, condition, margin)
+        self._rows = functools.partial(_Rows, film, margin)
         self._between = functools.cache(self._rows)  # buffers within a residual block, which blocks can share
-        self._scratch = functools.cache(lambda purpose, size: condition.new_empty(size))
-        x = self._input = self._rows(*self.shape[1:])
+        self._scratch = functools.cache(lambda purpose, size: film.new_empty(size))
+        x = self._input = self._rows(length, features)
         skips: list[_Rows] = []
         for level, blocks in enumerate(network.down):
             x = self._pair(x, blocks)
@@ -56,9 +56,8 @@ class UnrolledUNet1d:
             x = self._grow(self._pair(self._concatenate(x, skips.pop()), blocks), grow)
         self._hidden = self._conv_block(block, x)
 
-    def __call__(self, x: Tensor, time: float) -> Tensor:
-        """x [B, H, A] at one of `times` -> [B, H, A]."""
-        self._film.set(time)
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B, H, A] -> [B, H, A]."""
         self._input.inner.copy_(x)
         for step in self._steps:
             step()
@@ -72,7 +71,7 @@ class UnrolledUNet1d:
         channels = block.first[0].out_channels
         between, out = self._between(x.length, channels), self._rows(x.length, channels)
         first, second = self._conv_block(block.first, x), self._conv_block(block.second, between)
-        scale, bias = self._film.of[block]
+        scale, bias = self._film[block]
         same = isinstance(block.residual, nn.Identity)
         residual = (lambda: x.image) if same else self._convolution(block.residual, x)
         if scale is None:
@@ -98,19 +97,25 @@ class UnrolledUNet1d:
         Output row 2 t is the sum of tap 1 of input row t and tap 3 of row t - 1; output row 2 t + 1 is the sum of tap 2
         of row t and tap 0 of row t + 1.
         """
-        out = self._rows(2 * x.length, layer.out_channels)
-        parts = _parts(layer.out_channels)
-        weight = layer.weight.view(x.channels, parts, -1).transpose(0, 1)  # [P, C, O / P * 4]
-        bias = layer.bias.view(parts, -1)
-        product = x.inner.new_empty(parts, self.shape[0] * x.length, weight.shape[2])
-        taps = product.view(parts, self.shape[0], x.length, -1, 4).permute(4, 1, 2, 0, 3)  # [4, B, T, P, O / P]
+        out, bias = self._rows(2 * x.length, layer.out_channels), layer.bias
+        is_matrix = x.inner.is_contiguous()
+        matrix = x.inner if is_matrix else self._scratch("windows", x.inner.numel()).view(x.inner.shape)
+        product = self._scratch("taps", 2 * out.inner.numel()).view(self._batch, x.length, -1, 4)
+        multiply = self._product(
+            layer.weight.flatten(1).t(),  # [O * 4, C]
+            None,
+            matrix.flatten(0, 1),
+            product.flatten(2).flatten(0, 1),
+        )
+        taps = product.permute(3, 0, 1, 2)  # [4, B, T, O]
         before, at_even, at_odd, after = taps[0][:, 1:], taps[1], taps[2], taps[3][:, :-1]
-        rows = out.inner.unflatten(2, (parts, -1))
-        even, odd = rows[:, ::2], rows[:, 1::2]
+        even, odd = out.inner[:, ::2], out.inner[:, 1::2]
         later_even, earlier_odd = even[:, 1:], odd[:, :-1]
 
         def step() -> None:
-            torch.bmm(x.inner.flatten(0, 1).expand(parts, -1, -1), weight, out=product)
+            if not is_matrix:
+                matrix.copy_(x.inner)
+            multiply()
             torch.add(at_even, bias, out=even)
             torch.add(at_odd, bias, out=odd)
             later_even.add_(after)
@@ -121,36 +126,41 @@ class UnrolledUNet1d:
 
     def _conv_block(self, block: Layer, x: "_Rows") -> Make:
         convolution, norm = self._convolution(block[0], x), block[1]
-        groups, weight, bias, eps = norm.num_groups, norm.weight, norm.bias, norm.eps
-        return lambda: F.mish(torch.group_norm(convolution(), groups, weight, bias, eps), inplace=True)
+        sizes = self._batch, block[0].out_channels, x.length, norm.num_groups, norm.eps
+        weight, bias, group_norm = norm.weight, norm.bias, torch.native_group_norm
+        return lambda: F.mish(group_norm(convolution(), weight, bias, *sizes)[0], inplace=True)
 
     def _convolution(self, layer: Layer, x: "_Rows") -> Make:
         """A function that computes the convolution; its result is valid until the next convolution runs."""
         windows = x.windows(layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
-        batch, length, parts = *windows.shape[:2], _parts(layer.out_channels)
-        weight = layer.weight.view(parts, -1, windows[0, 0].numel()).transpose(1, 2)  # [P, C * K, O / P]
-        bias = layer.bias.view(parts, 1, -1)
+        batch, length = windows.shape[:2]
         is_matrix = windows.is_contiguous()  # a single tap and a batch of 1
         copy = windows if is_matrix else self._scratch("windows", windows.numel()).view(windows.shape)
-        matrix = copy.view(1, -1, weight.shape[1]).expand(parts, -1, -1)  # [P, B * L, C * K]
-        size = batch * length * layer.out_channels
-        out = self._scratch("out", size).view(-1, parts, weight.shape[2])  # [B * L, P, O / P]
-        product = out.transpose(0, 1) if parts == 1 else self._scratch("parts", size).view(parts, -1, weight.shape[2])
-        image = out.view(batch, length, 1, -1).permute(0, 3, 1, 2)
+        out = self._scratch("out", batch * length * layer.out_channels).view(batch, length, 1, -1)
+        multiply = self._product(
+            layer.weight.flatten(1), layer.bias, copy.view(batch * length, -1), out.view(batch * length, -1)
+        )
+        image = out.permute(0, 3, 1, 2)
 
         def make() -> Tensor:
             if not is_matrix:
                 copy.copy_(windows)
-            torch.baddbmm(bias, matrix, weight, out=product)
-            if parts > 1:
-                out.copy_(product.transpose(0, 1))
+            multiply()
             return image
 
         return make
 
+    def _product(self, weight: Tensor, bias: Tensor | None, x: Tensor, out: Tensor) -> products.Product:
+        """A function that computes x [M, I] @ weight [O, I].T + bias into out [M, O]."""
+        name = products.chosen(weight, len(x), self._batch)
+        form, key = products.FORMS[name], (weight.data_ptr(), name, torch.get_num_threads())
+        if key not in self._copies:
+            self._copies[key] = form.pack(weight.detach())
+        return form.bind(x, self._copies[key], bias, out)
+
 
 class _Rows:
-    """A tensor [B, T, C] between `margin` rows of zeros, with the batch size and dtype of `like` [B, D].
+    """A tensor [B, T, C] between `margin` rows of zeros, with the batch size and dtype of `like` [B, F].
 
     Attributes:
         inner: a view of the tensor without the margins.
@@ -170,39 +180,17 @@ class _Rows:
         return self._padded.as_strided(shape, (rows * channels, stride * channels, 1, channels), start)
 
 
-class _Film:
-    """FiLM scale and bias of every residual block, for one condition and the time given to `set`."""
-
-    def __init__(self, network: Layer, condition: Tensor, times: Sequence[float]) -> None:
-        self._place = {time: place for place, time in enumerate(dict.fromkeys(times))}
-        embedded = F.mish(
-            network.time_encoder(torch.cat([condition.new_full((1,), time) for time in self._place]))
-        )  # [R, D']
-        encoded, split = F.mish(condition), embedded.shape[1]
-        pairs = [*network.down, network.middle, *network.up]
-        blocks = [block for pair in pairs for block in (pair.first, pair.second)]
-        layers = [block.film[1] for block in blocks]
-        self._of_time = torch.cat([F.linear(embedded, one.weight[:, :split], one.bias) for one in layers], dim=1)
-        self._of_condition = torch.cat([F.linear(encoded, one.weight[:, split:]) for one in layers], dim=1)
-        self._now = torch.empty_like(self._of_condition)
-        parts = self._now.split([layer.out_features for layer in layers], dim=1)
-        # scale, or None where FiLM only adds, and bias: views [B, O, 1, 1]
-        self.of: dict[Any, tuple[Tensor | None, Tensor]] = {}
-        for block, part in zip(blocks, parts, strict=True):
-            view = part.view(len(condition), -1, block.first[0].out_channels, 1, 1)
-            self.of[block] = (view[:, 0] if block.film_scale else None, view[:, -1])
-
-    def set(self, time: float) -> None:
-        torch.add(self._of_condition, self._of_time[self._place[time]], out=self._now)
+def residual_blocks(network: Layer) -> list[Layer]:
+    """The residual blocks of a `UNet1d`, in the order of their FiLM features."""
+    return [block for pair in [*network.down, network.middle, *network.up] for block in (pair.first, pair.second)]
 
 
-def _parts(channels: int) -> int:
-    """The number of equal parts into which `channels` columns are split; it divides the number of threads."""
-    return math.gcd(max(1, channels // LEAST_COLUMNS), torch.get_num_threads())
-
-
-def may_unroll(x: Tensor) -> bool:
-    """Whether a network can be unrolled at the condition `x`: float32 or float64 on a CPU, no autocast or compile."""
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+def film_views(network: Layer, film: Tensor) -> dict[Layer, tuple[Tensor | None, Tensor]]:
+    """Scale and bias of every residual block, views [B, O, 1, 1] of `film` [B, F]; no scale where FiLM only adds."""
+    blocks = residual_blocks(network)
+    parts = film.split([block.film[1].out_features for block in blocks], dim=1)
+    views = {}
+    for block, part in zip(blocks, parts, strict=True):
+        view = part.view(len(film), -1, block.first[0].out_channels, 1, 1)
+        views[block] = (view[:, 0] if block.film_scale else None, view[:, -1])
+    return views
