@@ -22,6 +22,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore, ZipStore
 
 from diffpolicy.data.checks import Specs
+from diffpolicy.system.files import sync_folder, sync_tree
 
 # Root attribute of the buffers that we write: {"version": 1, "keys": [...]}. All of their chunks exist, so a missing
 # chunk means damage. Files from other writers may omit chunks that hold only the fill value.
@@ -177,7 +178,9 @@ def staging(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.partial")
     try:
         yield temporary
+        sync_tree(temporary)
         os.rename(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -6,7 +6,6 @@
 safetensors does not detect a flipped bit, so every file is hashed, and verified when it is read.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +18,8 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+
+from diffpolicy.system.files import sync_folder, write_bytes
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # diffpolicy.policy.migration converts the content of earlier formats
@@ -43,14 +44,15 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
         for name, group in tensors.items():
             file = f"{name}.safetensors"
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
-            _write_bytes(unfinished / file, data := safetensors.torch.save(contiguous))
+            write_bytes(unfinished / file, data := safetensors.torch.save(contiguous))
             hashes[file] = hashlib.sha256(data).hexdigest()
         content = {"format_version": FORMAT_VERSION, **config, "sha256": hashes}
         hashes[CONFIG] = _config_hash(content)
-        _write_bytes(unfinished / CONFIG, json.dumps(content, indent=2).encode())
+        write_bytes(unfinished / CONFIG, json.dumps(content, indent=2).encode())
         unfinished.chmod(0o755)
+        sync_folder(unfinished)
         unfinished.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -121,27 +123,9 @@ def point(link: Path, target: Path) -> None:
     try:
         temporary.symlink_to(target.name, target_is_directory=True)
     except OSError:
-        temporary.write_text(target.name, encoding="utf-8")
+        write_bytes(temporary, target.name.encode())
     os.replace(temporary, link)
-    _sync_folder(link.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush new names to disk, so that they survive a power cut; Windows has no such call."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems refuse it for folders
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    sync_folder(link.parent)
 
 
 def _config_hash(content: Mapping[str, Any]) -> str:
