@@ -65,7 +65,7 @@ SHELVES = {
         "analysis kinds",
     ),
     "safety": ("build memory projection", "samples", "layer"),
-    "system": ("checkpoint distributed",),
+    "system": ("checkpoint distributed pool",),
     "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
 }
 # Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.

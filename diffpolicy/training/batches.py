@@ -15,6 +15,7 @@ from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.stream import StreamedRows
 from diffpolicy.data.windows import window_indices
 from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.training.read_ahead import ReadAhead, Step
 
 
@@ -35,7 +36,8 @@ class Batch:
 class WindowBatches:
     """Every window of the given episodes, once per epoch, in an order drawn from (seed, epoch).
 
-    Observations that stay on disk are read ahead by `workers` processes; `close` ends them.
+    Observations that stay on disk are read ahead by `workers` processes, which may take `limit_s` for a batch; `close`
+    ends them.
 
     Raises:
         ValueError: no window fits any episode.
@@ -50,6 +52,7 @@ class WindowBatches:
         seed: int,
         device: torch.device,
         workers: int = 0,
+        limit_s: float = LimitsConfig.data_s,
     ) -> None:
         pad_before, pad_after = window.n_obs_steps - 1, window.n_action_steps - 1
         index = window_indices(data.episode_ends, window.horizon, pad_before, pad_after, episodes)
@@ -63,7 +66,7 @@ class WindowBatches:
         self._streamed = {k: v for k, v in data.observations.items() if isinstance(v, StreamedRows)}
         self._past = torch.from_numpy(index[:, : window.n_obs_steps].copy())
         self._order_ahead = _Order(self.n_windows, self.batch_size, seed, torch.device("cpu"))
-        self._ahead = ReadAhead(self._streamed, self._rows_of, workers)
+        self._ahead = ReadAhead(self._streamed, self._rows_of, workers, limit_s)
 
     @property
     def steps_per_epoch(self) -> int:

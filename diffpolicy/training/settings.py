@@ -5,6 +5,7 @@ from typing import Any
 
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.system.limits import LimitsConfig
 
 
 @dataclass
@@ -78,6 +79,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     seed: int = 0
     device: str = "auto"  # the first available of cuda, mps and cpu
     resume: bool = False
