@@ -66,7 +66,11 @@ SHELVES = {
     ),
     "safety": ("build memory projection", "samples", "layer"),
     "system": ("checkpoint distributed pool",),
-    "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
+    "training": (
+        "batches data_formats evaluating run_folder run_log run_settings",
+        "optimization splits starting validation",
+        "trainer",
+    ),
 }
 # Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.
 TABLES = {

@@ -44,7 +44,7 @@ class EvaluateConfig:
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch)
+    check_evaluation(config.episodes, config.inference_batch, config.seed)
     with joined() as ranks:
         device = ranks.device(config.device)
         policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device)
