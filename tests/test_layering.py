@@ -33,6 +33,7 @@ FLOORS = (
 SHELVES = {
     "codecs": ("normalizer",),
     "commands": (
+        "command",
         "benchmark_envs benchmark_inference benchmark_planning benchmark_safety benchmark_samplers benchmark_streaming "
         "benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy training_cost",
     ),
@@ -54,7 +55,7 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor rollout", "sharded", "evaluate"),
+    "evaluation": ("monitor rollout video", "sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "build plan_projection",

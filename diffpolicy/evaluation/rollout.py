@@ -47,7 +47,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = 
         return SyncVectorEnv(
             [lambda: gymnasium.make(config.id, **kwargs)] * num_envs, autoreset_mode=AutoresetMode.DISABLED
         )
-    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
 
 

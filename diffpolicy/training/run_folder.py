@@ -18,7 +18,8 @@ class RunFolder:
         self.path, self._resume, self._is_first = path, resume, is_first
         self.checkpoints = RunCheckpoints(path)
         self._lock: FileLock | None = None
-        self.checkpoints.check(resume)
+        if is_first or resume:  # the others may have got another folder by default, which they do not use
+            self.checkpoints.check(resume)
         if resume:
             self.claim()
 
