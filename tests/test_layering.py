@@ -68,6 +68,7 @@ SHELVES = {
     "safety": ("build memory projection", "samples", "layer"),
     "system": ("checkpoint distributed pool",),
     "training": (
+        "mixture",
         "batches data_formats evaluating run_folder run_log run_settings",
         "optimization splits starting validation",
         "trainer",

@@ -31,6 +31,7 @@ def _windows(
 ) -> WindowBatches:
     try:
         batch_size, workers, limit_s = config.trainer.batch_size, config.data.workers, config.limits.data_s
-        return WindowBatches(data, episodes, config.window, batch_size, config.seed, device, workers, limit_s)
+        others = config.seed, device, workers, limit_s, config.data.weights
+        return WindowBatches(data, episodes, config.window, batch_size, *others)
     except ValueError as error:
         raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error

@@ -120,12 +120,9 @@ class Trainer:
                     self._train(metrics, bar)
                 except StoppedError:
                     self._save()
-        except FloatingPointError as error:  # resuming would fail again
-            left = self.checkpoints.left(can_go_on=False)
-            raise FloatingPointError(f"training, step {self.step}: {error}; {left}") from error
-        except OSError as error:
-            kind = ChildProcessError if isinstance(error, ChildProcessError) else OSError
-            left = self.checkpoints.left(can_go_on=True)
+        except (FloatingPointError, OSError) as error:
+            kind = next(kind for kind in (FloatingPointError, ChildProcessError, OSError) if isinstance(error, kind))
+            left = self.checkpoints.left(can_go_on=kind is not FloatingPointError)  # which resuming would meet again
             raise kind(f"training, step {self.step}: {error}; {left}") from error
         finally:
             self.folder.release()
