@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffpolicy.control.chunking import Chunking
 from diffpolicy.control.row_check import warn_of_dependent_rows
+from diffpolicy.control.turn import Turn, one_thread_at_a_time
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.observations import checked_observation
@@ -50,6 +51,9 @@ class PolicyController:
         constrain: your own projection of every clean estimate, in physical units, without a certificate; see
             `predict_action_chunk`.
 
+    A controller serves one thread at a time; a second one gets a RuntimeError. After a fork, make a new policy and
+    controller: torch's threads do not survive a fork, and the child may wait for them for ever.
+
     Attributes:
         last_plan: the `PlanReport` of the latest tick; None without safety.
 
@@ -81,6 +85,7 @@ class PolicyController:
                 f"controller: num_inference_steps {num_inference_steps} is for a sampler given by name or settings; "
                 f"this {type(sampler).__name__} already has its steps"
             )
+        self.turn = Turn()
         self.policy = policy
         self.sampler = sampler
         self.safety = safety
@@ -94,6 +99,7 @@ class PolicyController:
         self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)
 
+    @one_thread_at_a_time
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Start new episodes.
 
@@ -121,6 +127,7 @@ class PolicyController:
         if self._layer is not None:
             self._layer.forget(mask)
 
+    @one_thread_at_a_time
     def select_action(
         self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
