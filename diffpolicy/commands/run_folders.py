@@ -38,8 +38,7 @@ class RunFolders(Callback):
 
 def begin_job() -> None:
     """Stop this job when the process that launched it on this machine ends."""
-    launcher = OmegaConf.select(HydraConfig.get(), "launcher._target_") or ""
-    if _is_in_sweep() and "joblib" in launcher:
+    if _is_in_sweep() and "joblib" in HydraConfig.get().launcher.get("_target_", ""):
         stop_with(os.getppid())
 
 

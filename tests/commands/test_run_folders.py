@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core import utils
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from one_case import over
 from run_command import REPOSITORY, error_of, run
 from walk import PATIENCE_S, record
 
 from diffpolicy import DiffusionPolicy
+from diffpolicy.commands import train_policy  # noqa: F401 # stores its schema
 from diffpolicy.commands.run_folders import RunFolders
-from diffpolicy.training.settings import TrainConfig
 
 
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +27,6 @@ def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path: Path, mo
 
     monkeypatch.setattr(utils, "datetime", Noon)
     monkeypatch.chdir(tmp_path)
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     names = []
     for kind, begin in [("run", "on_run_start")] * 3 + [("sweep", "on_multirun_start")] * 2:
         with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
@@ -64,9 +62,17 @@ def test_settings_that_make_no_sense_are_named(tmp_path: Path, arguments: list[s
     assert message in error_of("train_policy", tmp_path, *arguments)
 
 
-def command(data: Path, *settings: str) -> list[str]:
-    script = [sys.executable, str(REPOSITORY / "scripts" / "train_policy.py"), "task=custom", f"data.path={data}"]
-    return [*script, "data.observations={state: [state]}", "device=cpu", "model.widths=[8,16]", *settings]
+def check_sweep(result: subprocess.CompletedProcess[str], sweep: Path) -> None:
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for job, step in ((0, 2), (2, 3)):
+        policy = DiffusionPolicy.from_pretrained(sweep / str(job) / "checkpoints" / "last")
+        assert policy.metadata["step"] == step
+    (line,) = (sweep / "failed.txt").read_text().splitlines()
+    assert line.startswith("1: ")
+    assert "trainer.steps=-1" in line
+    assert line.endswith("trainer: steps -1 must be at least 1")
+    assert line in result.stderr.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -76,24 +82,31 @@ def command(data: Path, *settings: str) -> list[str]:
 )
 def test_a_bad_job_of_a_sweep_leaves_the_others_alone_and_is_listed(tmp_path: Path, launcher: list[str]) -> None:
     data, sweep = record(tmp_path / "walk.zarr"), tmp_path / "sweep"
-    settings = ["-m", "trainer.steps=2,-1,3", *launcher, f"hydra.sweep.dir={sweep}"]
-    done = subprocess.run(command(data, *settings), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    for job, step in ((0, 2), (2, 3)):
-        policy = DiffusionPolicy.from_pretrained(sweep / str(job) / "checkpoints" / "last")
-        assert policy.metadata["step"] == step
-    (line,) = (sweep / "failed.txt").read_text().splitlines()
-    assert line.startswith("1: ")
-    assert "trainer.steps=-1" in line
-    assert line.endswith("trainer: steps -1 must be at least 1")
-    assert line in done.stderr.splitlines()
+    settings = ["task=custom", f"data.path={data}", "data.observations={state: [state]}", "device=cpu"]
+    settings += ["model.widths=[8,16]", "trainer.steps=2,-1,3", *launcher, f"hydra.sweep.dir={sweep}", "-m"]
+    if launcher:
+        script = [sys.executable, str(REPOSITORY / "scripts" / "train_policy.py")]
+        check_sweep(subprocess.run([*script, *settings], capture_output=True, text=True, timeout=PATIENCE_S), sweep)
+    else:
+        check_sweep(run("train_policy.py", *settings), sweep)
+
+
+WRITES_TO_CLOSED_STREAMS = """
+import os, sys
+from diffpolicy.commands.run_folders import open_standard_streams
+open_standard_streams()
+from tqdm import tqdm
+list(tqdm(range(3)))
+print("lost")
+print("lost", file=sys.stderr)
+with open(sys.argv[1], "w") as file:
+    assert file.fileno() > 2, "what is written to stderr would end up in the file"
+    file.write("kept")
+"""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
-def test_training_needs_no_open_stderr(tmp_path: Path) -> None:
-    data = record(tmp_path / "walk.zarr")
-    words = command(data, "trainer.steps=2", f"hydra.run.dir={tmp_path / 'run'}")
-    closed = ["sh", "-c", '"$@" 2>&- >&-', "sh", *words]
-    assert subprocess.run(closed, cwd=tmp_path, timeout=PATIENCE_S).returncode == 0
-    assert DiffusionPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last").metadata["step"] == 2
+def test_a_command_needs_no_open_streams(tmp_path: Path) -> None:
+    closed = ["sh", "-c", '"$@" 2>&- >&-', "sh", sys.executable, "-c", WRITES_TO_CLOSED_STREAMS, str(tmp_path / "file")]
+    assert subprocess.run(closed, timeout=PATIENCE_S).returncode == 0
+    assert (tmp_path / "file").read_text() == "kept"
