@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffpolicy.control.chunking import Chunking
 from diffpolicy.control.row_check import warn_of_dependent_rows
+from diffpolicy.control.turn import Turn, one_thread_at_a_time
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.observations import checked_observation, told_apart
@@ -55,6 +56,9 @@ class PolicyController:
             `predict_action_chunk`.
         clock: seconds, for `last_plan.planning_ms` and for `latency_s`.
 
+    A controller serves one thread at a time; a second one gets a RuntimeError. After a fork, make a new policy and
+    controller: torch's threads do not survive a fork, and the child may wait for them for ever.
+
     Attributes:
         last_plan: the `PlanReport` of the latest tick; None without safety.
         draws_all: whether all candidates are drawn even if none is needed, to measure what that takes.
@@ -89,6 +93,7 @@ class PolicyController:
                 f"this {type(sampler).__name__} already has its steps"
             )
         self.policy, self.sampler, self.safety = policy, sampler, safety
+        self.turn = Turn()
         self.inference_batch = inference_batch
         self.guide, self.constrain = guide, constrain
         self.last_plan: PlanReport | None = None
@@ -99,6 +104,7 @@ class PolicyController:
         self._layer = self._safety_layer(1)
         self._clock, self.draws_all = clock, False
 
+    @one_thread_at_a_time
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Start new episodes.
 
@@ -126,6 +132,7 @@ class PolicyController:
         if self._layer is not None:
             self._layer.forget(mask)
 
+    @one_thread_at_a_time
     def select_action(
         self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:

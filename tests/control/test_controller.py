@@ -1,6 +1,8 @@
 """The controller: history, receding horizon, resets, one noise stream an episode."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -206,3 +208,27 @@ def test_a_reset_of_another_batch_size_is_refused(small_policy) -> None:
         PolicyController(small_policy, "ddim", 101)
     with pytest.raises(ValueError, match="'ddimm' is unknown, expected one of"):
         PolicyController(small_policy, "ddimm")
+
+
+def test_a_second_thread_is_refused_and_the_first_goes_on(small_policy, monkeypatch) -> None:
+    controller, alone = PolicyController(small_policy), PolicyController(small_policy)
+    for each in (controller, alone):
+        each.reset(seeds=[0])
+    expected = alone.select_action(observation(0))
+    begun, refused = threading.Event(), threading.Event()
+    predict = small_policy.predict_action_chunk
+
+    def slow(*arguments):
+        begun.set()
+        assert refused.wait(60)
+        return predict(*arguments)
+
+    monkeypatch.setattr(small_policy, "predict_action_chunk", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(controller.select_action, observation(0))
+        assert begun.wait(60)
+        for call in (lambda: controller.select_action(observation(1)), lambda: controller.reset([1])):
+            with pytest.raises(RuntimeError, match="was called while another thread is using the same controller"):
+                call()
+        refused.set()
+        np.testing.assert_array_equal(first.result(), expected)

@@ -44,11 +44,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def together(function, *arguments, count: int = 2) -> list[int | None]:
-    """Call function(ranks, *arguments) in `count` processes; returns their exit statuses."""
+def together(function, *arguments, count: int = 2, joins: bool = True) -> list[int | None]:
+    """Call function(ranks, *arguments) in `count` processes; returns their exit statuses.
+
+    Unless `joins`, call function(*arguments), which joins the others itself.
+    """
     environment = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
-        CONTEXT.Process(target=_as_rank, args=({**environment, "RANK": str(rank)}, function, arguments))
+        CONTEXT.Process(target=_as_rank, args=({**environment, "RANK": str(rank)}, function, arguments, joins))
         for rank in range(count)
     ]
     for process in processes:
@@ -58,9 +61,12 @@ def together(function, *arguments, count: int = 2) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def _as_rank(environment: dict[str, str], function, arguments) -> None:
+def _as_rank(environment: dict[str, str], function, arguments, joins: bool) -> None:
     torch.set_num_threads(1)
     os.environ.update({**environment, "LOCAL_RANK": environment["RANK"]})
+    if not joins:
+        function(*arguments)
+        return
     with joined() as ranks:
         function(ranks, *arguments)
 
@@ -142,6 +148,20 @@ def check_failure(ranks: Ranks) -> None:
 
 def test_where_one_process_fails_all_leave() -> None:
     assert together(check_failure) == [0, 0]
+
+
+def check_frozen(folder: Path) -> None:
+    with joined(limit_s=1.0) as ranks:
+        if not ranks.is_first:
+            wait_for((folder / "done").exists, lambda: True)  # as a process that hangs
+            return
+        with pytest.raises(ChildProcessError, match=r"process 0 of 2 lost the others: .* within limits\.ranks_s"):
+            ranks.largest(0)
+        (folder / "done").touch()
+
+
+def test_a_process_that_hangs_is_an_error_in_the_others(tmp_path: Path) -> None:
+    assert together(check_frozen, tmp_path, joins=False) == [0, 0]
 
 
 def test_one_process_alone_has_everything() -> None:
