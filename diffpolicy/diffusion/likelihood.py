@@ -72,9 +72,10 @@ def log_likelihood(
 
 
 def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """A lower bound of log p(clean), in nats [batch], by `draws` draws of noise per level.
+    """A lower bound of log p(clean) under the ancestral chain, in nats [batch], estimated by `draws` draws per level.
 
-    This is the evidence lower bound of Kingma et al. 2021, eq. 11 to 13.
+    This is the evidence lower bound of Kingma et al. 2021, eq. 11 to 13. The estimate is unbiased, so it is a bound on
+    average over the draws. It bounds the density of the data only on average over the data.
 
     The decoder at the first level is Gaussian, with the clean estimate as its mean and variance sigma^2 / alpha^2.
 

@@ -10,8 +10,9 @@ from diffpolicy.policy.protocol import Policy
 class Ema:
     """average += (1 - decay) * (weights - average), with decay = min(max_decay, 1 - (1 + step)^-power).
 
-    Buffers are copied. The warm-up of the decay is that of Diffusion Policy (Chi et al. 2023). The decay depends only
-    on the step, so there is no counter to save.
+    Buffers are copied. The decay warms up as in Diffusion Policy (Chi et al. 2023), but one step earlier: the first
+    update copies the weights, there the second one does so, too. It depends only on the step, so there is no counter to
+    save.
     """
 
     def __init__(self, policy: Policy, power: float, max_decay: float) -> None:

@@ -87,9 +87,8 @@ def langevin(now: Levels, steps_per_level: int = 5, rate: float = 1.0) -> StepTa
     past = 0.5 * np.append(0.0, at.snr[:-1] / at.snr[1:])  # 1 / 2 within a level
     gain = np.append(at.alpha[1:] / at.alpha[:-1], 0.0)  # the last row returns the estimate
     b, s = gain * (1.0 - decay) * at.alpha, gain * at.sigma * math.sqrt(1.0 - decay**2)
-    columns = {"a": gain * decay, "b": b * (1.0 + past), "s": s, "c": (-b * past)[:, None]}
-    columns["b"][-1] = 1.0
-    return StepTable(at, **columns)
+    on_clean = np.append((b * (1.0 + past))[:-1], 1.0)
+    return StepTable(at, a=gain * decay, b=on_clean, s=s, c=(-b * past)[:, None])
 
 
 _NO_SIGNAL = (

@@ -114,11 +114,11 @@ def unipc(now: Levels, order: int = 2) -> StepTable:
     predictor = np.zeros((len(now), order + 1))  # on clean[0], [-1], ...
     corrector = np.zeros_like(predictor)  # what the corrector adds to the predicted state x
     for i in row:
-        nodes = [(now.lambdas[i - j] - now.lambdas[i]) / h[i] for j in range(1, orders[i])]
-        predictor[i, : orders[i]] = scale[i] * _weights(nodes, h[i] if nodes else np.inf)
+        nodes = [float((now.lambdas[i - j] - now.lambdas[i]) / h[i]) for j in range(1, orders[i])]
+        predictor[i, : orders[i]] = scale[i] * _weights(nodes, float(h[i]) if nodes else np.inf)
     for i in row[1:]:
-        nodes = [(now.lambdas[i - 1 - j] - now.lambdas[i - 1]) / h[i - 1] for j in range(1, orders[i - 1])]
-        start, *older, end = _weights([*nodes, 1.0], h[i - 1])
+        nodes = [float((now.lambdas[i - 1 - j] - now.lambdas[i - 1]) / h[i - 1]) for j in range(1, orders[i - 1])]
+        start, *older, end = _weights([*nodes, 1.0], float(h[i - 1]))
         corrector[i, : orders[i - 1] + 1] = scale[i - 1] * np.array([end, start, *older])
         corrector[i] -= np.roll(predictor[i - 1], 1)
     rows = predictor + a[:, None] * corrector
@@ -143,7 +143,7 @@ def _weights(nodes: list[float], h: float) -> FloatArray:
     """
     rho = np.full(len(nodes), 0.5)
     if len(nodes) > 1:
-        phi, factorial, wanted = np.expm1(-h) / -h - 1.0, 1.0, []
+        phi, factorial, wanted = np.expm1(-h) / -h - 1.0, 1.0, list[float]()
         for power in range(1, len(nodes) + 1):
             wanted.append(phi * factorial / np.expm1(-h))
             factorial *= power + 1
