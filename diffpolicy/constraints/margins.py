@@ -84,6 +84,8 @@ def _inside_too(found: Tensor, plans: Trajectory, order: int) -> Tensor:
     A quick bound of that is good enough if the margin stays above 0.
     """
     margin = (found - plans.inside[order]).amin(1)
+    if bool((margin >= 0).all()):
+        return margin
     left = (~(margin >= 0) & (found.amin(1) >= 0)).nonzero().squeeze(1)
     if len(left):
         some = plans.robots(left)

@@ -116,6 +116,12 @@ class Projector:
                 break
         return commands
 
+    def where_finite(self, plan: Tensor, otherwise: Tensor) -> Tensor:
+        """The plans [B, N, A] of the robots for which they are finite; the other ones for the others."""
+        if self._may_look and bool(plan.isfinite().all()):
+            return plan
+        return torch.where(plan.isfinite().flatten(1).all(1)[:, None, None], plan, otherwise)
+
     def shortfall(self, commands: Tensor, task: Task) -> Tensor:
         """[B], the largest distance of any row at a knot from the set near it."""
         return self._near(commands, task).shortfall if self._blocks else commands.new_zeros(len(commands))

@@ -94,7 +94,8 @@ class PolicyController:
         self.last_plan: PlanReport | None = None
         if inference_batch is not None:
             warn_of_dependent_rows(policy, inference_batch)
-        self._chunking = self._new_chunking(0)
+        self._samples = self.safety.candidates if self.safety else 1
+        self._chunking = Chunking(0, policy.config, self._samples)
         self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)
         self._clock, self.draws_all = clock, False
@@ -116,7 +117,8 @@ class PolicyController:
         if mask is None:
             if self.inference_batch is not None and len(seeds) > self.inference_batch:
                 raise ValueError(f"reset: {len(seeds)} robots, expected at most inference_batch {self.inference_batch}")
-            self._chunking, self._layer = self._new_chunking(len(seeds)), self._safety_layer(len(seeds))
+            self._chunking = Chunking(len(seeds), self.policy.config, self._samples)
+            self._layer = self._safety_layer(len(seeds))
             mask = np.ones(len(seeds), dtype=bool)
         elif (mask := np.asarray(mask)).dtype != np.bool_:
             raise ValueError(f"reset: mask is {mask.dtype}, expected bool, one per robot")
@@ -135,9 +137,8 @@ class PolicyController:
             observation: {key: [batch, *shape]} of this tick, in physical units.
             surroundings: what is measured at this tick; used only with safety.
 
-        With safety, a robot that is told something that cannot be used (an observation or a first state that is not
-        finite, too many obstacles, a time that cannot be) stops with an alarm; the others go on. Its action is NaN if
-        its position was never received: there is nothing to hold.
+        With safety, a robot that is told something that cannot be used stops with an alarm; the others go on. Its
+        action is NaN if its position was never received. See "Bad input" in docs/safety.md.
 
         Raises:
             ValueError: reset was not called, or an observation has the wrong keys or shape. With safety: the plant
@@ -190,17 +191,12 @@ class PolicyController:
             self._chunking.start(due, first.plans[:, : self.policy.config.window.n_action_steps].numpy())
             return
         considered = self._layer.consider(robots, first)
-        if self.draws_all and self._layer.safety.candidates > 1:
+        if self.draws_all and self._samples > 1:
             considered = replace(considered, doubtful=torch.arange(len(robots)))
         asked = robots[considered.doubtful]
-        others = self._draw_others(asked) if len(asked) else None
+        further = torch.arange(1, self._samples)  # the second sample of each that asks, then the third, and so on
+        others = self._draw(asked.repeat(len(further)), further.repeat_interleave(len(asked))) if len(asked) else None
         self._chunking.start(due, self._layer.settle(considered, others))
-
-    def _draw_others(self, robots: Tensor) -> Samples:
-        """All samples after the first: the second one of each of the robots [D], then the third of each, and so on."""
-        further = (self.safety.candidates if self.safety else 1) - 1
-        samples = torch.arange(1, 1 + further).repeat_interleave(len(robots))
-        return self._draw(robots.repeat(further), samples)
 
     def _draw(self, robots: Tensor, samples: Tensor) -> Samples:
         """Draw `samples` [Q] of the robots [Q], in one call or in several of the inference batch."""
@@ -235,9 +231,6 @@ class PolicyController:
         observation = self._chunking.observation(rows)
         chunk = self.policy.predict_action_chunk(observation, generators, self.sampler, constrain, self.guide)
         return Samples.of(chunk.plan[: len(robots), present:].float().cpu().clone(), projection)
-
-    def _new_chunking(self, batch: int) -> Chunking:
-        return Chunking(batch, self.policy.config, samples=self.safety.candidates if self.safety else 1)
 
     def _safety_layer(self, batch: int) -> SafetyLayer | None:
         if self.safety is None:

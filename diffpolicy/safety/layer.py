@@ -99,7 +99,7 @@ class SafetyLayer:
         self._memory.observe(surroundings, self.safety.tick_s, self.safety.acts_on_motion)
         if self.safety.certify:
             self._dead_end.visit(self._memory.start.state.position)
-        self._unusable = {**self.safety.unusable(obstacles), **self._memory.unusable, **(unusable or {})}
+        self._unusable = {**self.safety.unusable(self._obstacles), **self._memory.unusable, **(unusable or {})}
         self._may_hold = self._memory.may_follow_stored.clone()
         self._cost_s, self._late = 0.0, ""
         return ~np.isin(np.arange(batch), list(self._unusable))
@@ -221,8 +221,7 @@ class SafetyLayer:
         return found.replaced(index, tried.robots(share[better] * len(short) + better))
 
     def _decided(self, robots: Tensor, chunks: Tensor, found: Certificate, rung: Tensor, is_fresh: bool) -> Actions:
-        is_usable = torch.tensor([robot not in self._unusable for robot in robots.tolist()])
-        now = self._memory.situation(robots, is_fresh, is_usable)
+        now = self._memory.situation(robots, is_fresh, self._unusable)
         decision = decide(chunks.double(), found, now, rung)
         stays = (found.stops[:, 0] == now.last.float().double()[:, None]).all(-1).all(-1)
         self._may_hold[robots] |= now.is_known & found.can_stop & stays

@@ -3,6 +3,8 @@
 Shape legend: B robots, S rows of a way to stop, A action. float64, on the CPU.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -92,16 +94,15 @@ class RobotMemory:
         """[B], whether a way to stop is left that is still certified."""
         return self._is_as_expected & self.stored[:, 0].isfinite().all(-1)
 
-    def situation(self, robots: Tensor, is_fresh: bool, is_usable: Tensor | None = None) -> Situation:
-        """The situation of these robots [Q].
-
-        A fresh plan is never stale. With `is_usable` [Q], that of the robots which are False counts as such.
-        """
+    def situation(self, robots: Tensor, is_fresh: bool, unusable: Collection[int] = ()) -> Situation:
+        """The situation of these robots [Q]. A fresh plan is never stale; that of an unusable robot counts as such."""
         is_timely = self._is_timely[robots] | is_fresh
+        if unusable:
+            is_timely &= torch.tensor([robot not in unusable for robot in robots.tolist()])
         return Situation(
             is_known=self._is_known[robots],
             is_as_expected=self._is_as_expected[robots],
-            is_timely=is_timely if is_usable is None else is_timely & is_usable,
+            is_timely=is_timely,
             stored=self.stored[robots],
             last=self.start.commands[robots, -1],
             may_stay=(self._is_known & self._is_around_known)[robots],

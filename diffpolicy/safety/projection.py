@@ -61,8 +61,7 @@ class SafetyProjection:
         if is_last and self._safety.candidates > 1:  # with one sample there is nothing to choose
             self.is_open = self._may_go_on(after)
         if after is not before:
-            is_plan = after.isfinite().flatten(1).all(1)[:, None, None]
-            after = torch.where(is_plan, after, before)  # a constraint that fails for a robot does not stop the others
+            after = self._projector.where_finite(after, before)  # what fails for one robot does not stop the others
             moved = (after - before) / self._projector.half_range
             self.shift = self.shift.maximum(moved.square().sum(-1).mean(-1).sqrt())
             plan = torch.cat([plan[:, : self._present], after], dim=1)

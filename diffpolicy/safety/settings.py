@@ -85,12 +85,20 @@ class Safety:
         return self.slots + (self.zones.slots if self.zones else 0)
 
     def unusable(self, obstacles: Obstacles) -> dict[int, str]:
-        """{robot: why} for robots with more obstacles than slots, or some that cannot be (NaN: it was not measured)."""
-        count = obstacles.is_used.sum(1)
-        cannot_be = ~obstacles.is_known & ~obstacles.is_nan
-        found = {i: f"obstacles: slot {slot} {IMPOSSIBLE}" for i, slot in cannot_be.nonzero().tolist()}
-        for i in (count > self.slots).nonzero().squeeze(1).tolist():
-            found[i] = f"obstacles: {int(count[i])} given, expected at most {self.slots} (slots)"
+        """{robot: why} for robots with more obstacles than slots and zones, or some that cannot be.
+
+        One of NaN can: it was not measured.
+        """
+        zones = self.all_slots - self.slots
+        found: dict[int, str] = {}
+        if not bool(obstacles.is_known.all()):
+            cannot_be = ~obstacles.is_known & ~obstacles.is_nan
+            found = {i: f"obstacles: slot {slot} {IMPOSSIBLE}" for i, slot in cannot_be.nonzero().tolist()}
+        if obstacles.slots > self.all_slots:
+            count = (obstacles.is_used.sum(1) - zones).tolist()
+            for i, given in enumerate(count):
+                if given > self.slots:
+                    found[i] = f"obstacles: {given} given, expected at most {self.slots} (slots)"
         return found
 
     def with_zones(self, obstacles: Obstacles) -> Obstacles:
