@@ -55,7 +55,7 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor rollout saved_env", "sharded", "evaluate"),
+    "evaluation": ("monitor rollout saved_env video", "sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "build plan_projection",
@@ -66,8 +66,13 @@ SHELVES = {
         "analysis kinds",
     ),
     "safety": ("build memory projection", "samples", "layer"),
-    "system": ("schema tensor_file", "checkpoint distributed tables"),
-    "training": ("batches data_formats run_log run_settings", "optimization splits", "trainer"),
+    "system": ("schema tensor_file", "checkpoint distributed pool tables"),
+    "training": (
+        "mixture",
+        "batches data_formats evaluating run_folder run_log run_settings",
+        "optimization splits starting validation",
+        "trainer",
+    ),
 }
 # Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.
 TABLES = {

@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from diffpolicy.system import children
 
 
 class Child:
@@ -20,7 +23,7 @@ class Child:
 
     def __init__(self, python: str, worker: Path, arguments: list[str]) -> None:
         self.name = arguments[0]
-        command_line = [python, str(worker), *arguments]
+        command_line = [python, children.__file__, str(os.getpid()), str(worker), *arguments]  # ends with this process
         # A file, because a pipe that nobody reads would block the child. Open until `close`.
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(

@@ -4,6 +4,7 @@ Each benchmark writes its own NAME.png. Repeated measurements are reported as a 
 """
 
 import csv
+import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ from diffpolicy.system.files import write_text
 def write_rows(folder: Path, name: str, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `document` to FOLDER/NAME.json and `rows`, which all have the same keys, to FOLDER/NAME.csv."""
     write_text(folder / f"{name}.json", json.dumps(document, indent=2))
-    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / f"{name}.csv", table.getvalue())
 
 
 def with_range(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -53,7 +53,7 @@ class BenchmarkSafetyConfig:
 
 @command("benchmark_safety", BenchmarkSafetyConfig)
 def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch)
+    check_evaluation(config.episodes, config.inference_batch, config.seed)
     policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     check_scenes(policy, config.scenes)
     methods = config.methods or list(COMPARED)

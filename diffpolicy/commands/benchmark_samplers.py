@@ -74,7 +74,7 @@ class BenchmarkSamplersConfig:
 
 @command(NAME, BenchmarkSamplersConfig)
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch)
+    check_evaluation(config.episodes, config.inference_batch, config.seed)
     contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
     contestants |= {
         label: read_settings(Contestant, one, f"others: {label}") for label, one in (config.others or {}).items()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffpolicy.commands.composing import composing
+from diffpolicy.commands.run_folders import RunFolders, begin_job, fail, open_standard_streams
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.schemas import register_choices
 
@@ -41,10 +42,13 @@ $CONFIG
 def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path], None]], Callable[[], None]]:
     """Call a function with the settings in configs/NAME.yaml, checked against `schema`, and the run folder.
 
-    Errors that the user can fix are printed as one line. The exit status is 1 after an error and 130 after Ctrl-C.
+    Errors that the user can fix are printed as one line. The exit status is 1 after an error and 130 after Ctrl-C. In a
+    sweep, the other jobs go on after an error.
     """
     store = ConfigStore.instance().store
-    store(name=f"{name}_schema", node={"defaults": [f"{name}_settings", f"{name}_help"]})
+    store(name=f"{name}_schema", node={"defaults": [f"{name}_settings", f"{name}_help", "run_folders"]})
+    folders = {"run_folders": {"_target_": f"{RunFolders.__module__}.{RunFolders.__name__}"}}
+    store(name="run_folders", node=folders, package="hydra.callbacks")
     store(name=f"{name}_settings", node=schema)
     register_choices()
 
@@ -54,25 +58,27 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
         @functools.wraps(function)
         def main(settings: DictConfig) -> None:
+            begin_job()
             try:
                 config: Any = OmegaConf.to_object(settings)
                 function(config, Path(HydraConfig.get().runtime.output_dir))
             except MissingMandatoryValue as error:
-                print(f"error: {error.full_key} is missing; give {error.full_key}=VALUE", file=sys.stderr)
-                sys.exit(1)
+                fail(f"{error.full_key} is missing; give {error.full_key}=VALUE")
             except USER_ERRORS as error:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-                sys.exit(1)
+                fail(" ".join(str(error).split()))
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
+            except Exception as error:
+                fail(f"{type(error).__name__}: {error}", is_unexpected=True)
 
         @functools.wraps(main)
-        def run(*settings: DictConfig) -> None:
+        def begin(*settings: DictConfig) -> None:
+            open_standard_streams()
             with composing():
                 main(*settings)
 
-        return run
+        return begin
 
     return decorate
 

@@ -19,6 +19,7 @@ from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.safety.build import SafetyConfig, build_safety
 from diffpolicy.system.distributed import joined
 from diffpolicy.system.files import write_text
+from diffpolicy.system.limits import LimitsConfig
 
 LATENCY_CALLS = 100
 
@@ -40,18 +41,20 @@ class EvaluateConfig:
     seed: int = 100_000
     videos: int = 3
     inference_batch: int = 64
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     device: str = "auto"
 
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch)
-    with joined() as ranks:
+    check_evaluation(config.episodes, config.inference_batch, config.seed)
+    config.limits.check()
+    with joined(config.limits.ranks_s) as ranks:
         device = ranks.device(config.device)
         policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device, config.trust_env)
         seeds = range(config.seed, config.seed + config.episodes)
         safety = build_safety(config.safety)
-        found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks)
+        found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks, config.limits)
     if not ranks.is_first:
         return
     results = {

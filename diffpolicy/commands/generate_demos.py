@@ -28,6 +28,7 @@ class GenerateConfig:
     seed: int = 0
     output: str = MISSING
     workers: int = 1
+    limit_s: float = 600.0  # how long a worker may take for one attempt
     expert: dict[str, Any] = field(default_factory=dict)
     data: Any = None  # this and the next three are set by the task and not used
     env: Any = None
@@ -40,6 +41,8 @@ def main(config: GenerateConfig, _: Path) -> None:
     output = Path(config.output)
     did = "already exists, with the same" if output.exists() else "made, with"
     with joined() as ranks:
-        generate(config.task, config.episodes, config.seed, output, config.workers, config.expert, ranks)
+        generate(
+            config.task, config.episodes, config.seed, output, config.workers, config.expert, ranks, config.limit_s
+        )
     if ranks.is_first:
         print(f"{output}: {did} {config.episodes} episodes, {output.stat().st_size / 1e6:.2f} MB")

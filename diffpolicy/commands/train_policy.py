@@ -3,6 +3,9 @@
     python scripts/train_policy.py task=reach model=unet trainer.steps=20000 hydra.run.dir=RUN
     python scripts/train_policy.py task=custom data.path=FILE.zarr 'data.observations={state: [state]}'
     python scripts/train_policy.py resume=true hydra.run.dir=RUN
+    python scripts/train_policy.py resume=true hydra.run.dir=RUN trainer.steps=10000
+    python scripts/train_policy.py task=pusht init_from=data/checkpoints/pusht_small data.path=FILE.zarr
+    python scripts/train_policy.py task=pusht 'data.path=[A.zarr,B.zarr]' 'data.weights=[3,1]'
     torchrun --nproc-per-node 2 scripts/train_policy.py task=pusht hydra.run.dir=RUN
 
 The installed command is `diffpolicy-train`. For your own task, write DIR/task/NAME.yaml like configs/task/pusht.yaml
@@ -25,8 +28,9 @@ from diffpolicy.training.trainer import Trainer
 
 @command("train", TrainConfig)
 def main(config: TrainConfig, folder: Path) -> None:
-    with joined() as ranks:
+    with joined(config.limits.ranks_s) as ranks:
         trainer = Trainer(config, folder, ranks)
+        trainer.claim()
         if ranks.is_first:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
         stopped = trainer.run()

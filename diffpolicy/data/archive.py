@@ -9,6 +9,8 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from diffpolicy.system.files import sync_folder
+
 
 def write_zip(folder: Path, target: Path) -> None:
     """Pack the files of `folder` into `target`, which is replaced only once the new zip is complete.
@@ -28,6 +30,7 @@ def write_zip(folder: Path, target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

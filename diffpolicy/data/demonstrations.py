@@ -27,6 +27,7 @@ class Demonstrations:
     actions: torch.Tensor  # float32 [n_steps, action_dim]
     observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or rows left on disk
     episode_ends: np.ndarray  # int64 [n_episodes], one past each episode's last row
+    set_ends: tuple[int, ...] = ()  # one past the last row of each data set, if there are several
 
     @property
     def n_episodes(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from diffpolicy.data.archive import unpack_zip
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.system import shipped
+from diffpolicy.system.files import sync_folder, sync_tree
 
 DATA_VARIABLE = "DIFFPOLICY_DATA"
 TIMEOUT_S = 30
@@ -111,7 +112,9 @@ def _fetch(name: str, download: Download, target: Path) -> Path:
                 f"set that the task was built for. Put a trusted copy into a folder and set {DATA_VARIABLE} to it"
             )
         if not target.exists():  # another process may have finished first
+            sync_tree(found)
             os.replace(found, target)
+            sync_folder(target.parent)
     return target
 
 

@@ -24,6 +24,7 @@ from diffpolicy.data.checks import Specs
 from diffpolicy.data.limits import LimitedStore, check_members
 from diffpolicy.data.mark import NAME as MARK
 from diffpolicy.data.mark import read_mark, write_mark
+from diffpolicy.system.files import sync_folder, sync_tree
 from diffpolicy.system.plain import shown_text
 
 CHUNK_BYTES = 2**20
@@ -181,7 +182,9 @@ def staging(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.partial")
     try:
         yield temporary
+        sync_tree(temporary)
         os.rename(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

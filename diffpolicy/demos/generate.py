@@ -3,7 +3,7 @@
 import importlib
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,8 @@ from diffpolicy.demos.recording import (
     open_recording,
 )
 from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.lock import FileLock
 
 # Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings), which returns an Episode, or None if
 # the expert failed.
@@ -39,6 +41,7 @@ def generate(
     workers: int = 1,
     settings: dict[str, Any] | None = None,
     ranks: Ranks = ALONE,
+    limit_s: float = LimitsConfig.data_s,
 ) -> Path:
     """Write `episodes` successful demonstrations of a task's expert to the .zip `output`; an existing one is kept.
 
@@ -46,6 +49,7 @@ def generate(
         seed: number of the set; its start states use the seeds from 1,000,000 * (seed + 1) on.
         workers: processes to record with; the result does not depend on their number.
         settings: fields of the expert's settings that differ from their defaults.
+        limit_s: how long a worker may take for one attempt.
 
     Returns:
         `output`.
@@ -53,6 +57,8 @@ def generate(
     Raises:
         ValueError: the task or a setting is unknown, a number is out of range, `output` was made with other arguments,
             the expert fails too many times in a row, or there are more processes than episodes.
+        BlockingIOError: another process is recording `output`.
+        ChildProcessError: a worker died or took too long.
     """
     expert = _expert(task)
     _check(episodes, seed, output, workers)
@@ -62,15 +68,18 @@ def generate(
     if output.exists():
         _check_finished(output, request, episodes)
         return output
-    if ranks.count == 1:
-        _record(output, expert, request, episodes, workers)
-        return output
-    record_parts(output, expert, request, episodes, workers, ranks)
-    if ranks.is_first:
-        with _packed(output, expert, request, episodes) as buffer:
-            join_parts(output, buffer, request, episodes, ranks)
-        remove_parts(output, ranks)
-    ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.with_name(f".{output.name}.lock"), str(output))
+    with lock if ranks.is_first else nullcontext():
+        if ranks.count == 1:
+            _record(output, expert, request, episodes, workers, limit_s)
+            return output
+        record_parts(output, expert, request, episodes, workers, ranks, limit_s)
+        if ranks.is_first:
+            with _packed(output, expert, request, episodes) as buffer:
+                join_parts(output, buffer, request, episodes, ranks)
+            remove_parts(output, ranks)
+        ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
     return output
 
 
@@ -84,7 +93,7 @@ def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -
     shutil.rmtree(recording)
 
 
-def _record(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int) -> None:
+def _record(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, limit_s: float) -> None:
     """Append demonstrations in the order of their seeds until there are `episodes` of them."""
     with _packed(output, expert, request, episodes) as buffer:
         done = buffer.episode_attributes
@@ -92,7 +101,7 @@ def _record(output: Path, expert: ModuleType, request: Request, episodes: int, w
         failures = 0
         with (
             tqdm(total=episodes, initial=buffer.n_episodes, desc=output.name, unit="episode") as progress,
-            closing(attempts(expert, seeds, request, workers)) as all_attempts,
+            closing(attempts(expert, seeds, request, workers, limit_s)) as all_attempts,
         ):
             while buffer.n_episodes < episodes:
                 seed, episode = next(all_attempts)

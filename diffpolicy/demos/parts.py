@@ -27,7 +27,9 @@ from diffpolicy.system.distributed import Ranks
 ROUND = 32  # most attempts per process between two counts of all processes, so that none waits long
 
 
-def record_parts(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks) -> None:
+def record_parts(
+    output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
+) -> None:
     """Attempt the seeds in order, every count-th one in this process, until all have `episodes` demonstrations.
 
     Raises:
@@ -38,7 +40,8 @@ def record_parts(output: Path, expert: ModuleType, request: Request, episodes: i
     with tqdm(total=episodes, desc=output.name, unit="episode", disable=not ranks.is_first) as progress:
         while made < episodes:
             after = first + ranks.count * min(ROUND, -(-(episodes - made) // ranks.count))
-            found = _record_round(part, expert, request, range(first + ranks.rank, after, ranks.count), workers)
+            seeds = range(first + ranks.rank, after, ranks.count)
+            found = _record_round(part, expert, request, seeds, workers, limit_s)
             found = int(ranks.total(torch.tensor(found)))
             failures = 0 if found else failures + after - first
             if failures >= FAILURES_IN_A_ROW:
@@ -63,11 +66,13 @@ def remove_parts(output: Path, ranks: Ranks) -> None:
         shutil.rmtree(_part(output, rank, ranks.count))
 
 
-def _record_round(part: ReplayBuffer, expert: ModuleType, request: Request, seeds: range, workers: int) -> int:
+def _record_round(
+    part: ReplayBuffer, expert: ModuleType, request: Request, seeds: range, workers: int, limit_s: float
+) -> int:
     """Attempt the `seeds` that were not attempted before; returns how many of them all have a demonstration."""
     done = [each["seed"] for each in part.episode_attributes]
     left = [seed for seed in seeds if not done or seed > done[-1]]
-    with closing(attempts(expert, left, request, workers)) as all_attempts:
+    with closing(attempts(expert, left, request, workers, limit_s)) as all_attempts:
         for seed, episode in all_attempts:
             if episode is not None:
                 append(part, request, episode.arrays, {"seed": seed, **episode.attributes})

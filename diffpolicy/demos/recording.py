@@ -1,17 +1,14 @@
 """Attempts of an expert and the recording that stores them; shared by recording with one and with several processes."""
 
-import signal
-import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.system.pool import Pool
 
 SEEDS_PER_SET = 1_000_000  # evaluation uses the seeds below the first set
 FAILURES_IN_A_ROW = 100
@@ -25,26 +22,28 @@ def first_seed(request: Request) -> int:
     return SEEDS_PER_SET * (request["seed"] + 1)
 
 
-def attempts(expert: ModuleType, seeds: Iterable[int], request: Request, workers: int) -> Generator[tuple[int, Any]]:
-    """Yield (seed, episode or None) in the order of the seeds; closing the generator ends the workers."""
+def attempts(
+    expert: ModuleType, seeds: Iterable[int], request: Request, workers: int, limit_s: float
+) -> Generator[tuple[int, Any]]:
+    """Yield (seed, episode or None) in the order of the seeds; closing the generator ends the workers.
+
+    Raises:
+        ChildProcessError: a worker died, or took longer than `limit_s` for an attempt.
+    """
     settings = expert.Settings(**request["settings"])
     if workers == 1:
         for seed in seeds:
             yield seed, expert.demonstrate(seed, settings)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with closing(Pool(workers, "records demonstrations", limit_s, "limit_s")) as pool:
         waiting: deque = deque()
-        try:
-            for seed in seeds:
-                with _interrupts_ignored():  # the workers start with the first task
-                    waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
-                if len(waiting) > 3 * workers:
-                    oldest, future = waiting.popleft()
-                    yield oldest, future.result()
-            for oldest, future in waiting:
-                yield oldest, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for seed in seeds:
+            waiting.append((seed, pool.submit(expert.demonstrate, seed, settings)))
+            if len(waiting) > 3 * workers:
+                oldest, future = waiting.popleft()
+                yield oldest, pool.result(future)
+        for oldest, future in waiting:
+            yield oldest, pool.result(future)
 
 
 def open_recording(recording: Path, expert: ModuleType, request: Request, episodes: int) -> ReplayBuffer:
@@ -86,16 +85,3 @@ def given_up(request: Request, failures: int) -> ValueError:
 
 def _flat(request: Request) -> Request:
     return {**request, **request.get("settings", {}), "settings": None}
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that start now ignore Ctrl-C, which a terminal sends to all: this process ends them cleanly."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may change what a signal does
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

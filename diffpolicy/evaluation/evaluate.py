@@ -23,6 +23,8 @@ from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.patience import Patience
 from diffpolicy.system.tables import Choice
 
 WARM_UP = 3  # untimed calls
@@ -36,14 +38,27 @@ def evaluate(
     inference_batch: int,
     safety: Safety | None = None,
     on_tick: OnTick | None = None,
+    patience: Patience | None = None,
 ) -> list[Episode]:
-    """Run one episode per seed."""
-    controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
-    vector_env = make_vector_env(env, min(len(seeds), inference_batch))
-    try:
-        return rollout(controller, vector_env, seeds, env.reset_options, on_tick=on_tick)
-    finally:
-        vector_env.close()
+    """Run one episode per seed; `patience` is how long a tick may take.
+
+    Raises:
+        TimeoutError: the env hangs.
+        ValueError: the env does not fit, or a reward is not finite.
+    """
+    with patience or Patience("the env", LimitsConfig.env_s, "limits.env_s") as watched:
+        controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
+        vector_env = make_vector_env(env, min(len(seeds), inference_batch))
+
+        def ticked(*happened: Any) -> None:
+            watched.beat()
+            if on_tick is not None:
+                on_tick(*happened)
+
+        try:
+            return rollout(controller, vector_env, seeds, env.reset_options, on_tick=ticked)
+        finally:
+            vector_env.close()
 
 
 def record_videos(
@@ -135,8 +150,10 @@ def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]
     }
 
 
-def check_evaluation(episodes: int, inference_batch: int) -> None:
+def check_evaluation(episodes: int, inference_batch: int, seed: int = 0) -> None:
     """Raise ValueError if a number is too small."""
+    if seed < 0:
+        raise ValueError(f"evaluation: seed {seed} must be at least 0")
     if episodes < 1 or inference_batch < 1:
         raise ValueError(f"evaluation: episodes {episodes} and inference_batch {inference_batch} must be at least 1")
 
@@ -168,13 +185,15 @@ def report(
     inference_batch: int,
     safety: Safety | None = None,
     ranks: Ranks = ALONE,
+    limits: LimitsConfig | None = None,
 ) -> dict[str, Any]:
     """The contents of results.json except for the checkpoint's path and the latency. All ranks share the episodes."""
     monitor = Monitor(safety) if safety else None
     sampling = policy.sampling(sampler)
 
     def run(shard: Sequence[int]) -> list[Episode]:
-        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor)
+        patience = Patience("the env", (limits or LimitsConfig()).env_s, "limits.env_s")
+        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor, patience)
 
     episodes = sharded(ranks, seeds, run)
     return {

@@ -47,7 +47,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = 
         return SyncVectorEnv(
             [lambda: gymnasium.make(config.id, **kwargs)] * num_envs, autoreset_mode=AutoresetMode.DISABLED
         )
-    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
 
 
@@ -152,7 +152,17 @@ class _Slots:
     def record(
         self, reward: npt.NDArray[np.float64], done: npt.NDArray[np.bool_], success: npt.NDArray[np.bool_]
     ) -> None:
-        """Take in the results of a step, and record the episodes that it ended."""
+        """Take in the results of a step, and record the episodes that it ended.
+
+        Raises:
+            ValueError: a reward is not finite.
+        """
+        if (wrong := self.is_active & ~np.isfinite(reward)).any():
+            slot = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"env: the reward of step {self.length[slot] + 1} is {reward[slot]} in the episode with seed "
+                f"{self._slot_seeds[slot]}, expected a finite number"
+            )
         self.score = np.maximum(self.score, reward)
         self.length += 1
         for slot in np.flatnonzero(done & self.is_active).tolist():

@@ -1,15 +1,16 @@
 """Records episodes as mp4 files, with the score and the keep-out zones drawn in."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import gymnasium
-import imageio.v2 as imageio
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import VectorEnv
+
+from diffpolicy.evaluation.encoder import VideoFile
 
 WORLD_SIZE = 512  # side of the square that a frame shows, in the envs' units
 ZONE_COLOR = np.array([220, 30, 30], dtype=np.float32)
@@ -34,7 +35,7 @@ class VideoRecorder:
         self.paths = [folder / f"episode_{i:03d}_seed_{seed}.mp4" for i, seed in enumerate(seeds)]
         self._fps = fps
         self._zones = zones
-        self._writers: dict[int, Any] = {}
+        self._files: dict[int, VideoFile] = {}
 
     def __call__(self, env: VectorEnv, episode: npt.NDArray[np.intp], score: npt.NDArray[np.float64]) -> None:
         try:
@@ -45,15 +46,20 @@ class VideoRecorder:
             raise ValueError("videos: the env has no render_mode 'rgb_array'; set videos=0 to skip them")
         for slot in np.flatnonzero(episode >= 0):
             index = int(episode[slot])
-            if index not in self._writers:
-                self._writers[index] = imageio.get_writer(self.paths[index], fps=self._fps, codec="libx264")
+            if index not in self._files:
+                self._files[index] = VideoFile(self.paths[index], self._fps)
             frame = draw_zones(np.asarray(frames[slot]), self._zones)
-            self._writers[index].append_data(draw_score(frame, float(score[slot])))
+            self._files[index].append(draw_score(frame, float(score[slot])))
 
     def close(self) -> None:
-        """Finish the files."""
-        for writer in self._writers.values():
-            writer.close()
+        """Finish the files.
+
+        Raises:
+            OSError: a file is not complete.
+        """
+        with contextlib.ExitStack() as files:
+            for file in self._files.values():
+                files.callback(file.close)
 
 
 def draw_score(frame: npt.NDArray[np.uint8], score: float) -> npt.NDArray[np.uint8]:

@@ -8,7 +8,6 @@ accidents, not attackers, so what a file claims is checked as well: the header o
 tensors that are expected before anything is loaded.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpolicy.system import tensor_file
+from diffpolicy.system.files import sync_folder, write_bytes
 from diffpolicy.system.plain import parsed, shown
 
 FORMAT_VERSION = 3
@@ -55,14 +55,15 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
         for name, group in tensors.items():
             file = f"{name}.safetensors"
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
-            _write_bytes(unfinished / file, data := safetensors.torch.save(contiguous))
+            write_bytes(unfinished / file, data := safetensors.torch.save(contiguous))
             hashes[file] = hashlib.sha256(data).hexdigest()
         content = {"format_version": FORMAT_VERSION, **config, "sha256": hashes}
         hashes[CONFIG] = _config_hash(content)
-        _write_bytes(unfinished / CONFIG, json.dumps(content, indent=2, allow_nan=False).encode())
+        write_bytes(unfinished / CONFIG, json.dumps(content, indent=2, allow_nan=False).encode())
         unfinished.chmod(0o755)
+        sync_folder(unfinished)
         unfinished.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -172,9 +173,9 @@ def point(link: Path, target: Path) -> None:
     try:
         temporary.symlink_to(target.name, target_is_directory=True)
     except OSError:
-        temporary.write_text(target.name, encoding="utf-8")
+        write_bytes(temporary, target.name.encode())
     os.replace(temporary, link)
-    _sync_folder(link.parent)
+    sync_folder(link.parent)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -200,24 +201,6 @@ def _stamp(path: Path) -> object:
         return folder, folder.stat().st_ino, of_config.st_ino, of_config.st_mtime_ns
     except (OSError, ValueError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush new names to disk, so that they survive a power cut; Windows has no such call."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems refuse it for folders
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _config_hash(content: Mapping[str, Any]) -> str:

@@ -1,5 +1,8 @@
-"""The choice of the device that tensors live on."""
+"""The choice of the device that tensors live on, and what the last bits of a result depend on."""
 
+import platform
+
+import numpy as np
 import torch
 
 
@@ -19,3 +22,18 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # which one depends on how torch was built
         raise ValueError(f"device: {name!r} is not available, expected auto or one of {', '.join(there)}") from error
     return device
+
+
+def conditions(device: torch.device) -> dict[str, str]:
+    """What the last bits of a computation depend on besides its input: versions, processor, device and threads.
+
+    Sums are split among the threads, and every processor has kernels of its own.
+    """
+    is_cuda = device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+        "device": f"cuda {torch.cuda.get_device_name(device)}" if is_cuda else device.type,
+    }

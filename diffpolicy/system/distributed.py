@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpolicy.system.device import choose_device
+from diffpolicy.system.limits import LimitsConfig
 
 Item = TypeVar("Item")
 
@@ -91,7 +93,8 @@ class Ranks:
         values = values.detach().cpu()
         if self.count > 1:
             values = values.clone()
-            distributed.all_reduce(values, op=operation)
+            with lost_ranks_named(self):
+                distributed.all_reduce(values, op=operation)
         return values
 
 
@@ -99,10 +102,26 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def lost_ranks_named(ranks: Ranks) -> Iterator[None]:
+    """Turn torch's error about another process that hangs or has ended into ChildProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.count == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "Timed out", "Connection")):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ChildProcessError(
+            f"torchrun: process {ranks.rank} of {ranks.count} lost the others: one of them has ended, or has not "
+            f"answered within limits.ranks_s ({reason})"
+        ) from error
+
+
+@contextmanager
+def joined(limit_s: float = LimitsConfig.ranks_s) -> Iterator[Ranks]:
     """Join the process group that torchrun started; without torchrun, yield `ALONE`.
 
-    GPUs exchange gradients through NCCL. Everything else goes through the CPU and gloo.
+    GPUs exchange gradients through NCCL. Everything else goes through the CPU and gloo. A process that waits longer
+    than `limit_s` for the others raises ChildProcessError.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or "LOCAL_RANK" not in os.environ:  # a cluster scheduler may set WORLD_SIZE too
@@ -111,7 +130,8 @@ def joined() -> Iterator[Ranks]:
     ranks = Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
     if torch.cuda.is_available() and ranks.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local_rank)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=limit_s))
     try:
         yield ranks
     finally:

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -24,6 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._is_urgent = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,5 +45,17 @@ class StopSignals:
         if self.received is not None:
             raise StoppedError(self.received.name)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise StoppedError where the work is when a signal arrives, for work that may hang and can be repeated."""
+        self._is_urgent = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._is_urgent = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
+        is_first, self.received = self.received is None, self.received or signal.Signals(number)
+        if self._is_urgent and is_first:
+            raise StoppedError(self.received.name)

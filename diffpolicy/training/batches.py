@@ -4,7 +4,7 @@ A batch is a function of (seed, step). There is no sampler state to save, and a 
 uninterrupted one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from diffpolicy.data.demonstrations import Demonstrations
-from diffpolicy.data.stream import StreamedRows
 from diffpolicy.data.windows import window_indices
 from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.training.mixture import weighted_order
 from diffpolicy.training.read_ahead import ReadAhead, Step
 
 
@@ -35,7 +36,10 @@ class Batch:
 class WindowBatches:
     """Every window of the given episodes, once per epoch, in an order drawn from (seed, epoch).
 
-    Observations that stay on disk are read ahead by `workers` processes; `close` ends them.
+    With `weights`, one for each of several data sets, an epoch has as many windows, in proportion to the weights.
+
+    Observations that stay on disk are read ahead by `workers` processes, which may take `limit_s` for a batch; `close`
+    ends them.
 
     Raises:
         ValueError: no window fits any episode.
@@ -50,20 +54,26 @@ class WindowBatches:
         seed: int,
         device: torch.device,
         workers: int = 0,
+        limit_s: float = LimitsConfig.data_s,
+        weights: Sequence[float] | None = None,
     ) -> None:
         pad_before, pad_after = window.n_obs_steps - 1, window.n_action_steps - 1
         index = window_indices(data.episode_ends, window.horizon, pad_before, pad_after, episodes)
         self.n_windows = len(index)
         self.batch_size = min(batch_size, self.n_windows)
-        self._order = _Order(self.n_windows, self.batch_size, seed, device)
+        sets = None
+        if weights is not None and data.set_ends:
+            set_of = np.searchsorted(data.set_ends, index[:, 0], side="right")
+            sets = [torch.from_numpy(np.flatnonzero(set_of == number)) for number in range(len(data.set_ends))], weights
+        self._order = _Order(self.n_windows, self.batch_size, seed, device, sets)
         self._index = torch.from_numpy(index).to(device)
         self._actions = data.actions.to(device)
         self._n_obs_steps = window.n_obs_steps
         self._resident = {k: v.to(device) for k, v in data.observations.items() if isinstance(v, Tensor)}
-        self._streamed = {k: v for k, v in data.observations.items() if isinstance(v, StreamedRows)}
+        self._streamed = {k: v for k, v in data.observations.items() if not isinstance(v, Tensor)}
         self._past = torch.from_numpy(index[:, : window.n_obs_steps].copy())
-        self._order_ahead = _Order(self.n_windows, self.batch_size, seed, torch.device("cpu"))
-        self._ahead = ReadAhead(self._streamed, self._rows_of, workers)
+        self._order_ahead = _Order(self.n_windows, self.batch_size, seed, torch.device("cpu"), sets)
+        self._ahead = ReadAhead(self._streamed, self._rows_of, workers, limit_s)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,7 +114,15 @@ class WindowBatches:
 class _Order:
     """Maps a step to the windows in its batch."""
 
-    def __init__(self, n_windows: int, batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        n_windows: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        sets: tuple[Sequence[Tensor], Sequence[float]] | None = None,
+    ) -> None:
+        self._sets = sets  # (windows of every data set, their weights)
         self._n_windows, self._batch_size, self._seed, self._device = n_windows, batch_size, seed, device
         self._epoch = -1
 
@@ -117,7 +135,11 @@ class _Order:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
-            self._order = torch.randperm(self._n_windows, generator=generator).to(self._device)
+            if self._sets is None:
+                order = torch.randperm(self._n_windows, generator=generator)
+            else:
+                order = weighted_order(*self._sets, generator)
+            self._order = order.to(self._device)
             self._epoch = epoch
         start = position * self._batch_size
         return self._order[start : start + self._batch_size]

@@ -3,20 +3,17 @@
 It uses processes, not threads: reading many small pieces spends much of its time in Python code, which holds the GIL.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffpolicy.data.stream import StreamedRows
+from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.pool import Pool
 
 AHEAD = 2  # batches per worker that are being read or are waiting
 
@@ -34,23 +31,27 @@ class ReadAhead:
     """
 
     def __init__(
-        self, observations: Mapping[str, StreamedRows], rows_of: Callable[[Step], Tensor], workers: int
+        self,
+        observations: Mapping[str, StreamedRows],
+        rows_of: Callable[[Step], Tensor],
+        workers: int,
+        limit_s: float = LimitsConfig.data_s,
     ) -> None:
         """`rows_of` returns the data set rows that a step needs, [batch, n_obs_steps]."""
-        self._observations, self._rows_of, self._workers = observations, rows_of, workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._observations, self._rows_of, self._workers, self._limit_s = observations, rows_of, workers, limit_s
+        self._pool: Pool | None = None
         self._reading: deque[tuple[Step, Future[Arrays]]] = deque()
 
     def read(self, step: Step) -> dict[str, Tensor]:
         """{key: [batch, n_obs_steps, *row]}, already read ahead if `step` follows the previous one.
 
         Raises:
-            OSError: the data cannot be read, or a worker died.
+            OSError: the data cannot be read, or a worker died or takes too long.
         """
         try:
-            arrays = self._ahead(step).result() if self._workers else _arrays(self._observations, self._rows_of(step))
-        except BrokenProcessPool as error:
-            raise ChildProcessError(f"a process that reads data died ({error})") from error
+            arrays = self._read_ahead(step) if self._workers else _arrays(self._observations, self._rows_of(step))
+        except ChildProcessError:
+            raise
         except (ValueError, OSError) as error:
             raise OSError(f"data cannot be read: {error}") from error
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
@@ -59,21 +60,21 @@ class ReadAhead:
         """End the workers after they finish the batches they are reading."""
         self._reading.clear()
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.close()
             self._pool = None
 
-    def _ahead(self, step: Step) -> Future[Arrays]:
+    def _read_ahead(self, step: Step) -> Arrays:
         """The batch of `step`; also starts reading as many of the next ones as may wait."""
         if not self._reading or self._reading[0][0] != step:
             self.close()
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # locks and remote clients do not survive a fork
-            self._pool = ProcessPoolExecutor(self._workers, context, _begin, (self._observations,))
+            prepared = _begin, (self._observations,)
+            self._pool = Pool(self._workers, "reads data", self._limit_s, "limits.data_s", *prepared)
         number, rows = self._reading[-1][0] if self._reading else (step[0] - 1, step[1])
         while len(self._reading) <= AHEAD * self._workers:
             number += 1
             self._reading.append(((number, rows), self._pool.submit(_read, self._rows_of((number, rows)).numpy())))
-        return self._reading.popleft()[1]
+        return self._pool.result(self._reading.popleft()[1])
 
 
 def _arrays(observations: Mapping[str, StreamedRows], rows: Tensor) -> Arrays:
@@ -84,22 +85,9 @@ _observations: Mapping[str, StreamedRows] = {}  # in a worker process, set once 
 
 
 def _begin(observations: Mapping[str, StreamedRows]) -> None:
-    """Initialise a worker.
-
-    It ignores signals: a terminal sends them to all processes, but the trainer needs batches until it has saved.
-    """
+    """Initialise a worker."""
     global _observations
     _observations = observations
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
-
-
-def _end_with_the_trainer() -> None:
-    trainer = multiprocessing.parent_process()
-    if trainer is not None:
-        trainer.join()
-        os._exit(1)  # the trainer was killed: nobody waits for the batches
 
 
 def _read(rows: np.ndarray) -> Arrays:

@@ -5,11 +5,12 @@
     checkpoints/{last, best}                                                              relative links
 
 `last` moves only once its new target is complete, so a process that is killed at any point leaves a checkpoint to
-resume from. The newest two keep their training state, in case the newest one is damaged.
+resume from. The newest two keep their training state, in case the newest one is damaged. Where `last` was lost, or was
+copied as a folder, the newest whole step is used.
 """
 
-import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,27 @@ class RunCheckpoints:
 
     def check(self, resume: bool) -> None:
         """Raise ValueError unless there is a run to resume or, without `resume`, none that would be overwritten."""
-        run, has_checkpoint = self._folder.parent, os.path.lexists(self._folder / "last")
+        run, has_checkpoint = self._folder.parent, bool(self._steps()) or _exists(self._folder / "last")
         if has_checkpoint and not resume:
             raise ValueError(f"{run} holds a run; add resume=true to continue it, or choose another hydra.run.dir")
         if resume and not has_checkpoint:
             raise ValueError(f"resume=true: no checkpoint in {run}; give the run's folder with hydra.run.dir=DIR")
 
-    def clean(self) -> None:
-        """Remove the unfinished files of killed writers."""
+    def begin(self) -> None:
+        """Remove the unfinished files of killed writers, and mend links that were lost or copied as folders.
+
+        Raises:
+            ValueError: no checkpoint can be resumed from.
+        """
         for stale in self._folder.glob(".step_*"):
             shutil.rmtree(stale, ignore_errors=True)
+        for name in ("best", "last"):
+            self._adopt(self._folder / name)
+        last = self._folder / "last"
+        if self._steps() and not _exists(last):
+            newest = self._of(self._newest_whole())
+            checkpoint.point(last, newest)
+            warnings.warn(f"resume: {last} was no link; it now names {newest.name}, the newest whole one", stacklevel=2)
 
     def write(
         self,
@@ -83,6 +95,22 @@ class RunCheckpoints:
         self._written.add(content["step"])  # never replace it: it may be the only one
         return content, model, state
 
+    def _adopt(self, name: Path) -> None:
+        """Turn a link that was copied as a folder (cp -L) into the step_N that it is, unless there is a whole one."""
+        if name.is_symlink() or not name.is_dir():
+            return
+        try:
+            step = int(_read(name)[0]["step"])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name} is a folder, but no whole checkpoint ({error}); remove it") from error
+        if self._is_whole(step):
+            shutil.rmtree(name)
+        else:
+            shutil.rmtree(self._of(step), ignore_errors=True)
+            name.rename(self._of(step))
+        if name.name == "best":
+            checkpoint.point(name, self._of(step))
+
     def left(self, can_go_on: bool) -> str:
         """A sentence for an error message: the last checkpoint and, if `can_go_on`, how to resume from it."""
         try:
@@ -93,14 +121,24 @@ class RunCheckpoints:
         return f"{self._folder / name}, the last one written, is intact{how}"
 
     def _advice(self, last: Path) -> str:
-        for step in sorted(self._steps(), reverse=True):
-            try:
-                _read(self._of(step))
-            except (OSError, ValueError):
-                continue
-            name = self._of(step).name
-            return f"{name} is intact: to resume from it, run `ln -sfn {name} {last}` and then the same command again"
-        return "no other checkpoint of this run can be resumed from: start again in another folder"
+        try:
+            name = self._of(self._newest_whole()).name
+        except ValueError as error:
+            return str(error)
+        return f"{name} is intact: to resume from it, run `ln -sfn {name} {last}` and then the same command again"
+
+    def _newest_whole(self) -> int:
+        whole = next(filter(self._is_whole, sorted(self._steps(), reverse=True)), None)
+        if whole is None:
+            raise ValueError("no other checkpoint of this run can be resumed from: start again in another folder")
+        return whole
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            _read(self._of(step))
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _of(self, step: int) -> Path:
         return self._folder / f"step_{step}"
@@ -108,6 +146,10 @@ class RunCheckpoints:
     def _steps(self) -> list[int]:
         names = [path.name.removeprefix("step_") for path in self._folder.glob("step_*")]
         return [int(name) for name in names if name.isdecimal()]
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def _read(folder: Path) -> Content:

@@ -11,7 +11,7 @@ from diffpolicy.system.schema import Range, read
 from diffpolicy.training.settings import LoggerConfig
 
 PANELS = {  # title -> metrics drawn in the panel
-    "loss": ("loss", "validation_loss"),
+    "loss": ("loss", "validation_loss", "validation_action_error"),
     "score": ("mean_score", "success_rate"),
     "learning rate": ("learning_rate",),
     "gradient norm": ("grad_norm",),
@@ -22,30 +22,26 @@ def check_logger(logger: LoggerConfig) -> None:
     """Raise ValueError unless the name and the mode of the logger are known."""
     if logger.name not in ("none", "wandb"):
         raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
-    if logger.mode not in ("online", "offline"):
-        raise ValueError(f"logger: mode {logger.mode!r} must be online or offline")
+    if logger.mode not in (None, "online", "offline"):
+        raise ValueError(f"logger: mode {logger.mode!r} must be online, offline or null, which is what WANDB_MODE says")
 
 
 class Metrics:
     """Appends rows {"step": ..., name: value} to FOLDER/metrics.jsonl.
 
-    On resume, rows after `step` are dropped. Unless `is_evaluated`, so are the scores of that step, which will be
-    written again.
+    On resume, rows after `step` are dropped, and a run of Weights & Biases goes on.
 
     Raises:
         ValueError: wandb is not installed or does not start.
     """
 
-    def __init__(
-        self, folder: Path, logger: LoggerConfig, config: Mapping[str, Any], step: int = 0, is_evaluated: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, logger: LoggerConfig, config: Mapping[str, Any], step: int = 0) -> None:
         self._folder = folder
         self._path = folder / "metrics.jsonl"
-        rows = [row for row in _read(self._path) if row["step"] <= step]
-        self.rows = [row for row in rows if row["step"] < step or is_evaluated or "mean_score" not in row]
+        self.rows = [row for row in _read(self._path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_text(self._path, text)
-        self._wandb = _start_wandb(folder, logger, config)
+        self._wandb = _start_wandb(folder, logger, config, is_resumed=step > 0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row."""
@@ -54,6 +50,10 @@ class Metrics:
             file.write(json.dumps(self.rows[-1]) + "\n")
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
+
+    def values(self, step: int, name: str) -> list[float]:
+        """The values of a metric in the rows of a step."""
+        return [row[name] for row in self.rows if row["step"] == step and name in row]
 
     def plot(self) -> None:
         """Draw figures/curves.png from all rows."""
@@ -115,15 +115,20 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _start_wandb(folder: Path, logger: LoggerConfig, config: Mapping[str, Any]) -> Any:
+def _start_wandb(folder: Path, logger: LoggerConfig, config: Mapping[str, Any], is_resumed: bool) -> Any:
+    """Start a run of Weights & Biases, or continue the one whose id is in FOLDER/wandb_id.txt."""
     if logger.name == "none":
         return None
     try:
         import wandb
     except ImportError as error:
         raise ValueError("logger: wandb is not installed; run: pip install 'diffpolicy[wandb]'") from error
-    mode = "online" if logger.mode == "online" else "offline"
+    path = folder / "wandb_id.txt"
+    known = path.read_text(encoding="utf-8").strip() if is_resumed and path.exists() else None
+    where = {"project": logger.project, "mode": logger.mode, "dir": str(folder)}
     try:
-        return wandb.init(project=logger.project, mode=mode, dir=str(folder), config=dict(config))
+        run = wandb.init(**where, config=dict(config), id=known, resume="allow" if known else None)
     except wandb.Error as error:
         raise ValueError(f"logger: wandb does not start: {error}; without a login use logger.mode=offline") from error
+    write_text(path, run.id)
+    return run

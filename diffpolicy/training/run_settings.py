@@ -29,7 +29,7 @@ ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
 AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
 
 
-def check_trainer(trainer: TrainerConfig) -> None:
+def check_trainer(trainer: TrainerConfig, seed: int = 0) -> None:
     """Raise ValueError if a setting of the training loop is of the wrong type or out of range."""
     check_settings(trainer, "trainer")
     for names, low, is_above in ((AT_LEAST_1, 1, False), (ABOVE_0, 0, True), (AT_LEAST_0, 0, False)):
@@ -37,6 +37,8 @@ def check_trainer(trainer: TrainerConfig) -> None:
             value = getattr(trainer, name)
             if not (math.isfinite(value) and (value > low if is_above else value >= low)):
                 raise ValueError(f"trainer: {name} {value} must be {'above' if is_above else 'at least'} {low}")
+    if seed < 0:
+        raise ValueError(f"seed {seed} must be at least 0")
     if trainer.ema_max_decay >= 1:
         raise ValueError(f"trainer: ema_max_decay {trainer.ema_max_decay} must be below 1")
     if trainer.precision not in ("float32", "bfloat16"):
@@ -113,15 +115,24 @@ def fingerprint(data: Demonstrations) -> str:
 def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the differences, unless a run of `policy` may resume with these settings.
 
-    Settings that are newer than the run count as having their defaults.
+    Settings that are newer than the run count as having their defaults. Data are compared by their content, wherever
+    they are and however their columns are named. A run may get more steps.
     """
-    before, now = _flatten(_filled(policy, found)), _flatten(expected)
+    before, now = (flattened(_compared(_filled(policy, one))) for one in (found, expected))
+    if int(now["trainer.steps"]) > int(before["trainer.steps"]):
+        before["trainer.steps"] = now["trainer.steps"]
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if different:
         listed = ", ".join(
             f"{shown_text(name)} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different[:8]
         )
         raise ValueError(f"resume: the settings differ: {listed}; use the same, or a new folder")
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the spelling of the data, whose content `data_sha256` covers."""
+    data = _without(settings["data"], ("path", "action", "observations"))
+    return {**settings, "data": {**data, "observations": sorted(settings["data"]["observations"])}}
 
 
 def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +152,8 @@ def _without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+def flattened(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as {"trainer.steps": "5000"}."""
     if not isinstance(value, Mapping):
         return {prefix: shown_text(repr(list(value) if isinstance(value, tuple) else value))}
-    return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".strip(".")).items()}
+    return {k: v for key, item in value.items() for k, v in flattened(item, f"{prefix}.{key}".strip(".")).items()}

@@ -5,13 +5,17 @@ from typing import Any
 
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.system.limits import LimitsConfig
 
 
 @dataclass
 class DataConfig:
-    """The demonstrations: where they are, and which arrays are the action and the observations."""
+    """The demonstrations: where they are, and which arrays are the action and the observations.
 
-    path: str
+    With several data sets, `weights` says how often each is drawn from; by default every window once per epoch.
+    """
+
+    path: Any  # or a list, for several data sets
     action: str = "action"
     # {key: [array, ...]}, where an array is "state" or "state[:2]"; Any, because hydra refuses new keys in a typed dict
     observations: Any = None
@@ -20,6 +24,7 @@ class DataConfig:
     validation_fraction: float = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
     workers: int = 2  # processes that read streamed observations
+    weights: list[float] | None = None  # one per data set
 
 
 @dataclass
@@ -58,7 +63,7 @@ class LoggerConfig:
 
     name: str = "none"  # or wandb
     project: str = "diffpolicy"
-    mode: str = "online"  # wandb: online or offline
+    mode: str | None = None  # wandb: online or offline; None is what WANDB_MODE says, else online
 
 
 @dataclass
@@ -78,6 +83,8 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     seed: int = 0
     device: str = "auto"  # the first available of cuda, mps and cpu
-    resume: bool = False
+    resume: bool = False  # continue the run in this folder
+    init_from: str | None = None  # begin with the weights and normalisation of a checkpoint, with the same settings

@@ -30,7 +30,8 @@ def _windows(
     split: str, config: TrainConfig, data: Demonstrations, episodes: np.ndarray, device: torch.device
 ) -> WindowBatches:
     try:
-        batch_size, workers = config.trainer.batch_size, config.data.workers
-        return WindowBatches(data, episodes, config.window, batch_size, config.seed, device, workers)
+        batch_size, workers, limit_s = config.trainer.batch_size, config.data.workers, config.limits.data_s
+        others = config.seed, device, workers, limit_s, config.data.weights
+        return WindowBatches(data, episodes, config.window, batch_size, *others)
     except ValueError as error:
         raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error

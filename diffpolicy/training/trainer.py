@@ -7,7 +7,6 @@ weights, their averages and the optimiser's moments.
 import contextlib
 import math
 import signal
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffpolicy.evaluation.evaluate import check_evaluation, evaluate, summarize
-from diffpolicy.evaluation.rollout import Episode, check_env
-from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.evaluation.sharded import sharded
+from diffpolicy.evaluation.evaluate import check_evaluation
+from diffpolicy.evaluation.rollout import check_env
 from diffpolicy.policy.pretrained import checkpoint_config
 from diffpolicy.system import tensor_file
-from diffpolicy.system.distributed import ALONE, Ranks
+from diffpolicy.system.device import conditions
+from diffpolicy.system.distributed import ALONE, Ranks, lost_ranks_named
 from diffpolicy.system.stopping import StoppedError, StopSignals
-from diffpolicy.training.batches import mixed_seed
 from diffpolicy.training.data_formats import load_data
 from diffpolicy.training.ema import Ema
+from diffpolicy.training.evaluating import Evaluation
 from diffpolicy.training.optimization import Optimization
 from diffpolicy.training.recent import RecentSteps
-from diffpolicy.training.run_checkpoints import RunCheckpoints
+from diffpolicy.training.run_folder import RunFolder
 from diffpolicy.training.run_log import Metrics, NoMetrics, check_logger
 from diffpolicy.training.run_settings import (
     REPORTING,
@@ -41,7 +39,9 @@ from diffpolicy.training.run_settings import (
 )
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
+from diffpolicy.training.starting import initialize, warn_of_extension, warn_of_other_conditions
 from diffpolicy.training.state import pack, unpack
+from diffpolicy.training.validation import Validation
 
 AGREE_EVERY = 10  # steps between the points where several processes agree whether to stop
 
@@ -53,38 +53,52 @@ class Trainer:
         ValueError: settings or data do not fit, the folder holds a run that is not to be resumed or, on resume, the
             checkpoint is missing, damaged or has other settings.
         FileNotFoundError: there is no data set.
+        BlockingIOError: another process trains in the folder.
     """
 
     def __init__(self, config: TrainConfig, folder: str | Path, ranks: Ranks = ALONE) -> None:
-        check_trainer(config.trainer)
+        check_trainer(config.trainer, config.seed)
         check_logger(config.logger)
-        check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch)
+        check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch, config.evaluation.seed)
+        config.limits.check()
         if config.env is not None:
             ranks.shard(range(config.evaluation.episodes))
         self.config = config
-        self.folder = Path(folder)
-        self.checkpoints = RunCheckpoints(self.folder)
-        self.checkpoints.check(config.resume)
         self.ranks = ranks
         self.device = ranks.device(config.device)
+        self.step = 0
+        self.best_score = -math.inf
+        self._is_evaluated = True  # False in a checkpoint saved before an evaluation
+        self._recent = RecentSteps(ranks)
+        self._stop = StopSignals()
+        self.evaluation = config.env and Evaluation(config, config.env, ranks, self._stop, self._stop_if_asked)
+        self.folder = RunFolder(Path(folder), config.resume, ranks.is_first)
+        self.checkpoints = self.folder.checkpoints
+        try:
+            self._prepare(config, ranks)
+        except BaseException:
+            self.folder.release()
+            raise
+
+    def _prepare(self, config: TrainConfig, ranks: Ranks) -> None:
         data = load_data(config.data)
         self.policy = new_policy(config, data)
+        if config.init_from is not None and not config.resume:
+            initialize(self.policy, config.init_from, data)
         if config.env is not None:
             check_env(config.env, self.policy)
         self.settings = settings_of_run(config, self.policy, data)
-        self.policy.metadata = {"task": config.task, "env": self.settings["env"], "training": self.settings}
+        self.conditions = {**conditions(self.device), "processes": str(ranks.count)}
+        described = {"task": config.task, "env": self.settings["env"], "training": self.settings}
+        self.policy.metadata |= {**described, "conditions": self.conditions}
         self.policy.to(self.device)
-        self.batches, self.validation = split_windows(config, data, self.device)
+        self.batches, held_out = split_windows(config, data, self.device)
+        self.validation = None if held_out is None else Validation(held_out, data, config.sampler, config.seed)
         self._rows = ranks.rows(self.batches.batch_size)
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
         if config.trainer.compile:
             self.policy.network.compile(fullgraph=True)  # not the average: its batch size varies
         self.optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
-        self.step = 0
-        self.best_score = -math.inf
-        self._is_evaluated = True  # False in a checkpoint saved when an evaluation was interrupted
-        self._recent = RecentSteps(ranks)
-        self._stop = StopSignals()
         if config.resume:
             self._resume()
         self.optimization.share()
@@ -97,14 +111,9 @@ class Trainer:
             FloatingPointError: a loss or gradient norm is not finite.
         """
         steps = self.config.trainer.steps
-        bar = tqdm(
-            total=steps,
-            initial=self.step,
-            desc=self.config.task,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.ranks.is_first,
-        )
+        shown = {"desc": self.config.task, "unit": "step", "dynamic_ncols": True, "disable": not self.ranks.is_first}
+        bar = tqdm(total=steps, initial=self.step, **shown)
+        self.claim()
         try:
             metrics = self._open()
             with self._stop, contextlib.closing(metrics), contextlib.closing(self.batches), bar:
@@ -112,22 +121,35 @@ class Trainer:
                     self._train(metrics, bar)
                 except StoppedError:
                     self._save()
-        except FloatingPointError as error:  # resuming would fail again
-            left = self.checkpoints.left(can_go_on=False)
-            raise FloatingPointError(f"training, step {self.step}: {error}; {left}") from error
-        except OSError as error:
-            kind = ChildProcessError if isinstance(error, ChildProcessError) else OSError
-            left = self.checkpoints.left(can_go_on=True)
+        except (FloatingPointError, OSError) as error:
+            kind = next(kind for kind in (FloatingPointError, ChildProcessError, OSError) if isinstance(error, kind))
+            left = self.checkpoints.left(can_go_on=kind is not FloatingPointError)  # which resuming would meet again
             raise kind(f"training, step {self.step}: {error}; {left}") from error
+        finally:
+            self.folder.release()
         self.ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
         return self._stop.received if self.step < steps or not self._is_evaluated else None
 
+    def claim(self) -> None:
+        """Take the run folder for this process until `run`, which also calls this, has ended.
+
+        Raises:
+            BlockingIOError: another process trains in the folder.
+            ValueError: another process has trained there since this trainer was made.
+        """
+        self.folder.claim()
+
     def _open(self) -> Metrics | NoMetrics:
-        if not self.ranks.is_first:
-            return NoMetrics()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.clean()
-        return Metrics(self.folder, self.config.logger, asdict(self.config), self.step, self._is_evaluated)
+        if self.ranks.is_first:
+            metrics = Metrics(self.folder.path, self.config.logger, asdict(self.config), self.step)
+            for score in metrics.values(self.step, "mean_score"):  # the evaluation after the save is done already
+                self._is_evaluated, self.best_score = True, max(self.best_score, score)
+        else:
+            metrics = NoMetrics()
+        known = torch.tensor([self._is_evaluated, self.best_score], dtype=torch.float64)
+        known = self.ranks.total(known if self.ranks.is_first else torch.zeros(2, dtype=torch.float64))
+        self._is_evaluated, self.best_score = bool(known[0]), float(known[1])
+        return metrics
 
     def _stop_if_asked(self) -> None:
         """Stop all processes at the same step, whichever of them got the signal."""
@@ -163,52 +185,35 @@ class Trainer:
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """Run one optimiser step; returns the loss and the gradient norm, scalars that stay on the device."""
-        return self.optimization.step(self.batches.batch(self.step, self._rows), self.step)
+        with self._stop.at_once() if self.ranks.count == 1 else contextlib.nullcontext():  # reading may hang
+            batch = self.batches.batch(self.step, self._rows)
+        with lost_ranks_named(self.ranks):
+            return self.optimization.step(batch, self.step)
 
     def _validate_and_evaluate(self, metrics: Metrics | NoMetrics, bar: Any) -> None:
         values: dict[str, float] = {}
         if self.validation is not None and self._is_due(self.config.trainer.validate_every):
-            values["validation_loss"] = self._validation_loss()
-        if self.config.env is not None and self._is_due(self.config.trainer.evaluate_every):
-            values |= self._evaluation(self.config.env)
+            self.ema.sync(self.policy)
+            values |= self.validation(self.ema.policy, self.optimization.autocast(), self.step)
+        if self.evaluation is not None and self._is_due(self.config.trainer.evaluate_every):
+            self._is_evaluated = False
+            self._save()  # before: an env may hang or die
+            values |= self.evaluation(self.ema.policy, self.step, self.checkpoints.left(can_go_on=True))
+            self._is_evaluated = True
+        score = values.get("mean_score", -math.inf)
+        if self.evaluation is None:
+            score = -values.get("validation_action_error", math.inf)
+        is_best = score > self.best_score
+        self.best_score = score if is_best else self.best_score
+        if is_best and self.evaluation is not None:  # before the row, which says that the evaluation is done
+            self._save(is_best)
         if values:
             metrics.write(self.step, values)
             metrics.plot()
             if not bar.disable:
                 bar.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
-        if values.get("mean_score", -math.inf) > self.best_score:
-            self.best_score = values["mean_score"]
-            self._save(is_best=True)
-
-    def _evaluation(self, env: EnvConfig) -> dict[str, float]:
-        """Score and success rate of the averaged weights; saves a checkpoint if the evaluation is interrupted."""
-        config = self.config.evaluation
-        self._is_evaluated = False
-
-        def run(seeds: Sequence[int]) -> list[Episode]:
-            policy, sampler = self.ema.policy, self.config.sampler
-            return evaluate(policy, env, sampler, seeds, config.inference_batch, on_tick=self._stop.check)
-
-        try:
-            episodes = sharded(self.ranks, range(config.seed, config.seed + config.episodes), run)
-        except Exception as error:
-            self._stop_if_asked()  # a signal to all processes also kills the env processes
-            self._save()
-            if isinstance(error, OSError | EOFError):  # raised by a pipe to a dead process
-                raise ChildProcessError(f"the evaluation failed because an env died ({error!r})") from error
-            raise
-        self._is_evaluated = True
-        summary = summarize(episodes)
-        return {key: summary[key] for key in ("mean_score", "success_rate")}
-
-    def _validation_loss(self) -> float:
-        """The loss of the averaged weights on the validation windows, with the same levels and noise every time."""
-        assert self.validation is not None
-        self.ema.sync(self.policy)
-        generator = torch.Generator(self.device).manual_seed(mixed_seed(self.config.seed, 2))
-        with torch.inference_mode(), self.optimization.autocast():
-            batch = self.validation
-            return float(self.ema.policy.loss(batch.observations, batch.actions, generator, step=self.step))
+        if is_best:
+            self._save(is_best)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.trainer.steps
@@ -228,6 +233,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Restore the state from checkpoints/last, as if there had been no interruption."""
+        self.ranks.largest(0)  # wait until the first process has mended the links
         content, model, state = self.checkpoints.read_last()
         check_same_settings(self.policy, content["training"], self.settings)
         expected = tensor_file.specs(self.ema.policy.acting_state())
@@ -239,3 +245,7 @@ class Trainer:
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])
         self._recent.restore(numbers["recent"].to(self.device))
+        self.policy.metadata |= {"init_from": content["init_from"]} if "init_from" in content else {}
+        if self.ranks.is_first:
+            warn_of_other_conditions(content.get("conditions", {}), self.conditions)
+            warn_of_extension(int(content["training"]["trainer"]["steps"]), self.config.trainer, self.step)

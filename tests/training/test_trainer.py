@@ -46,7 +46,7 @@ def test_training_lowers_the_loss_and_leaves_the_files_of_a_run(data_set: Path, 
     assert (tmp_path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
     checkpoints = tmp_path / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == sorted(
-        ["last", *(f"step_{n}" for n in (8, 16, 24, 32, 40, 48, 56, 60))]
+        ["best", "last", *(f"step_{n}" for n in (8, 16, 24, 32, 40, 48, 56, 60))]
     )
     assert (checkpoints / "last").resolve().name == "step_60"
     policy = DiffusionPolicy.from_pretrained(checkpoints / "last")
@@ -112,12 +112,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
 def test_evaluation_during_training_picks_the_best(data_set: Path, tmp_path: Path, monkeypatch) -> None:
     """With a scripted sequence of scores, `best` names the checkpoint of the highest."""
     from diffpolicy.evaluation.rollout import Episode
-    from diffpolicy.training import trainer as module
+    from diffpolicy.training import evaluating as module
 
     scores = iter([0.2, 0.7, 0.4])
     seen = []
 
-    def evaluate(policy, env, sampler, seeds, inference_batch, on_tick):
+    def evaluate(policy, env, sampler, seeds, inference_batch, safety, on_tick, patience):
         seen.append(list(seeds))
         score = next(scores)
         return [Episode(seed, score, False, 1) for seed in seeds]

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.evaluation.rollout import Episode, OnTick
+from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.system import checkpoint
+from diffpolicy.training import evaluating
 from diffpolicy.training import trainer as trainer_module
 from diffpolicy.training.settings import DataConfig, EvaluationConfig, TrainConfig, TrainerConfig
 from diffpolicy.training.trainer import Trainer
@@ -129,15 +130,13 @@ def test_evaluation_during_training_gets_the_averaged_policy(
 ) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def evaluate(
-        policy: DiffusionPolicy, env: EnvConfig, sampler: Any, seeds: range, _: int, on_tick: OnTick
-    ) -> list[Episode]:
+    def evaluate(policy: DiffusionPolicy, env: EnvConfig, sampler: Any, seeds: range, *_: Any) -> list[Episode]:
         assert not policy.training
         assert (env.id, sampler["steps"]) == ("CartPole-v1", 3)
         seen.append({name: value.clone() for name, value in policy.state_dict().items()})
         return [Episode(seed, 0.5, False, 1) for seed in seeds]
 
-    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
     monkeypatch.setattr(trainer_module, "check_env", lambda env, policy: None)  # nothing of the env is used
     make_trainer(data_set, tmp_path, EnvConfig("CartPole-v1"), evaluate_every=4).run()
     for step, policy in zip((4, 8), seen, strict=True):
