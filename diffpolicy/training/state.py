@@ -26,6 +26,13 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, numbers: Mapping[str,
     return {**state, **_moments(policy, optimizer, torch.zeros_like), **numbers}
 
 
+def unpack_average(model: Mapping[str, Tensor], average: Policy) -> None:
+    """Load the averaged weights of a checkpoint; raises ValueError as `unpack`."""
+    check(specs(model), specs(average.acting_state()), "checkpoint: model")
+    check_finite(model, "checkpoint: model")
+    average.load_state_dict(model, strict=False)
+
+
 def _expected(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Spec]:
     """The specs of all tensors of a packed state."""
     weights = {f"model.{name}": value for name, value in policy.state_dict().items()}

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from diffpolicy.evaluation.evaluate import check_evaluation
 from diffpolicy.evaluation.rollout import check_env
 from diffpolicy.policy.pretrained import checkpoint_config
-from diffpolicy.system import tensor_file
 from diffpolicy.system.device import conditions
 from diffpolicy.system.distributed import ALONE, Ranks, lost_ranks_named
 from diffpolicy.system.stopping import StoppedError, StopSignals
@@ -40,7 +39,7 @@ from diffpolicy.training.run_settings import (
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
 from diffpolicy.training.starting import initialize, warn_of_extension, warn_of_other_conditions
-from diffpolicy.training.state import pack, unpack
+from diffpolicy.training.state import pack, unpack, unpack_average
 from diffpolicy.training.validation import Validation
 
 AGREE_EVERY = 10  # steps between the points where several processes agree whether to stop
@@ -236,11 +235,8 @@ class Trainer:
         self.ranks.largest(0)  # wait until the first process has mended the links
         content, model, state = self.checkpoints.read_last()
         check_same_settings(self.policy, content["training"], self.settings)
-        expected = tensor_file.specs(self.ema.policy.acting_state())
-        tensor_file.check(tensor_file.specs(model), expected, "checkpoint: model")
-        tensor_file.check_finite(model, "checkpoint: model")
         numbers = unpack(state, self.policy, self.optimization.optimizer, content["step"])
-        self.ema.policy.load_state_dict(model, strict=False)
+        unpack_average(model, self.ema.policy)
         self.step = content["step"]
         self.best_score = float(numbers["best_score"])
         self._is_evaluated = bool(numbers["is_evaluated"])
