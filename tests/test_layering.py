@@ -57,6 +57,7 @@ SHELVES = {
     "evaluation": ("monitor rollout", "sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
+        "normalizers",
         "build plan_projection",
         "migration sampling",
         "protocol",

@@ -52,7 +52,9 @@ class PolicyConfig:
     Attributes:
         observations: key -> `ObservationSpec`; a number stands for a vector with that many features.
         action_dim: features of an action.
-        normalizer: limits or gaussian, for vector observations and, with the codec `normalizer`, for actions.
+        normalizer: a choice (limits, gaussian, quantiles or none) for all vector observations and, with the codec
+            `normalizer`, for actions; or a choice for each key, e.g. {"state": "gaussian", "action": "quantiles"}.
+            Keys that are left out take limits.
         window: time steps that the policy observes, plans and executes.
         model, diffusion, encoder, codec: choices.
         name: the kind of policy.
@@ -60,7 +62,7 @@ class PolicyConfig:
 
     observations: Mapping[str, Any]
     action_dim: int
-    normalizer: str = "limits"
+    normalizer: Any = "limits"
     window: WindowConfig = field(default_factory=WindowConfig)
     model: Any = "unet1d"
     diffusion: Any = "denoising"

@@ -20,8 +20,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-FORMAT_VERSION = 2
-READABLE = (1, 2)  # diffpolicy.policy.migration converts the content of earlier formats
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)  # diffpolicy.policy.migration converts the content of earlier formats
 CONFIG = "config.json"
 
 
