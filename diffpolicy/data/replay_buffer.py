@@ -14,6 +14,7 @@ import zarr
 from diffpolicy.data import checks, store
 from diffpolicy.data.archive import write_zip
 from diffpolicy.data.arrays import check_arrays, find_array, find_group, read_ends
+from diffpolicy.data.groups import forget_consolidated
 
 
 class ReplayBuffer:
@@ -151,6 +152,7 @@ class ReplayBuffer:
         values = checks.check_episode(arrays, self.specs, self.n_episodes)
         everyone = [*self.episode_attributes, checks.check_attributes(attributes, self.n_episodes)]
         start, length = self.n_steps, len(next(iter(values.values())))
+        forget_consolidated(Path(self.location))
         for key, array in self._arrays.items():
             array.resize((start + length, *array.shape[1:]))
             store.writable(array)[start:] = values[key]

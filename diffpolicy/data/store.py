@@ -22,6 +22,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore, ZipStore
 
 from diffpolicy.data.checks import Specs
+from diffpolicy.data.groups import open_group
 
 # Root attribute of the buffers that we write: {"version": 1, "keys": [...]}. All of their chunks exist, so a missing
 # chunk means damage. Files from other writers may omit chunks that hold only the fill value.
@@ -63,7 +64,7 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
         raise ValueError(f"{location}: only a directory can be appended to; copy it to one with buffer.copy(path)")
     root = _open_url(str(location)) if is_url else _open_path(Path(location), mode)
     if mode == "r" and is_ours(root):
-        return zarr.open_group(WholeStore(root.store), path=root.path, mode="r")
+        return open_group(WholeStore(root.store), path=root.path)
     return root
 
 
@@ -121,7 +122,7 @@ def _open_directory(path: Path, mode: str) -> zarr.Group:
             "in training, data.format names another format"
         )
     with reading(str(path)):
-        return zarr.open_group(str(path), mode="r" if mode == "r" else "r+")
+        return open_group(str(path), mode="r" if mode == "r" else "r+")
 
 
 def _open_zip(path: Path) -> zarr.Group:
@@ -138,14 +139,14 @@ def _open_zip(path: Path) -> zarr.Group:
         )
     with reading(str(path)):
         # An explicit ZipStore, because zarr takes a bare path for a directory.
-        return zarr.open_group(ZipStore(path, mode="r"), mode="r")
+        return open_group(ZipStore(path, mode="r"))
 
 
 def _open_url(url: str) -> zarr.Group:
     if url.endswith(".zip"):
         raise ValueError(f"{url}: a zip is not read over a URL; download it and open the file")
     try:
-        return zarr.open_group(url, mode="r")
+        return open_group(url)
     except ImportError as error:
         raise ImportError(
             f"{url}: this kind of URL needs another package ({error}); for http: pip install 'diffpolicy[remote]'"
@@ -210,7 +211,7 @@ def _move_unless_done(whole: Path, path: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     """Whether we wrote the buffer in `folder`: anything else of that name is left alone."""
     try:
-        return is_ours(zarr.open_group(str(folder), mode="r"))
+        return is_ours(open_group(str(folder)))
     except Exception:  # nothing there, or a folder that zarr cannot read
         return False
 
