@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import zarr
 
 from diffpolicy.data import checks, store
 from diffpolicy.data.archive import write_zip
-from diffpolicy.data.arrays import check_arrays, find_array, find_group, read_ends
+from diffpolicy.data.arrays import SpecsOf, StepArrays, find_array, find_group, read_ends
 from diffpolicy.data.groups import forget_consolidated
 
 
@@ -29,14 +30,12 @@ class ReplayBuffer:
         self.location, self.mode, self._root = location, mode, root
         self._ours = store.is_ours(root)
         data = find_group(root, "data", location)
-        mark: Any = root.attrs.get(store.MARK)
-        names = mark["keys"] if self._ours else sorted(data.array_keys())
-        self._arrays = {key: find_array(data, key, location) for key in names}
         self._ends_array = find_array(find_group(root, "meta", location), "episode_ends", location)
         self._ends = read_ends(self._ends_array, location, self._ours)
         if mode == "a" and not self._ours:
             raise ValueError(f"{location}: not written by ReplayBuffer; buffer.copy(path) makes one to append to")
-        check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
+        mark: Any = root.attrs.get(store.MARK)
+        self._arrays = StepArrays(data, self._ends, location, mark["keys"] if self._ours else None)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], specs: checks.Specs) -> ReplayBuffer:
@@ -62,7 +61,7 @@ class ReplayBuffer:
     def open(cls, location: str | os.PathLike[str], mode: str = "r") -> ReplayBuffer:
         """Open a directory, .zip or fsspec URL to read ("r"), or a directory that `create` made to append ("a").
 
-        The only data that this reads is `episode_ends`.
+        The only data that this reads is `episode_ends`. In files of others, an array is checked once it is asked for.
 
         Raises:
             FileNotFoundError: there is nothing at `location`.
@@ -94,13 +93,13 @@ class ReplayBuffer:
 
     @property
     def keys(self) -> list[str]:
-        """Names of the arrays."""
+        """Names of the arrays that have one row per step and can be read; one in a group is called group/array."""
         return list(self._arrays)
 
     @property
-    def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Key -> (shape of one row, dtype), as `create` takes it."""
-        return {key: (tuple(array.shape[1:]), np.dtype(array.dtype)) for key, array in self._arrays.items()}
+    def specs(self) -> checks.Specs:
+        """Key -> (shape of one row, dtype), as `create` takes it; asking for one key looks at one array."""
+        return SpecsOf(self._arrays)
 
     @property
     def episode_attributes(self) -> list[dict[str, Any]]:
@@ -120,17 +119,17 @@ class ReplayBuffer:
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of one array; raises as `buffer[key]` does."""
-        self._require_key(key)
+        array = self._arrays[key]
         with store.reading(f"{self.location}: array {key!r}"):
-            values = np.asarray(self._arrays[key][start:stop])
+            values = np.asarray(array[start:stop])
         checks.check_finite(self.location, key, values, range(start, stop), self._ends)
         return values
 
     def take(self, key: str, rows: np.ndarray) -> np.ndarray:
         """The given rows of one array, in increasing order without repetition; raises as `buffer[key]` does."""
-        self._require_key(key)
+        array = self._arrays[key]
         with store.reading(f"{self.location}: array {key!r}"):
-            values = np.asarray(self._arrays[key].oindex[rows])
+            values = np.asarray(array.oindex[rows])
         checks.check_finite(self.location, key, values, rows, self._ends)
         return values
 
@@ -187,10 +186,10 @@ class ReplayBuffer:
         if target.exists():
             raise FileExistsError(f"{target}: exists already; remove it or choose another path")
         kept = self._checked(episodes if episodes is not None else range(self.n_episodes))
-        keys = list(keys if keys is not None else self.keys)
-        for key in keys:
-            self._require_key(key)
-        specs = {key: self.specs[key] for key in keys}
+        if keys is None and (left_out := self._arrays.left_out()):
+            reasons = "; ".join(left_out.values())
+            warnings.warn(f"{self.location}: the copy leaves out {', '.join(left_out)} ({reasons})", stacklevel=2)
+        specs = {key: self.specs[key] for key in (self.keys if keys is None else keys)}
         starts = np.concatenate([[0], self._ends])[kept]
         rows = np.concatenate([np.arange(0), *map(np.arange, starts, self._ends[kept])])
         with store.staging(target) as temporary:
@@ -237,10 +236,6 @@ class ReplayBuffer:
         if len(unknown):
             raise IndexError(f"{self.location}: episodes {unknown.tolist()}, expected 0 to {self.n_episodes - 1}")
         return indices
-
-    def _require_key(self, key: str) -> None:
-        if key not in self._arrays:
-            raise KeyError(f"{self.location}: no array {key!r}; it has {self.keys}")
 
     def _require_append(self) -> None:
         if self.mode != "a":

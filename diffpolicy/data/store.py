@@ -165,10 +165,11 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(
-            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {error}); "
-            "copy or download the data set again"
-        ) from error
+        kind = type(error).__name__
+        state, cure = "truncated or corrupt, cannot", "copy or download the data set again"
+        if kind == "UnknownCodecError":
+            state, cure = "cannot", "install the package that has its codec"
+        raise ValueError(f"{what}: {state} be decoded ({kind}: {error}); {cure}") from error
 
 
 @contextmanager
