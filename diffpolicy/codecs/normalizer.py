@@ -70,7 +70,7 @@ class Normalizer(nn.Module):
             raise ValueError(f"normalizer: data has shape {list(data.shape)}, expected [rows >= 1, {len(self.scale)}]")
         low, high, mean, deviation = _statistics(data)
         middle, radius = (high + low) / 2, (high - low) / 2
-        is_constant = is_constant_range(low, high, self.settings.range_eps)
+        is_constant = _is_constant(low, high, self.settings.range_eps)
         center = middle
         if self.kind == "gaussian":
             center, radius = mean, deviation
@@ -116,7 +116,7 @@ class Normalizer(nn.Module):
         return horizon * self.scale.abs().log().sum()
 
 
-def is_constant_range(low: Tensor, high: Tensor, range_eps: float) -> Tensor:
+def _is_constant(low: Tensor, high: Tensor, range_eps: float) -> Tensor:
     """Whether features with these limits count as constant: a range below `range_eps` or float32's resolution."""
     resolution = 1e-6 * torch.maximum(low.abs(), high.abs())
     return (high - low < range_eps) | (high - low <= resolution)
@@ -138,7 +138,7 @@ def _checked(settings: NormalizerConfig | str) -> NormalizerConfig:
 
 def _between(low: Tensor, high: Tensor, middle: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """Center and radius of [low, high]; where the quantiles are one, those of the limits instead."""
-    is_one = is_constant_range(low, high, 0.0)
+    is_one = _is_constant(low, high, 0.0)
     return torch.where(is_one, middle, (high + low) / 2), torch.where(is_one, radius, (high - low) / 2)
 
 

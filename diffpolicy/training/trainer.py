@@ -25,6 +25,7 @@ from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.stopping import StoppedError, StopSignals
 from diffpolicy.training.batches import mixed_seed
 from diffpolicy.training.data_formats import load_data
+from diffpolicy.training.data_report import log_report
 from diffpolicy.training.ema import Ema
 from diffpolicy.training.optimization import Optimization
 from diffpolicy.training.recent import RecentSteps
@@ -68,6 +69,8 @@ class Trainer:
         self.device = ranks.device(config.device)
         data = load_data(config.data)
         self.policy = new_policy(config, data)
+        if ranks.is_first:
+            log_report(data, self.policy.config)
         if config.env is not None:
             check_env(config.env, self.policy)
         self.settings = settings_of_run(config, self.policy, data)
