@@ -33,6 +33,7 @@ FLOORS = (
 SHELVES = {
     "codecs": ("normalizer",),
     "commands": (
+        "command",
         "benchmark_envs benchmark_inference benchmark_planning benchmark_safety benchmark_samplers benchmark_streaming "
         "benchmark_training evaluate_policy generate_demos plot_diffusion plot_safety train_policy training_cost",
     ),

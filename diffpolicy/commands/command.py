@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from diffpolicy.commands.known import check_known, hints
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.schemas import register_choices
 
@@ -54,6 +55,7 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         @functools.wraps(function)
         def main(settings: DictConfig) -> None:
             try:
+                check_known(settings, schema, HydraConfig.get().overrides.task)
                 config: Any = OmegaConf.to_object(settings)
                 function(config, Path(HydraConfig.get().runtime.output_dir))
             except MissingMandatoryValue as error:
@@ -66,7 +68,16 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
 
-        return main
+        @functools.wraps(main)
+        def run(*settings: DictConfig) -> None:
+            try:
+                main(*settings)
+            except SystemExit:
+                for hint in hints(sys.argv[1:], schema):  # hydra's own advice for a misspelled setting is to add it
+                    print(f"error: {hint}", file=sys.stderr)
+                raise
+
+        return run
 
     return decorate
 

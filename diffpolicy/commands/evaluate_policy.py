@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpolicy.commands.command import command
+from diffpolicy.commands.known import UNUSED
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.safety.build import SafetyConfig, build_safety
@@ -30,9 +31,9 @@ class EvaluateConfig:
     checkpoint: str
     task: str | None = None  # if given, a checkpoint of another task is refused
     env: EnvConfig | None = None  # set by the task; by default the checkpoint's
-    data: Any = None  # this and the next two are set by the task and not used
-    trainer: Any = None
-    window: Any = None
+    data: Any = field(default=None, metadata=UNUSED)
+    trainer: Any = field(default=None, metadata=UNUSED)
+    window: Any = field(default=None, metadata=UNUSED)
     sampler: Any = "ddim"
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     episodes: int = 50

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from diffpolicy.commands.command import command
+from diffpolicy.commands.known import UNUSED
 from diffpolicy.demos.generate import generate
 from diffpolicy.system.distributed import joined
 
@@ -29,10 +30,10 @@ class GenerateConfig:
     output: str = MISSING
     workers: int = 1
     expert: dict[str, Any] = field(default_factory=dict)
-    data: Any = None  # this and the next three are set by the task and not used
-    env: Any = None
-    trainer: Any = None
-    window: Any = None
+    data: Any = field(default=None, metadata=UNUSED)
+    env: Any = field(default=None, metadata=UNUSED)
+    trainer: Any = field(default=None, metadata=UNUSED)
+    window: Any = field(default=None, metadata=UNUSED)
 
 
 @command("generate", GenerateConfig)
