@@ -55,7 +55,7 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor rollout", "sharded", "evaluate"),
+    "evaluation": ("monitor outcome", "rollout", "env_check sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "normalizers",

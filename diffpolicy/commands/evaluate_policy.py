@@ -9,12 +9,14 @@ run folder, by default outputs/evaluate/TIME.
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffpolicy.commands.command import command
 from diffpolicy.commands.known import UNUSED
+from diffpolicy.evaluation.env_check import check_env, why_not_drawn
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.safety.build import SafetyConfig, build_safety
@@ -49,6 +51,7 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     with joined() as ranks:
         device = ranks.device(config.device)
         policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device)
+        check_env(env, policy)
         seeds = range(config.seed, config.seed + config.episodes)
         safety = build_safety(config.safety)
         found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks)
@@ -63,8 +66,11 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     path = folder / "results.json"
     write_text(path, json.dumps(results, indent=2))
     if config.videos > 0:
-        chosen = seeds[: config.videos]
-        record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
+        if reason := why_not_drawn(env):
+            print(f"no videos: {reason}; videos=0 skips them", file=sys.stderr)
+        else:
+            chosen = seeds[: config.videos]
+            record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
     low, high = results["score_ci95"]
     low_rate, high_rate = results["success_ci95"]
     if safety is not None:

@@ -14,6 +14,7 @@ from diffpolicy._version import __version__
 from diffpolicy.control.controller import PolicyController
 from diffpolicy.evaluation.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.evaluation.monitor import Monitor
+from diffpolicy.evaluation.outcome import step_limit
 from diffpolicy.evaluation.rollout import Episode, OnTick, make_vector_env, rollout
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
@@ -25,6 +26,7 @@ from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.tables import Choice
 
 WARM_UP = 3  # untimed calls
+DEFAULT_FPS = 10
 
 
 def evaluate(
@@ -35,12 +37,22 @@ def evaluate(
     inference_batch: int,
     safety: Safety | None = None,
     on_tick: OnTick | None = None,
+    progress: bool = False,
 ) -> list[Episode]:
-    """Run one episode per seed."""
+    """Run one episode per seed; `progress` shows a bar."""
     controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch))
     try:
-        return rollout(controller, vector_env, seeds, env.reset_options, on_tick=on_tick)
+        limit = step_limit(env, vector_env)
+        return rollout(
+            controller,
+            vector_env,
+            seeds,
+            env.reset_options,
+            on_tick=on_tick,
+            max_episode_steps=limit,
+            progress=progress,
+        )
     finally:
         vector_env.close()
 
@@ -54,12 +66,19 @@ def record_videos(
     folder: Path,
     safety: Safety | None = None,
 ) -> list[Episode]:
-    """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`."""
+    """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`.
+
+    The videos have the env's `render_fps`, 10 if it names none.
+    """
     controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
-    recorder = VideoRecorder(folder, list(seeds), zones=_zones(safety))
+    fps = vector_env.metadata.get("render_fps") or DEFAULT_FPS
+    recorder = VideoRecorder(folder, list(seeds), fps, _zones(safety))
     try:
-        return rollout(controller, vector_env, seeds, env.reset_options, on_step=recorder)
+        limit = step_limit(env, vector_env)
+        return rollout(
+            controller, vector_env, seeds, env.reset_options, on_step=recorder, max_episode_steps=limit, progress=True
+        )
     finally:
         recorder.close()
         vector_env.close()
@@ -172,7 +191,7 @@ def report(
     sampling = policy.sampling(sampler)
 
     def run(shard: Sequence[int]) -> list[Episode]:
-        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor)
+        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor, progress=ranks.is_first)
 
     episodes = sharded(ranks, seeds, run)
     return {

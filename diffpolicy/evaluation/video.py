@@ -29,7 +29,7 @@ class VideoRecorder:
         zones: zones to draw into every frame. The frame must show the square from 0 to WORLD_SIZE.
     """
 
-    def __init__(self, folder: Path, seeds: list[int], fps: int = 10, zones: Sequence[Zone] = ()) -> None:
+    def __init__(self, folder: Path, seeds: list[int], fps: float = 10, zones: Sequence[Zone] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = [folder / f"episode_{i:03d}_seed_{seed}.mp4" for i, seed in enumerate(seeds)]
         self._fps = fps
@@ -46,7 +46,9 @@ class VideoRecorder:
         for slot in np.flatnonzero(episode >= 0):
             index = int(episode[slot])
             if index not in self._writers:
-                self._writers[index] = imageio.get_writer(self.paths[index], fps=self._fps, codec="libx264")
+                self._writers[index] = imageio.get_writer(
+                    self.paths[index], fps=self._fps, codec="libx264", macro_block_size=2
+                )
             frame = draw_zones(np.asarray(frames[slot]), self._zones)
             self._writers[index].append_data(draw_score(frame, float(score[slot])))
 

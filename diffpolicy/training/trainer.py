@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffpolicy.evaluation.env_check import check_env
 from diffpolicy.evaluation.evaluate import check_evaluation, evaluate, summarize
-from diffpolicy.evaluation.rollout import Episode, check_env
+from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.evaluation.sharded import sharded
 from diffpolicy.policy.pretrained import checkpoint_config
@@ -189,7 +190,8 @@ class Trainer:
 
         def run(seeds: Sequence[int]) -> list[Episode]:
             policy, sampler = self.ema.policy, self.config.sampler
-            return evaluate(policy, env, sampler, seeds, config.inference_batch, on_tick=self._stop.check)
+            is_shown = self.ranks.is_first
+            return evaluate(policy, env, sampler, seeds, config.inference_batch, None, self._stop.check, is_shown)
 
         try:
             episodes = sharded(self.ranks, range(config.seed, config.seed + config.episodes), run)
