@@ -13,6 +13,8 @@ METADATA = {  # what the trainer saves with a policy: key -> type
     "step": Annotated[int, Range(least=0)],
     "env": Mapping[str, Any] | None,
     "training": Mapping[str, Any],
+    "conditions": dict[str, str],
+    "init_from": Mapping[str, Any],
 }
 
 

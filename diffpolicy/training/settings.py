@@ -1,11 +1,12 @@
 """Settings of a training run: the schema of configs/train.yaml."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.schema import Range
 
 
 @dataclass
@@ -32,7 +33,7 @@ class TrainerConfig:
     """The training loop; all lengths are in optimiser steps."""
 
     steps: int = 5000
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(1, 2**20)] = 256
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     weight_decay: float = 1e-6
