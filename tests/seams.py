@@ -23,6 +23,7 @@ from diffpolicy.networks.encoders.low_dim import LowDimEncoder
 from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.networks.protocols import AtCondition, plain
 from diffpolicy.policy.build import resolved
+from diffpolicy.policy.normalizers import action_normalizer
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.pretrained import write_pretrained
@@ -175,7 +176,7 @@ class RegressionPolicy(nn.Module):
         super().__init__()
         self.config = resolved(config)
         self.metadata: dict[str, Any] = {}
-        self.codec = Normalizer(config.action_dim, config.normalizer)
+        self.codec = action_normalizer(config)
         sizes = {key: spec.features for key, spec in sorted(config.observations.items())}
         self.normalizers = nn.ModuleDict({key: Normalizer(size) for key, size in sizes.items()})
         encoder = LowDimEncoder(config.observations, config.window.n_obs_steps)

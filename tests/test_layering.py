@@ -57,9 +57,10 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor rollout saved_env video", "sharded", "evaluate"),
+    "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
+        "normalizers",
         "build plan_projection",
         "migration sampling",
         "protocol",

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from diffpolicy.benchmarks.files import write_rows
 from diffpolicy.commands.command import command
+from diffpolicy.commands.known import UNUSED
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, report
 from diffpolicy.evaluation.intervals import bootstrap_interval
 from diffpolicy.evaluation.settings import EnvConfig
@@ -60,9 +61,9 @@ class BenchmarkSamplersConfig:
     task: str | None = None
     env: EnvConfig | None = None  # set by the task; by default the checkpoint's
     trust_env: bool = False  # whether the checkpoint's env may name a module to import, which may run any code
-    data: Any = None  # this and the next two are set by the task and not used
-    trainer: Any = None
-    window: Any = None
+    data: Any = field(default=None, metadata=UNUSED)
+    trainer: Any = field(default=None, metadata=UNUSED)
+    window: Any = field(default=None, metadata=UNUSED)
     samplers: Any = None  # {name in configs/sampler: [steps, ...]}; Any, because hydra refuses new keys in a typed dict
     others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
     episodes: int = 200

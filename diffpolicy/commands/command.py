@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffpolicy.commands.composing import composing
+from diffpolicy.commands.known import check_known, hints
 from diffpolicy.commands.run_folders import RunFolders, begin_job, fail, open_standard_streams
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.schemas import register_choices
@@ -60,6 +61,7 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         def main(settings: DictConfig) -> None:
             begin_job()
             try:
+                check_known(settings, schema, HydraConfig.get().overrides.task)
                 config: Any = OmegaConf.to_object(settings)
                 function(config, Path(HydraConfig.get().runtime.output_dir))
             except MissingMandatoryValue as error:
@@ -75,8 +77,13 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         @functools.wraps(main)
         def begin(*settings: DictConfig) -> None:
             open_standard_streams()
-            with composing():
-                main(*settings)
+            try:
+                with composing():
+                    main(*settings)
+            except SystemExit:
+                for hint in hints(sys.argv[1:], schema):  # hydra's own advice for a misspelled setting is to add it
+                    print(f"error: {hint}", file=sys.stderr)
+                raise
 
         return begin
 

@@ -9,11 +9,14 @@ run folder, by default outputs/evaluate/TIME.
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffpolicy.commands.command import command
+from diffpolicy.commands.known import UNUSED
+from diffpolicy.evaluation.env_check import check_env, why_not_drawn
 from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.safety.build import SafetyConfig, build_safety
@@ -32,9 +35,9 @@ class EvaluateConfig:
     task: str | None = None  # if given, a checkpoint of another task is refused
     env: EnvConfig | None = None  # set by the task; by default the checkpoint's
     trust_env: bool = False  # whether the checkpoint's env may name a module to import, which may run any code
-    data: Any = None  # this and the next two are set by the task and not used
-    trainer: Any = None
-    window: Any = None
+    data: Any = field(default=None, metadata=UNUSED)
+    trainer: Any = field(default=None, metadata=UNUSED)
+    window: Any = field(default=None, metadata=UNUSED)
     sampler: Any = "ddim"
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     episodes: int = 50
@@ -52,6 +55,7 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     with joined(config.limits.ranks_s) as ranks:
         device = ranks.device(config.device)
         policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device, config.trust_env)
+        check_env(env, policy)
         seeds = range(config.seed, config.seed + config.episodes)
         safety = build_safety(config.safety)
         found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks, config.limits)
@@ -66,8 +70,11 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     path = folder / "results.json"
     write_text(path, json.dumps(results, indent=2))
     if config.videos > 0:
-        chosen = seeds[: config.videos]
-        record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
+        if reason := why_not_drawn(env):
+            print(f"no videos: {reason}; videos=0 skips them", file=sys.stderr)
+        else:
+            chosen = seeds[: config.videos]
+            record_videos(policy, env, config.sampler, chosen, config.inference_batch, folder / "videos", safety)
     low, high = results["score_ci95"]
     low_rate, high_rate = results["success_ci95"]
     if safety is not None:

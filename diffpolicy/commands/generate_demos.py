@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from diffpolicy.commands.command import command
+from diffpolicy.commands.known import UNUSED
 from diffpolicy.demos.generate import generate
 from diffpolicy.system.distributed import joined
 
@@ -30,10 +31,10 @@ class GenerateConfig:
     workers: int = 1
     limit_s: float = 600.0  # how long a worker may take for one attempt
     expert: dict[str, Any] = field(default_factory=dict)
-    data: Any = None  # this and the next three are set by the task and not used
-    env: Any = None
-    trainer: Any = None
-    window: Any = None
+    data: Any = field(default=None, metadata=UNUSED)
+    env: Any = field(default=None, metadata=UNUSED)
+    trainer: Any = field(default=None, metadata=UNUSED)
+    window: Any = field(default=None, metadata=UNUSED)
 
 
 @command("generate", GenerateConfig)

@@ -19,8 +19,8 @@ def check_specs(specs: Specs) -> None:
     if not specs:
         raise ValueError('ReplayBuffer.create: no arrays given, expected e.g. {"action": ((2,), "float32")}')
     for key, spec in specs.items():
-        if not key or "/" in key or key.startswith("."):
-            raise ValueError(f"array {key!r}: a key is a plain name without '/' and no leading dot")
+        if any(not name or name.startswith(".") for name in key.split("/")):
+            raise ValueError(f"array {key!r}: a key is a plain name without a leading dot, or group/name")
         if not (isinstance(spec, tuple | list) and len(spec) == 2 and isinstance(spec[0], tuple | list)):
             raise ValueError(f"array {key!r}: spec is {spec!r}, expected (shape of one row, dtype)")
         if any(not isinstance(size, int) or size < 1 for size in spec[0]):
@@ -112,7 +112,8 @@ def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[s
     """Convert an episode's arrays to numpy [length, *row] of the specified dtypes.
 
     Raises:
-        ValueError: keys, shapes, dtypes or lengths do not match, or there are NaN or inf.
+        ValueError: keys, shapes, dtypes or lengths do not match, an integer does not fit its dtype, or there are NaN or
+            inf.
     """
     if set(arrays) != set(specs):
         raise ValueError(f"episode {index}: has arrays {sorted(arrays)}, expected {sorted(specs)}")
@@ -123,6 +124,7 @@ def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[s
             raise ValueError(f"episode {index}: array {key!r} has shape {found.shape}, expected [length, *{row_shape}]")
         if found.dtype.kind not in "buif" or not np.can_cast(found.dtype, dtype, "same_kind"):
             raise ValueError(f"episode {index}: array {key!r} is {found.dtype}, expected {np.dtype(dtype)}")
+        check_fits(f"episode {index}: array {key!r}", found, np.dtype(dtype))
         with np.errstate(over="ignore"):  # overflow gives inf, which is refused below
             values[key] = found.astype(dtype)
     lengths = {key: len(found) for key, found in values.items()}
@@ -133,6 +135,21 @@ def check_episode(arrays: Mapping[str, Any], specs: Specs, index: int) -> dict[s
         if row is not None:
             raise ValueError(f"episode {index}: array {key!r} holds NaN or inf at step {row}: {found[row].tolist()}")
     return values
+
+
+def check_fits(name: str, values: np.ndarray, dtype: np.dtype) -> None:
+    """Raise ValueError if `dtype` cannot hold an integer of `values` exactly: a cast would wrap or round it."""
+    if values.dtype.kind not in "iu" or dtype.kind not in "iuf" or not values.size:
+        return
+    if dtype.kind == "f":
+        high = 2 ** (np.finfo(dtype).nmant + 1)  # from here on, not every integer has a value of its own
+        low = -high
+    else:
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    least, most = int(values.min()), int(values.max())
+    if least < low or most > high:
+        wrong = least if least < low else most
+        raise ValueError(f"{name} holds {wrong}, expected {low} to {high}, which {dtype} can hold exactly")
 
 
 def check_attributes(attributes: Mapping[str, Any] | None, index: int) -> dict[str, Any]:

@@ -6,17 +6,19 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
-from diffpolicy.data.stream import Columns, StreamedRows, joined
+from diffpolicy.data.stream import Columns, StreamedRows, column_names, flat, joined
+from diffpolicy.data.survey import Column, survey
 
 # An array with more flattened columns than this is taken to be an image, which the low-dimensional view excludes.
 MAX_COLUMNS = 1024
+ACTION = "action"  # the key of the actions among the columns
 _COLUMNS = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
 
@@ -28,6 +30,7 @@ class Demonstrations:
     observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or rows left on disk
     episode_ends: np.ndarray  # int64 [n_episodes], one past each episode's last row
     set_ends: tuple[int, ...] = ()  # one past the last row of each data set, if there are several
+    columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)  # "action" or name -> what was stored
 
     @property
     def n_episodes(self) -> int:
@@ -69,28 +72,34 @@ def load_demonstrations(
             raise ValueError(f'{location}: no observations named, expected e.g. {{"state": ["state"]}}')
         if unknown := sorted(set(stream) - set(observations)):
             raise ValueError(f"{location}: stream names {unknown}, expected some of {sorted(observations)}")
+        actions, action_columns = _read(buffer, ACTION, [action])
+        read = {
+            name: _stream(buffer, name, parts) if name in stream else _read(buffer, name, parts)
+            for name, parts in observations.items()
+        }
         found = Demonstrations(
-            actions=_read(buffer, "action", [action]),
-            observations={
-                name: (_stream if name in stream else _read)(buffer, name, parts)
-                for name, parts in observations.items()
-            },
+            actions=actions,
+            observations={name: rows for name, (rows, _) in read.items()},
             episode_ends=buffer.episode_ends,
+            columns={ACTION: action_columns, **{name: columns for name, (_, columns) in read.items()}},
         )
         if stream:
             opened.pop_all()  # keep the source open: streamed rows are read later
         return found
 
 
-def _read(buffer: DataSource, name: str, parts: Sequence[str]) -> torch.Tensor:
+def _read(buffer: DataSource, name: str, parts: Sequence[str]) -> tuple[torch.Tensor, list[Column]]:
     columns = _all_columns(buffer, name, parts)
-    return joined(f"{buffer.location}: {name!r}", [buffer[key] for key, _, _ in columns], columns)
+    values = [buffer[key] for key, _, _ in columns]
+    rows = joined(f"{buffer.location}: {name!r}", values, columns)
+    return rows, survey(column_names(columns), [flat(values, columns)], len(rows))
 
 
-def _stream(buffer: DataSource, name: str, parts: Sequence[str]) -> StreamedRows:
-    if len(parts) == 1 and len(buffer.specs.get(parts[0], ((), None))[0]) == 3:
-        return StreamedRows(buffer, name, [(parts[0], 0, 0)], is_image=True)
-    return StreamedRows(buffer, name, _all_columns(buffer, name, parts), is_image=False)
+def _stream(buffer: DataSource, name: str, parts: Sequence[str]) -> tuple[StreamedRows, list[Column]]:
+    is_image = len(parts) == 1 and len(buffer.specs.get(parts[0], ((), None))[0]) == 3
+    columns = [(parts[0], 0, 0)] if is_image else _all_columns(buffer, name, parts)
+    rows = StreamedRows(buffer, name, columns, is_image)
+    return rows, rows.surveyed()
 
 
 def _all_columns(buffer: DataSource, name: str, parts: Sequence[str]) -> list[Columns]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import zarr
 from diffpolicy.data import arrays as stored
 from diffpolicy.data import checks, mark, store
 from diffpolicy.data.archive import write_zip
+from diffpolicy.data.groups import forget_consolidated
 
 TRIES = 20  # a data set that is appended to more often than this while it is opened is given up
 
@@ -31,15 +33,12 @@ class ReplayBuffer:
         self.location, self.mode, self._root = location, mode, root
         found = mark.read_mark(root, location)
         self._ours = found is not None
-        data = stored.find_group(root, "data", location)
-        names = found.names if found else stored.array_names(data, location)
-        self._arrays = {key: stored.find_array(data, key, location) for key in names}
-        self._ends_array = stored.find_array(stored.find_group(root, "meta", location), "episode_ends", location)
-        most = 1 + min((array.shape[0] for array in self._arrays.values()), default=0)
-        self._ends = stored.read_ends(self._ends_array, location, self._ours, most)
+        data, meta = (stored.find_group(root, name, location) for name in ("data", "meta"))
+        self._ends_array = stored.find_array(meta, "episode_ends", location)
+        self._ends = stored.read_ends(self._ends_array, location, self._ours)
         if mode == "a" and not self._ours:
             raise ValueError(f"{location}: not written by ReplayBuffer; buffer.copy(path) makes one to append to")
-        stored.check_arrays(self._arrays, self._ends_array, self._ends, location, self._ours)
+        self._arrays = stored.StepArrays(data, self._ends, location, found.names if found else None)
         if found:
             mark.check_mark(root, found, self._ends, self.episode_attributes, location)
             if mode == "a" and found.n_episodes != self.n_episodes:  # a writer was killed before it did this
@@ -68,6 +67,8 @@ class ReplayBuffer:
     @classmethod
     def open(cls, location: str | os.PathLike[str], mode: str = "r") -> ReplayBuffer:
         """Open a directory, .zip or fsspec URL to read ("r"), or a directory that `create` made to append ("a").
+
+        In files of others, an array is checked once it is asked for.
 
         Raises:
             FileNotFoundError: there is nothing at `location`.
@@ -103,13 +104,13 @@ class ReplayBuffer:
 
     @property
     def keys(self) -> list[str]:
-        """Names of the arrays."""
+        """Names of the arrays that have one row per step and can be read; one in a group is called group/array."""
         return list(self._arrays)
 
     @property
-    def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Key -> (shape of one row, dtype), as `create` takes it."""
-        return {key: (tuple(array.shape[1:]), np.dtype(array.dtype)) for key, array in self._arrays.items()}
+    def specs(self) -> checks.Specs:
+        """Key -> (shape of one row, dtype), as `create` takes it; asking for one key looks at one array."""
+        return stored.SpecsOf(self._arrays)
 
     @property
     def episode_attributes(self) -> list[dict[str, Any]]:
@@ -128,17 +129,17 @@ class ReplayBuffer:
 
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of one array; raises as `buffer[key]` does."""
-        self._require_key(key)
+        array = self._arrays[key]
         with store.reading(f"{self.location}: array {key!r}"):
-            values = np.asarray(self._arrays[key][start:stop])
+            values = np.asarray(array[start:stop])
         checks.check_finite(self.location, key, values, range(start, stop), self._ends)
         return values
 
     def take(self, key: str, rows: np.ndarray) -> np.ndarray:
         """The given rows of one array, in increasing order without repetition; raises as `buffer[key]` does."""
-        self._require_key(key)
+        array = self._arrays[key]
         with store.reading(f"{self.location}: array {key!r}"):
-            values = np.asarray(self._arrays[key].oindex[rows])
+            values = np.asarray(array.oindex[rows])
         checks.check_finite(self.location, key, values, rows, self._ends)
         return values
 
@@ -160,6 +161,7 @@ class ReplayBuffer:
         values = checks.check_episode(arrays, self.specs, self.n_episodes)
         everyone = [*self.episode_attributes, checks.check_attributes(attributes, self.n_episodes)]
         start, length = self.n_steps, len(next(iter(values.values())))
+        forget_consolidated(Path(self.location))
         for key, array in self._arrays.items():
             array.resize((start + length, *array.shape[1:]))
             store.writable(array)[start:] = values[key]
@@ -195,10 +197,10 @@ class ReplayBuffer:
         if target.exists():
             raise FileExistsError(f"{target}: exists already; remove it or choose another path")
         kept = self._checked(episodes if episodes is not None else range(self.n_episodes))
-        keys = list(keys if keys is not None else self.keys)
-        for key in keys:
-            self._require_key(key)
-        specs = {key: self.specs[key] for key in keys}
+        if keys is None and (left_out := self._arrays.left_out()):
+            reasons = "; ".join(left_out.values())
+            warnings.warn(f"{self.location}: the copy leaves out {', '.join(left_out)} ({reasons})", stacklevel=2)
+        specs = {key: self.specs[key] for key in (self.keys if keys is None else keys)}
         starts = np.concatenate([[0], self._ends])[kept]
         rows = np.concatenate([np.arange(0), *map(np.arange, starts, self._ends[kept])])
         with store.staging(target) as temporary:
@@ -211,7 +213,7 @@ class ReplayBuffer:
             ends = store.writable(root["meta/episode_ends"])  # type: ignore[arg-type]
             ends.resize((len(kept),))
             ends[:] = kept_ends = np.cumsum(self._ends[kept] - starts)
-            mark.write_mark(root, keys, kept_ends, attributes)
+            mark.write_mark(root, list(specs), kept_ends, attributes)
 
     def pack(self, zip_path: str | os.PathLike[str]) -> None:
         """Write everything to one read-only .zip; an existing file is replaced only once the new one is complete.
@@ -240,10 +242,6 @@ class ReplayBuffer:
         if len(unknown):
             raise IndexError(f"{self.location}: episodes {unknown.tolist()}, expected 0 to {self.n_episodes - 1}")
         return indices
-
-    def _require_key(self, key: str) -> None:
-        if key not in self._arrays:
-            raise KeyError(f"{self.location}: no array {key!r}; it has {self.keys}")
 
     def _require_append(self) -> None:
         if self.mode != "a":

@@ -21,6 +21,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ZipStore
 
 from diffpolicy.data.checks import Specs
+from diffpolicy.data.groups import open_group
 from diffpolicy.data.limits import LimitedStore, check_members
 from diffpolicy.data.mark import NAME as MARK
 from diffpolicy.data.mark import read_mark, write_mark
@@ -70,7 +71,7 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
         return root
     try:
         is_whole = read_mark(root, str(location)) is not None
-        return zarr.open_group((WholeStore if is_whole else LimitedStore)(root.store), path=root.path, mode="r")
+        return open_group((WholeStore if is_whole else LimitedStore)(root.store), path=root.path)
     except BaseException:
         root.store.close()
         raise
@@ -125,7 +126,7 @@ def _open_directory(path: Path, mode: str) -> zarr.Group:
             "in training, data.format names another format"
         )
     with reading(str(path)):
-        return zarr.open_group(str(path), mode="r" if mode == "r" else "r+")
+        return open_group(str(path), mode="r" if mode == "r" else "r+")
 
 
 def _open_zip(path: Path) -> zarr.Group:
@@ -143,14 +144,14 @@ def _open_zip(path: Path) -> zarr.Group:
         )
     with reading(str(path)):
         # An explicit ZipStore, because zarr takes a bare path for a directory.
-        return zarr.open_group(ZipStore(path, mode="r"), mode="r")
+        return open_group(ZipStore(path, mode="r"))
 
 
 def _open_url(url: str) -> zarr.Group:
     if url.endswith(".zip"):
         raise ValueError(f"{url}: a zip is not read over a URL; download it and open the file")
     try:
-        return zarr.open_group(url, mode="r")
+        return open_group(url)
     except ImportError as error:
         raise ImportError(
             f"{url}: this kind of URL needs another package ({error}); for http: pip install 'diffpolicy[remote]'"
@@ -169,10 +170,11 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(
-            f"{what}: truncated or corrupt, cannot be decoded ({type(error).__name__}: {shown_text(str(error))}); "
-            "copy or download the data set again"
-        ) from error
+        kind = type(error).__name__
+        state, cure = "truncated or corrupt, cannot", "copy or download the data set again"
+        if kind == "UnknownCodecError":
+            state, cure = "cannot", "install the package that has its codec"
+        raise ValueError(f"{what}: {state} be decoded ({kind}: {shown_text(str(error))}); {cure}") from error
 
 
 @contextmanager
@@ -217,7 +219,7 @@ def _move_unless_done(whole: Path, path: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     """Whether we wrote the buffer in `folder`: anything else of that name is left alone."""
     try:
-        return MARK in zarr.open_group(str(folder), mode="r").attrs
+        return MARK in open_group(str(folder)).attrs
     except Exception:  # nothing there, or a folder that zarr cannot read
         return False
 

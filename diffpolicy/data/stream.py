@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from diffpolicy.data.source import DataSource
+from diffpolicy.data.survey import Column, survey
+
+BLOCK_ROWS = 16_384
 
 Columns = tuple[str, int, int]
 """(array, first column, one past the last column) of an array flattened to [n_steps, columns]."""
@@ -43,9 +46,20 @@ class StreamedRows:
 
     def split(self, size: int, /) -> Iterator[Tensor]:
         """All rows in order, at most `size` at a time, like Tensor.split."""
+        for values in self._blocks(size):
+            yield self._joined(values)
+
+    def surveyed(self) -> list[Column]:
+        """Survey all columns; reads all rows. An image has none."""
+        if self.is_image:
+            return []
+        blocks = (flat(values, self._parts) for values in self._blocks(BLOCK_ROWS))
+        return survey(column_names(self._parts), blocks, self._buffer.n_steps)
+
+    def _blocks(self, size: int) -> Iterator[list[np.ndarray]]:
         for start in range(0, self._buffer.n_steps, size):
             stop = min(start + size, self._buffer.n_steps)
-            yield self._joined([self._buffer.rows(key, start, stop) for key, _, _ in self._parts])
+            yield [self._buffer.rows(key, start, stop) for key, _, _ in self._parts]
 
     def _joined(self, values: list[np.ndarray]) -> Tensor:
         if self.is_image:
@@ -55,9 +69,19 @@ class StreamedRows:
 
 def joined(what: str, values: Sequence[np.ndarray], parts: Sequence[Columns]) -> Tensor:
     """Concatenate columns of arrays [rows, ...] into float32 [rows, dim]; raises ValueError on float32 overflow."""
-    flat = [v.reshape(len(v), -1)[:, start:stop] for v, (_, start, stop) in zip(values, parts, strict=True)]
     with np.errstate(over="ignore"):
-        found = np.concatenate(flat, axis=1).astype(np.float32)
+        found = flat(values, parts).astype(np.float32)
     if not np.isfinite(found).all():
         raise ValueError(f"{what} ({[key for key, _, _ in parts]}) holds numbers beyond float32's 3.4e38")
     return torch.from_numpy(found)
+
+
+def flat(values: Sequence[np.ndarray], parts: Sequence[Columns]) -> np.ndarray:
+    """Concatenate columns of arrays [rows, ...] into [rows, dim], in a type that holds all of them."""
+    own = [v.reshape(len(v), -1)[:, start:stop] for v, (_, start, stop) in zip(values, parts, strict=True)]
+    return np.concatenate(own, axis=1)
+
+
+def column_names(parts: Sequence[Columns]) -> list[str]:
+    """The names of all columns, such as "state[2]"."""
+    return [f"{key}[{column}]" for key, start, stop in parts for column in range(start, stop)]

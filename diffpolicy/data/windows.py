@@ -30,7 +30,7 @@ def window_indices(
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     chosen = _chosen(episodes, len(ends))
     starts, lengths = starts[chosen], ends[chosen] - starts[chosen]
-    counts = np.maximum(lengths - horizon + pad_before + pad_after + 1, 0)
+    counts = windows_per_episode(ends, horizon, pad_before, pad_after)[chosen]
     if not counts.sum():
         raise ValueError(
             f"windows: no window of horizon {horizon} with pads {pad_before} and {pad_after} fits any of "
@@ -42,10 +42,24 @@ def window_indices(
     return starts[episode, None] + np.clip(steps, 0, lengths[episode, None] - 1)
 
 
-def split_episodes(n_episodes: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def windows_per_episode(
+    episode_ends: np.ndarray, horizon: int, pad_before: int = 0, pad_after: int = 0
+) -> np.ndarray:  # int64 [n_episodes]
+    """The number of windows in each episode, with the arguments of `window_indices`; 0 in one that is too short."""
+    lengths = np.diff(np.asarray(episode_ends, dtype=np.int64), prepend=0)
+    return np.maximum(lengths - horizon + pad_before + pad_after + 1, 0)
+
+
+def split_episodes(
+    n_episodes: int,
+    validation_fraction: float,
+    seed: int,
+    has_windows: np.ndarray | None = None,  # bool [n_episodes]; default: all True
+) -> tuple[np.ndarray, np.ndarray]:
     """Split whole episodes at random by `seed`: sorted indices (training, validation).
 
     A fraction above 0 takes at least one episode for validation and leaves at least one for training; 0 takes none.
+    Only episodes that have windows are taken for validation, and one that has some is left for training.
 
     Raises:
         ValueError: there are too few episodes, or the fraction is not in [0, 1).
@@ -55,10 +69,17 @@ def split_episodes(n_episodes: int, validation_fraction: float, seed: int) -> tu
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"split: validation_fraction is {validation_fraction}, expected 0 <= fraction < 1")
     if validation_fraction > 0 and n_episodes == 1:
-        raise ValueError("split: 1 episode cannot be divided; record more or set validation_fraction=0")
-    n_validation = min(max(round(n_episodes * validation_fraction), 1), n_episodes - 1) if validation_fraction else 0
+        raise ValueError("split: 1 episode cannot be divided; record more or set data.validation_fraction=0")
     order = np.random.default_rng(seed).permutation(n_episodes)
-    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+    candidates = order if has_windows is None else order[has_windows[order]]
+    if validation_fraction > 0 and len(candidates) == 1:
+        raise ValueError(
+            f"split: only 1 of {n_episodes} episodes is long enough for a window; record longer ones, set a shorter "
+            "window.horizon or data.validation_fraction=0"
+        )
+    wanted = max(round(n_episodes * validation_fraction), 1) if validation_fraction else 0
+    validation = candidates[: min(wanted, len(candidates) - 1)]
+    return np.sort(np.setdiff1d(order, validation)), np.sort(validation)
 
 
 def _chosen(episodes: np.ndarray | None, n_episodes: int) -> np.ndarray:

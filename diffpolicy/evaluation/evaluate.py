@@ -14,6 +14,7 @@ from diffpolicy._version import __version__
 from diffpolicy.control.controller import PolicyController
 from diffpolicy.evaluation.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.evaluation.monitor import Monitor
+from diffpolicy.evaluation.outcome import step_limit
 from diffpolicy.evaluation.rollout import Episode, OnTick, make_vector_env, rollout
 from diffpolicy.evaluation.saved_env import saved_env
 from diffpolicy.evaluation.settings import EnvConfig
@@ -28,6 +29,7 @@ from diffpolicy.system.patience import Patience
 from diffpolicy.system.tables import Choice
 
 WARM_UP = 3  # untimed calls
+DEFAULT_FPS = 10
 
 
 def evaluate(
@@ -39,8 +41,9 @@ def evaluate(
     safety: Safety | None = None,
     on_tick: OnTick | None = None,
     patience: Patience | None = None,
+    progress: bool = False,
 ) -> list[Episode]:
-    """Run one episode per seed; `patience` is how long a tick may take.
+    """Run one episode per seed; `patience` is how long a tick may take, `progress` shows a bar.
 
     Raises:
         TimeoutError: the env hangs.
@@ -56,7 +59,16 @@ def evaluate(
                 on_tick(*happened)
 
         try:
-            return rollout(controller, vector_env, seeds, env.reset_options, on_tick=ticked)
+            limit = step_limit(env, vector_env)
+            return rollout(
+                controller,
+                vector_env,
+                seeds,
+                env.reset_options,
+                on_tick=ticked,
+                max_episode_steps=limit,
+                progress=progress,
+            )
         finally:
             vector_env.close()
 
@@ -70,12 +82,19 @@ def record_videos(
     folder: Path,
     safety: Safety | None = None,
 ) -> list[Episode]:
-    """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`."""
+    """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`.
+
+    The videos have the env's `render_fps`, 10 if it names none.
+    """
     controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
-    recorder = VideoRecorder(folder, list(seeds), zones=_zones(safety))
+    fps = vector_env.metadata.get("render_fps") or DEFAULT_FPS
+    recorder = VideoRecorder(folder, list(seeds), fps, _zones(safety))
     try:
-        return rollout(controller, vector_env, seeds, env.reset_options, on_step=recorder)
+        limit = step_limit(env, vector_env)
+        return rollout(
+            controller, vector_env, seeds, env.reset_options, on_step=recorder, max_episode_steps=limit, progress=True
+        )
     finally:
         recorder.close()
         vector_env.close()
@@ -193,7 +212,7 @@ def report(
 
     def run(shard: Sequence[int]) -> list[Episode]:
         patience = Patience("the env", (limits or LimitsConfig()).env_s, "limits.env_s")
-        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor, patience)
+        return evaluate(policy, env, sampler, shard, inference_batch, safety, monitor, patience, ranks.is_first)
 
     episodes = sharded(ranks, seeds, run)
     return {

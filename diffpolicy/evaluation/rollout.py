@@ -4,6 +4,7 @@ An episode depends only on its seed: the seed determines the env and the noise, 
 fixed.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from tqdm import tqdm
 
 from diffpolicy.control.protocol import Controller
+from diffpolicy.evaluation.outcome import STEP_LIMIT, SUCCESS_KEYS, reported_success
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.report import PlanReport
 from diffpolicy.safety.surroundings import Surroundings
@@ -32,7 +34,13 @@ OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], No
 
 @dataclass(frozen=True)
 class Episode:
-    """The result of one episode: `score` is its largest reward, `length` its number of actions."""
+    """The result of one episode.
+
+    Attributes:
+        score: its largest reward.
+        success: whether the env reported a success at any step.
+        length: its number of actions.
+    """
 
     seed: int
     score: float
@@ -40,7 +48,7 @@ class Episode:
     length: int
 
 
-def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> VectorEnv:
+def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> SyncVectorEnv:
     """`num_envs` copies of the task's env, without autoreset."""
     kwargs = {**config.kwargs, **({"render_mode": render_mode} if render_mode else {})}
     try:
@@ -51,19 +59,6 @@ def make_vector_env(config: EnvConfig, num_envs: int, render_mode: str | None = 
         raise ValueError(f"env: {config.id} with {kwargs} cannot be made: {error}") from error
 
 
-def check_env(config: EnvConfig, policy: Policy) -> None:
-    """Raise ValueError unless the env can be made and reset, and matches the policy's observations and actions."""
-    env = make_vector_env(config, 1)
-    try:
-        observation, _ = env.reset(seed=0, options=dict(config.reset_options))
-    finally:
-        env.close()
-    checked_observation(observation_by_key(observation, policy), policy.config.observations, (1,))
-    space, dim = env.single_action_space, policy.config.action_dim
-    if not isinstance(space, gymnasium.spaces.Box) or space.shape != (dim,):
-        raise ValueError(f"env: {config.id} takes actions {space}, but the demonstrations have {dim} numbers each")
-
-
 def rollout(
     controller: Controller,
     env: VectorEnv,
@@ -71,8 +66,13 @@ def rollout(
     reset_options: Mapping[str, Any],
     on_step: OnStep | None = None,
     on_tick: OnTick | None = None,
+    max_episode_steps: int | None = None,
+    progress: bool = False,
 ) -> list[Episode]:
     """Run one episode per seed and return the results in the order of the seeds.
+
+    An episode is a success if the env's info has a true `is_success`, or `success`, at any of its steps. Without either
+    key there are no successes, and a warning says so. An episode that does not end in `max_episode_steps` is ended.
 
     A controller with safety is told what the env's info reports about motion and obstacles: see `Readings`.
 
@@ -80,6 +80,10 @@ def rollout(
     then stay in step and are planned for in one call.
     """
     slots = _Slots(env.num_envs, seeds)
+    bar = tqdm(
+        total=len(seeds), desc="evaluation", unit="episode", leave=False, dynamic_ncols=True, disable=not progress
+    )
+    has_success_key = False
     observation: Any = None
     readings = Readings()
     tick = 0
@@ -97,7 +101,12 @@ def rollout(
             on_tick(slots.episode, readings.surroundings, info, action, controller.last_plan)
         readings.update(info, np.ones(env.num_envs, dtype=bool))
         done = terminated | truncated
-        slots.record(reward, done, np.asarray(info.get("is_success", terminated), dtype=bool))
+        if max_episode_steps is not None:
+            done |= slots.length + 1 >= max_episode_steps
+        success = reported_success(info, env.num_envs)
+        has_success_key |= success is not None
+        slots.record(reward, done, np.zeros_like(done) if success is None else success)
+        bar.update(int((done & slots.is_active).sum()))
         if on_step and (done & slots.is_active).any():
             on_step(env, np.where(done, slots.episode, -1), slots.score)
         if done.any():  # an ended env must be reset before it can step; it is not recorded until its refill
@@ -105,7 +114,22 @@ def rollout(
             readings.update(info, done)
             slots.release(done)
         tick += 1
+    bar.close()
+    _warn(slots.results, has_success_key, max_episode_steps)
     return slots.results
+
+
+def _warn(episodes: Sequence[Episode], has_success_key: bool, max_episode_steps: int | None) -> None:
+    if not has_success_key:
+        warnings.warn(
+            f"env: its info has neither {' nor '.join(SUCCESS_KEYS)}, so no episode counts as a success", stacklevel=3
+        )
+    if max_episode_steps == STEP_LIMIT and (ended := sum(episode.length >= STEP_LIMIT for episode in episodes)):
+        warnings.warn(
+            f"env: {ended} episodes did not end by themselves and were ended after {STEP_LIMIT} steps, the default; "
+            "env.max_episode_steps sets another limit",
+            stacklevel=3,
+        )
 
 
 class _Slots:
@@ -117,6 +141,7 @@ class _Slots:
         self._slot_seeds = [int(seeds[i % len(seeds)]) for i in range(num_envs)]
         self.episode = np.full(num_envs, -1)
         self.score = np.zeros(num_envs)
+        self.success = np.zeros(num_envs, dtype=bool)
         self.length = np.zeros(num_envs, dtype=int)
         self._results: dict[int, Episode] = {}
 
@@ -144,6 +169,7 @@ class _Slots:
             self._slot_seeds[slot] = int(self._seeds[self._next])
             self._next += 1
         self.score[idle] = -np.inf
+        self.success[idle] = False
         self.length[idle] = 0
         fresh = np.zeros(len(self.episode), dtype=bool)
         fresh[idle] = True
@@ -164,10 +190,11 @@ class _Slots:
                 f"{self._slot_seeds[slot]}, expected a finite number"
             )
         self.score = np.maximum(self.score, reward)
+        self.success |= success
         self.length += 1
         for slot in np.flatnonzero(done & self.is_active).tolist():
             self._results[int(self.episode[slot])] = Episode(
-                self._slot_seeds[slot], float(self.score[slot]), bool(success[slot]), int(self.length[slot])
+                self._slot_seeds[slot], float(self.score[slot]), bool(self.success[slot]), int(self.length[slot])
             )
 
     def release(self, done: npt.NDArray[np.bool_]) -> None:

@@ -11,3 +11,4 @@ class EnvConfig:
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     reset_options: dict[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None  # None: the env's own limit or, if it has none, 10,000

@@ -30,7 +30,7 @@ class VideoRecorder:
         zones: zones to draw into every frame. The frame must show the square from 0 to WORLD_SIZE.
     """
 
-    def __init__(self, folder: Path, seeds: list[int], fps: int = 10, zones: Sequence[Zone] = ()) -> None:
+    def __init__(self, folder: Path, seeds: list[int], fps: float = 10, zones: Sequence[Zone] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = [folder / f"episode_{i:03d}_seed_{seed}.mp4" for i, seed in enumerate(seeds)]
         self._fps = fps

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from diffpolicy.codecs.normalizer import Normalizer
 from diffpolicy.diffusion import parameterization, schedules, weighting
 from diffpolicy.diffusion.diffusers_sampler import DiffusersConfig, DiffusersSampler
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
@@ -32,6 +31,7 @@ from diffpolicy.diffusion.weighting import (
 from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
 from diffpolicy.networks.condition import ConditionShape, NotGivenError
 from diffpolicy.networks.encoders.low_dim import LowDimEncoder
+from diffpolicy.policy.normalizers import action_normalizer, normalizer_settings
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import Choice, Entry, NameOnly, lookup, made, settings_of
 
@@ -133,7 +133,7 @@ ENCODERS: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the obs
 }
 
 CODECS: Mapping[str, Entry[nn.Module]] = {  # built from its settings and the policy's
-    "normalizer": Entry(NameOnly, lambda own, policy: Normalizer(policy.action_dim, policy.normalizer)),
+    "normalizer": Entry(NameOnly, lambda own, policy: action_normalizer(policy)),
 }
 
 
@@ -162,6 +162,7 @@ def resolved(config: PolicyConfig) -> PolicyConfig:
     }
     return replace(
         config,
+        normalizer=normalizer_settings(config),
         model=settings_of(BACKBONES, "model", config.model),
         diffusion=replace(objective, **inner),
         encoder=settings_of(ENCODERS, "encoder", config.encoder),

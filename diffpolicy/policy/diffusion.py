@@ -21,6 +21,7 @@ from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
+from diffpolicy.policy.normalizers import observation_normalizer
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.precision import check_precision, like_parameters
@@ -51,8 +52,7 @@ class DiffusionPolicy(nn.Module):
         self.network = build.build_network(config, self._encoded_shape, self.encoder.output)
         self.objective.attach(self.network)
         self._vectors = sorted(key for key, spec in config.observations.items() if spec.kind == "vector")
-        sizes = [config.observations[key].features for key in self._vectors]
-        self.normalizers = nn.ModuleList(Normalizer(size, config.normalizer) for size in sizes)
+        self.normalizers = nn.ModuleList(observation_normalizer(config, key) for key in self._vectors)
         self._is_fitted = False
         self._replays: Replays | None = None
 

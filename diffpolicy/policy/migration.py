@@ -1,12 +1,14 @@
 """Migration of checkpoints from earlier formats to the current one.
 
 Format 1 had one flat dataclass for all schedules, weightings and parameterizations, and another for all samplers.
+Up to format 2, normalisers did not know which features were constant.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffpolicy.policy.build import DENOISING_CHOICES, SAMPLERS
@@ -68,7 +70,19 @@ def migrated(content: Mapping[str, Any], where: str = "checkpoint") -> dict[str,
 
 def migrated_tensors(version: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of a policy or a training state of format `version` to their current names."""
-    return dict(tensors) if version > 1 else {_renamed(name): value for name, value in tensors.items()}
+    if version == 1:
+        tensors = {_renamed(name): value for name, value in tensors.items()}
+    return {**_constants(tensors), **tensors} if version < 3 else dict(tensors)
+
+
+def _constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What normalisers have in addition since format 3; False decodes a feature as before."""
+    fitted = [name.removesuffix("scale") for name in tensors if name.endswith(".scale")]
+    return {
+        f"{name}is_constant": torch.zeros_like(tensors[f"{name}scale"], dtype=torch.bool)
+        for name in fitted
+        if f"{name}offset" in tensors
+    }
 
 
 def _renamed(name: str) -> str:

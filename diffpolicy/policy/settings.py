@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from diffpolicy.codecs.normalizer import KINDS
 from diffpolicy.networks.observation import ObservationSpec, vector
-from diffpolicy.system.schema import Count, OneOf, Range, check_settings, read, read_settings
+from diffpolicy.system.schema import Count, Range, check_settings, read, read_settings
 
 Steps = Annotated[int, Range(1, 4096)]
 METADATA = {  # what the trainer saves with a policy: key -> type
@@ -61,7 +60,9 @@ class PolicyConfig:
     Attributes:
         observations: key -> `ObservationSpec`; a number stands for a vector with that many features.
         action_dim: features of an action, 1 to 65536.
-        normalizer: limits or gaussian, for vector observations and, with the codec `normalizer`, for actions.
+        normalizer: a choice (limits, gaussian, quantiles or none) for all vector observations and, with the codec
+            `normalizer`, for actions; or a choice for each key, e.g. {"state": "gaussian", "action": "quantiles"}.
+            Keys that are left out take limits.
         window: time steps that the policy observes, plans and executes.
         model, diffusion, encoder, codec: choices.
         name: the kind of policy.
@@ -69,7 +70,7 @@ class PolicyConfig:
 
     observations: Annotated[Mapping[str, Any], Count(1, 1024)]
     action_dim: Annotated[int, Range(1, 2**16)]
-    normalizer: Annotated[str, OneOf(*KINDS)] = "limits"
+    normalizer: Any = "limits"
     window: WindowConfig = field(default_factory=WindowConfig)
     model: Any = "unet1d"
     diffusion: Any = "denoising"

@@ -10,6 +10,7 @@ import torch
 
 from diffpolicy.codecs.normalizer import BLOCK_ROWS
 from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, resolved
 from diffpolicy.policy.kinds import build_policy
@@ -142,6 +143,8 @@ def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
     choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS}
     for kind, table in choices.items():
         filled[kind] = asdict(settings_of(table, kind, filled.get(kind)))
+    if filled.get("env") is not None:
+        filled["env"] = asdict(read_settings(EnvConfig, filled["env"], "checkpoint: env"))
     filled["sampler"] = asdict(policy.sampling(filled.get("sampler")).settings)
     for name, schema, free in (("data", DataConfig, WHERE), ("trainer", TrainerConfig, REPORTING)):
         filled[name] = _without(asdict(read_settings(schema, filled.get(name), f"checkpoint: {name}")), free)

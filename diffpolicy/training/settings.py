@@ -20,7 +20,7 @@ class DataConfig:
     action: str = "action"
     # {key: [array, ...]}, where an array is "state" or "state[:2]"; Any, because hydra refuses new keys in a typed dict
     observations: Any = None
-    normalizer: str = "limits"
+    normalizer: Any = "limits"  # a choice for all keys, or one for each: {state: gaussian, action: quantiles}
     format: str = "zarr"
     validation_fraction: float = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch

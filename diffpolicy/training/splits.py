@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from diffpolicy.data.demonstrations import Demonstrations
-from diffpolicy.data.windows import split_episodes
+from diffpolicy.data.windows import split_episodes, windows_per_episode
 from diffpolicy.training.batches import Batch, WindowBatches
 from diffpolicy.training.settings import TrainConfig
 
@@ -19,7 +19,9 @@ def split_windows(
     Raises:
         ValueError: a split has no window.
     """
-    train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
+    window = config.window
+    counts = windows_per_episode(data.episode_ends, window.horizon, window.n_obs_steps - 1, window.n_action_steps - 1)
+    train, validation = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed, counts > 0)
     batches = _windows("training", config, data, train, device)
     if len(validation) == 0:
         return batches, None

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffpolicy.evaluation.env_check import check_env
 from diffpolicy.evaluation.evaluate import check_evaluation
-from diffpolicy.evaluation.rollout import check_env
 from diffpolicy.policy.pretrained import checkpoint_config
 from diffpolicy.system.device import conditions
 from diffpolicy.system.distributed import ALONE, Ranks, lost_ranks_named
 from diffpolicy.system.stopping import StoppedError, StopSignals
 from diffpolicy.training.data_formats import load_data
+from diffpolicy.training.data_report import log_report
 from diffpolicy.training.ema import Ema
 from diffpolicy.training.evaluating import Evaluation
 from diffpolicy.training.optimization import Optimization
@@ -82,6 +83,8 @@ class Trainer:
     def _prepare(self, config: TrainConfig, ranks: Ranks) -> None:
         data = load_data(config.data)
         self.policy = new_policy(config, data)
+        if ranks.is_first:
+            log_report(data, self.policy.config)
         if config.init_from is not None and not config.resume:
             initialize(self.policy, config.init_from, data)
         if config.env is not None:

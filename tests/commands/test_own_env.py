@@ -12,6 +12,7 @@ from pendulum import make_task
 from run_command import run
 
 from diffpolicy import DiffusionPolicy
+from diffpolicy.evaluation.env_check import check_env, why_not_drawn
 from diffpolicy.evaluation.evaluate import evaluate, record_videos
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
@@ -117,9 +118,11 @@ def plain_policy() -> DiffusionPolicy:
 
 
 def test_an_env_needs_no_more_than_gymnasium_asks_for(plain_env: EnvConfig, plain_policy: DiffusionPolicy) -> None:
-    episodes = evaluate(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(8), inference_batch=16)
+    check_env(plain_env, plain_policy)
+    with pytest.warns(UserWarning, match="neither is_success nor success"):
+        episodes = evaluate(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(8), inference_batch=16)
     assert [episode.score for episode in episodes] == [-1.0] * 8
-    assert all(episode.success for episode in episodes if episode.length < 5)  # terminated, not cut off
+    assert not any(episode.success for episode in episodes)
     assert min(episode.length for episode in episodes) < 5
 
 
@@ -128,3 +131,4 @@ def test_an_env_that_cannot_be_drawn_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=r"test/Plain-v0 with \{'render_mode': 'rgb_array'\} cannot be made"):
         record_videos(plain_policy, plain_env, {"name": "ddim", "steps": 1}, range(1), 1, tmp_path)
+    assert "test/Plain-v0 with {'render_mode': 'rgb_array'} cannot be made" in (why_not_drawn(plain_env) or "")

@@ -1,6 +1,7 @@
 """What is appended is read back, whatever is appended, dropped, copied and packed in between."""
 
 import zipfile
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def test_create_refuses_an_existing_path_and_leaves_it_untouched(recorded):
     "specs, message",
     [
         ({}, "no arrays given"),
-        ({"a/b": ((2,), "float32")}, "plain name"),
+        ({"a/.b": ((2,), "float32")}, "plain name"),
+        ({"/b": ((2,), "float32")}, "plain name"),
         ({"a": ((2,), object)}, "dtype is object"),
         ({"a": ((2,), "U5")}, "dtype is <U5"),
         ({"a": ((0,), "float32")}, "positive integers"),
@@ -196,3 +198,43 @@ def test_any_sequence_of_changes_equals_a_plain_list(tmp_path_factory, monkeypat
     assert buffer.episode_attributes == [attributes for _, attributes in model]
     for i, (values, _) in enumerate(model):
         np.testing.assert_array_equal(buffer.episode(i)["value"], values)
+
+
+@over(
+    "dtype, values, message",
+    [
+        ("int16", [1, 40000], "'x' holds 40000, expected -32768 to 32767, which int16 can hold exactly"),
+        ("int16", [1, -40000], "'x' holds -40000"),
+        ("uint8", np.array([1, 256], "u8"), "'x' holds 256, expected 0 to 255"),
+        ("int64", np.array([1, 2**63], "u8"), f"'x' holds {2**63}"),
+        ("float32", [0, 2**24 + 1], f"'x' holds {2**24 + 1}, expected -{2**24} to {2**24}"),
+        ("float16", [0, 4096], "'x' holds 4096, expected -2048 to 2048"),
+        ("float64", [0, -(2**53) - 1], f"'x' holds -{2**53 + 1}"),
+        ("float16", [0.0, 7e4], "'x' holds NaN or inf at step 1"),
+        ("int16", [1.0, 2.5], "'x' is float64, expected int16"),
+        ("int16", [1.0, np.nan], "'x' is float64, expected int16"),
+        ("uint8", [1, 2], "'x' is int64, expected uint8"),
+        ("bool", [0, 1], "'x' is int64, expected bool"),
+    ],
+)
+def test_a_number_that_its_dtype_cannot_hold_is_refused(tmp_path, dtype, values, message):
+    location = tmp_path / f"{uuid4().hex}.zarr"
+    buffer = ReplayBuffer.create(location, {"x": ((), dtype)})
+    with pytest.raises(ValueError, match=message):
+        buffer.append_episode({"x": np.asarray(values)})
+    assert ReplayBuffer.open(location).n_episodes == 0
+
+
+@over(
+    "dtype, values",
+    [
+        ("int16", [-32768, 32767]),
+        ("uint8", np.array([0, 255], "u2")),
+        ("float32", [-(2**24), 2**24]),
+        ("float32", [0.1, 3e38]),
+    ],
+)
+def test_a_number_that_its_dtype_can_hold_is_recorded(tmp_path, dtype, values):
+    buffer = ReplayBuffer.create(tmp_path / f"{uuid4().hex}.zarr", {"x": ((), dtype)})
+    buffer.append_episode({"x": np.asarray(values)})
+    np.testing.assert_array_equal(buffer["x"], np.asarray(values).astype(dtype))

@@ -89,6 +89,31 @@ def test_only_our_own_directories_are_appended_to(recorded, tmp_path, convert):
         ReplayBuffer.open(convert(recorded, tmp_path), mode="a")
 
 
+def test_stale_consolidated_metadata_are_never_trusted(recorded, make_episode):
+    zarr.consolidate_metadata(recorded)
+    zarr.consolidate_metadata(recorded, path="data")
+    ReplayBuffer.open(recorded, mode="a").append_episode(make_episode(2, 3))
+    assert ReplayBuffer.open(recorded).episode_ends.tolist() == [4, 5, 11, 13]
+    for group in ("", "data"):
+        others = zarr.open_group(recorded, mode="r", path=group)  # as other programs open it
+        assert others[f"{'data/' if not group else ''}action"].shape == (13, 2)
+    zarr.consolidate_metadata(recorded)
+    again = ReplayBuffer.open(recorded, mode="a")
+    again.append_episode(make_episode(3, 4))
+    assert again.episode_ends.tolist() == [4, 5, 11, 13, 16]
+    np.testing.assert_array_equal(ReplayBuffer.open(recorded)["action"][11:, 1], [3, 3, 4, 4, 4])
+
+
+def test_stale_consolidated_metadata_of_format_2_are_never_trusted(recorded, tmp_path):
+    path = as_format_2(recorded, tmp_path)
+    zarr.consolidate_metadata(path)
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for key in ("action", "state", "count"):
+        root[f"data/{key}"].resize((4, *root[f"data/{key}"].shape[1:]))
+    root["meta/episode_ends"].resize((1,))
+    assert ReplayBuffer.open(path)["state"].shape == (4, 3)
+
+
 def test_opening_and_reading_one_array_leaves_the_others_alone(recorded):
     for chunk in (recorded / "data" / "state" / "c").rglob("*"):
         if chunk.is_file():

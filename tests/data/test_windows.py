@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from one_case import over
 
-from diffpolicy.data.windows import split_episodes, window_indices
+from diffpolicy.data.windows import split_episodes, window_indices, windows_per_episode
 
 
 def reference(ends, horizon, pad_before, pad_after):
@@ -85,6 +85,31 @@ def test_split_is_a_seeded_partition_with_both_sides(n, fraction, seed):
     again = split_episodes(n, fraction, seed)
     np.testing.assert_array_equal(train, again[0])
     np.testing.assert_array_equal(validation, again[1])
+
+
+@over("lengths", [[3, 20, 3, 20, 3, 3], [20, 3], [3, 3, 3, 20, 20], [20] * 9 + [1]])
+@over("fraction", [0.02, 0.3, 0.9])
+def test_an_episode_too_short_for_a_window_is_never_drawn_for_validation(lengths, fraction):
+    counts = windows_per_episode(np.cumsum(lengths), 16, 1, 7)
+    assert (counts > 0).tolist() == [length > 8 for length in lengths]
+    if (counts > 0).sum() == 1:
+        with pytest.raises(ValueError, match=r"only 1 of 2 episodes is long enough .*data.validation_fraction=0"):
+            split_episodes(len(lengths), fraction, 0, counts > 0)
+        return
+    for seed in range(200):
+        train, validation = split_episodes(len(lengths), fraction, seed, counts > 0)
+        assert counts[train].any()
+        assert counts[validation].all()
+        assert len(validation) >= 1
+        assert sorted([*train, *validation]) == list(range(len(lengths)))
+
+
+def test_without_short_episodes_the_split_is_that_of_all():
+    for seed in range(20):
+        for one, other in zip(
+            split_episodes(50, 0.1, seed), split_episodes(50, 0.1, seed, np.full(50, True)), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_another_seed_is_another_split_and_zero_keeps_everything():

@@ -55,7 +55,7 @@ def test_it_is_saved_again_in_the_present_format(tmp_path: Path) -> None:
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Between two sets of weights, in the Euclidean norm."""
-    return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))
+    return math.sqrt(sum(float((one[name].double() - other[name].double()).square().sum()) for name in one))
 
 
 def test_an_old_run_goes_on_to_where_the_code_of_its_time_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,78 @@
+"""Checks an env before any work is done in it: everything that a rollout will ask of it, once."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from diffpolicy.evaluation.rollout import make_vector_env, observation_by_key
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.policy.observations import checked_observation
+from diffpolicy.policy.protocol import Policy
+
+
+def check_env(config: EnvConfig, policy: Policy) -> None:
+    """Make the env, reset it and take one step, with an action from the middle of those demonstrated.
+
+    Raises:
+        ValueError: one of these fails, or the env does not match the policy's observations and actions.
+    """
+    if config.max_episode_steps is not None and config.max_episode_steps < 1:
+        raise ValueError(f"env: max_episode_steps {config.max_episode_steps} must be at least 1")
+    env = make_vector_env(config, 1)
+    try:
+        with _calling(config, "reset"):
+            observation, _ = env.reset(seed=[0], options=dict(config.reset_options))
+        _check_observation(observation, policy)
+        space, dim = env.single_action_space, policy.config.action_dim
+        if not isinstance(space, gymnasium.spaces.Box) or space.shape != (dim,):
+            raise ValueError(f"env: {config.id} takes actions {space}, but the demonstrations have {dim} numbers each")
+        action = _middle_action(policy)
+        with _calling(config, f"step({action[0].tolist()})"):
+            observation, reward, *_ = env.step(action)
+        _check_observation(observation, policy)
+        if not math.isfinite(reward[0]):
+            raise ValueError(f"env: {config.id} gives the reward {reward[0]}, expected a finite number")
+    finally:
+        env.close()
+
+
+def why_not_drawn(config: EnvConfig) -> str | None:
+    """Why no videos can be made of an env; None if they can."""
+    try:
+        env = make_vector_env(config, 1, render_mode="rgb_array")
+    except ValueError as error:
+        return str(error)
+    try:
+        env.reset(seed=[0], options=dict(config.reset_options))
+        frames = env.render()
+    except Exception as error:  # such as a missing drawing package
+        return f"env: {config.id} cannot be drawn: {type(error).__name__}: {error}"
+    finally:
+        env.close()
+    if frames is None or frames[0] is None:
+        return f"env: {config.id} has no render_mode 'rgb_array'"
+    return None
+
+
+def _check_observation(observation: Any, policy: Policy) -> None:
+    checked_observation(observation_by_key(observation, policy), policy.config.observations, (1,))
+
+
+def _middle_action(policy: Policy) -> np.ndarray:
+    """An action in the middle of those demonstrated, float32 [1, action]."""
+    encoded = torch.zeros(1, *policy.codec.encoded_shape(policy.config.window.horizon), device=policy.device)
+    with torch.no_grad():
+        return policy.codec.decode(encoded)[:, 0].float().cpu().numpy()
+
+
+@contextlib.contextmanager
+def _calling(config: EnvConfig, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the env's author wrote
+        raise ValueError(f"env: {config.id}: {what} fails with {type(error).__name__}: {error}") from error
