@@ -9,6 +9,7 @@ resume from. The newest two keep their training state, in case the newest one is
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.system import checkpoint
+from diffpolicy.system.advice import override
 
 Content = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
 """(config.json, tensors of the averaged model, tensors of the training state)."""
@@ -88,7 +90,8 @@ class RunCheckpoints:
             name = checkpoint.resolve(self._folder / "last").resolve(strict=True).name
         except (OSError, ValueError):
             return "no checkpoint had been written yet"
-        how = f": resume from it with resume=true hydra.run.dir={self._folder.parent}" if can_go_on else ""
+        resume = f"resume=true {override('hydra.run.dir', self._folder.parent)}"
+        how = f": resume from it with {resume}" if can_go_on else ""
         return f"{self._folder / name}, the last one written, is intact{how}"
 
     def _advice(self, last: Path) -> str:
@@ -98,7 +101,8 @@ class RunCheckpoints:
             except (OSError, ValueError):
                 continue
             name = self._of(step).name
-            return f"{name} is intact: to resume from it, run `ln -sfn {name} {last}` and then the same command again"
+            link = f"ln -sfn {name} {shlex.quote(str(last))}"
+            return f"{name} is intact: to resume from it, run `{link}` and then the same command again"
         return "no other checkpoint of this run can be resumed from: start again in another folder"
 
     def _of(self, step: int) -> Path:
