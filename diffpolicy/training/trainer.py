@@ -190,8 +190,7 @@ class Trainer:
 
         def run(seeds: Sequence[int]) -> list[Episode]:
             policy, sampler = self.ema.policy, self.config.sampler
-            is_shown = self.ranks.is_first
-            return evaluate(policy, env, sampler, seeds, config.inference_batch, None, self._stop.check, is_shown)
+            return evaluate(policy, env, sampler, seeds, config.inference_batch, on_tick=self._stop.check)
 
         try:
             episodes = sharded(self.ranks, range(config.seed, config.seed + config.episodes), run)
