@@ -20,6 +20,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from diffpolicy.commands.command import command
+from diffpolicy.system.advice import override
 from diffpolicy.system.distributed import joined
 from diffpolicy.system.files import write_text
 from diffpolicy.training.settings import TrainConfig
@@ -39,7 +40,7 @@ def main(config: TrainConfig, folder: Path) -> None:
     if stopped is not None:
         print(
             f"{stopped.name}: step {trainer.step} of {config.trainer.steps} is saved; to resume, run the same command "
-            f"with resume=true hydra.run.dir={folder}",
+            f"with resume=true {override('hydra.run.dir', folder)}",
             file=sys.stderr,
         )
         sys.exit(128 + stopped)

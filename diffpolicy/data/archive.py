@@ -11,6 +11,21 @@ from pathlib import Path, PurePosixPath
 
 from diffpolicy.system.files import sync_folder
 
+FORMATS = {  # first bytes -> what the file is
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a numpy array",
+}
+
+
+def other_format(path: Path) -> str | None:
+    """What a file is that is no zip; None for one that is named .zip and must be damaged."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    known = next((name for first, name in FORMATS.items() if start.startswith(first)), None)
+    return known or (None if path.suffix == ".zip" else "neither a zip nor a directory")
+
 
 def write_zip(folder: Path, target: Path) -> None:
     """Pack the files of `folder` into `target`, which is replaced only once the new zip is complete.

@@ -20,6 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ZipStore
 
+from diffpolicy.data.archive import other_format
 from diffpolicy.data.checks import Specs
 from diffpolicy.data.groups import open_group
 from diffpolicy.data.limits import LimitedStore, check_members
@@ -135,6 +136,11 @@ def _open_zip(path: Path) -> zarr.Group:
             names = archive.namelist()
             check_members(str(path), archive)
     except zipfile.BadZipFile as error:
+        if found := other_format(path):
+            raise ValueError(
+                f"{path}: is {found}, expected a .zarr directory or a .zarr.zip; record its episodes with "
+                "ReplayBuffer.create, see docs/data_format.md"
+            ) from error
         raise ValueError(
             f"{path}: not a readable zip, truncated or corrupt ({error}); copy or download it again"
         ) from error

@@ -57,6 +57,12 @@ def survey(names: Sequence[str], blocks: Iterable[np.ndarray], n_rows: int) -> l
     is_far = np.maximum(above, below) > FAR * width
     is_rare = (rows != inner_low).mean(0) <= max(RARE, 1.5 / len(rows))  # a value beside a constant
     is_outlier = is_far & ((width > 0) | is_rare)
-    limits = np.stack([low, high, inner_low, inner_high, rounding], axis=1).tolist()
-    outliers = [int(row) if found else None for row, found in zip(furthest, is_outlier, strict=True)]
-    return [Column(name, *own, outlier) for name, own, outlier in zip(names, limits, outliers, strict=True)]
+    numbers = {"low": low, "high": high, "inner_low": inner_low, "inner_high": inner_high, "rounding": rounding}
+    return [
+        Column(
+            name,
+            **{key: float(values[i]) for key, values in numbers.items()},
+            outlier=int(furthest[i]) if is_outlier[i] else None,
+        )
+        for i, name in enumerate(names)
+    ]

@@ -9,6 +9,7 @@ resume from. The newest two keep their training state, in case the newest one is
 copied as a folder, the newest whole step is used.
 """
 
+import shlex
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from torch import Tensor
 from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.policy.settings import check_metadata
 from diffpolicy.system import checkpoint
+from diffpolicy.system.advice import override
 
 Content = tuple[dict[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]]
 """(config.json, tensors of the averaged model, tensors of the training state)."""
@@ -117,7 +119,8 @@ class RunCheckpoints:
             name = checkpoint.resolve(self._folder / "last").resolve(strict=True).name
         except (OSError, ValueError):
             return "no checkpoint had been written yet"
-        how = f": resume from it with resume=true hydra.run.dir={self._folder.parent}" if can_go_on else ""
+        resume = f"resume=true {override('hydra.run.dir', self._folder.parent)}"
+        how = f": resume from it with {resume}" if can_go_on else ""
         return f"{self._folder / name}, the last one written, is intact{how}"
 
     def _advice(self, last: Path) -> str:
@@ -125,7 +128,8 @@ class RunCheckpoints:
             name = self._of(self._newest_whole()).name
         except ValueError as error:
             return str(error)
-        return f"{name} is intact: to resume from it, run `ln -sfn {name} {last}` and then the same command again"
+        link = f"ln -sfn {name} {shlex.quote(str(last))}"
+        return f"{name} is intact: to resume from it, run `{link}` and then the same command again"
 
     def _newest_whole(self) -> int:
         whole = next(filter(self._is_whole, sorted(self._steps(), reverse=True)), None)

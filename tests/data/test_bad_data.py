@@ -174,11 +174,17 @@ def test_a_pickle_codec_is_refused_before_anything_is_read(tmp_path):
         ("https://127.0.0.1:9/a.zarr.zip", ValueError, "download it"),
         ("folder", ValueError, "not a zarr group, found neither"),
         ("text.zip", ValueError, "not a readable zip"),
+        ("demo.hdf5", ValueError, "is an HDF5 file, expected a .zarr directory or a .zarr.zip; record its episodes"),
+        ("table.parquet", ValueError, "is a Parquet file"),
+        ("text.zarr", ValueError, "is neither a zip nor a directory"),
     ],
 )
 def test_what_is_not_a_data_set_is_named(tmp_path, location, error, message):
     (tmp_path / "folder").mkdir(exist_ok=True)
     (tmp_path / "text.zip").write_text("hello")
+    (tmp_path / "text.zarr").write_text("hello")
+    (tmp_path / "demo.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (tmp_path / "table.parquet").write_bytes(b"PAR1" + bytes(100))
     where = location if "://" in location else tmp_path / location
     with pytest.raises(error, match=message):
         ReplayBuffer.open(where)
