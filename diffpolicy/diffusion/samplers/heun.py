@@ -70,7 +70,8 @@ def heun(now: Levels, schedule: Schedule, own: HeunConfig) -> StepTable:
         )
     ratio = now.sigma / now.alpha
     is_churned = (own.churn_min <= ratio) & (ratio <= own.churn_max)
-    start, end = _raised(now, schedule, min(own.churn / len(now), _MAX_GAMMA) * is_churned), now.followed_by_clean()
+    gamma = np.where(is_churned, min(own.churn / len(now), _MAX_GAMMA), 0.0).astype(np.float64)
+    start, end = _raised(now, schedule, gamma), now.followed_by_clean()
     ratio_start, ratio_end = start.sigma / start.alpha, end.sigma[:-1] / end.alpha[:-1]
     # (6) minus (4), for x at the end of the step.
     step = ratio_end / ratio_start[:-1]
