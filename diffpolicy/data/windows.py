@@ -21,6 +21,26 @@ def window_indices(
     Raises:
         ValueError: a setting is out of range, an episode does not exist, or no window fits any episode.
     """
+    starts, lengths, steps = _windows(episode_ends, horizon, pad_before, pad_after, episodes)
+    return starts + np.clip(steps, 0, lengths - 1)
+
+
+def padded_steps(
+    episode_ends: np.ndarray,
+    horizon: int,
+    pad_before: int = 0,
+    pad_after: int = 0,
+    episodes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Which steps of the windows of `window_indices` lie outside their episode, bool [n_windows, horizon]."""
+    _, lengths, steps = _windows(episode_ends, horizon, pad_before, pad_after, episodes)
+    return (steps < 0) | (steps >= lengths)
+
+
+def _windows(
+    episode_ends: np.ndarray, horizon: int, pad_before: int, pad_after: int, episodes: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First row and length of each window's episode, [n_windows, 1], and its steps in there, [n_windows, horizon]."""
     if horizon < 1:
         raise ValueError(f"windows: horizon is {horizon}, expected at least 1")
     for name, padding in (("pad_before", pad_before), ("pad_after", pad_after)):
@@ -38,8 +58,7 @@ def window_indices(
         )
     episode = np.repeat(np.arange(len(counts)), counts)
     nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    steps = (nth - pad_before)[:, None] + np.arange(horizon)
-    return starts[episode, None] + np.clip(steps, 0, lengths[episode, None] - 1)
+    return starts[episode, None], lengths[episode, None], (nth - pad_before)[:, None] + np.arange(horizon)
 
 
 def windows_per_episode(

@@ -100,15 +100,14 @@ class DiffusionPolicy(nn.Module):
 
         The graph is captured at the first chunk of each kind (batch size, sampler, safety). Weights may change later.
         A guide, your own constraint, a diffusers sampler, autocast and a CPU cannot be captured; the loop then runs
-        call by call. This does not compile kernels, use `network.compile()` for that. Calling it again discards all
-        captured graphs.
+        call by call. To compile kernels use `network.compile()`. Calling this again discards all captured graphs.
         """
         self._replays = Replays()
 
     def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
-        Raises ValueError on data that lacks a key, has no rows, is of the wrong shape or not finite.
+        Raises ValueError if data lack a key or have no rows, the wrong shape or values that are not finite.
         """
         if missing := [key for key in self._vectors if key not in observations]:
             raise ValueError(f"fit: the observations lack {', '.join(missing)}; they have {sorted(observations)}")
@@ -123,6 +122,7 @@ class DiffusionPolicy(nn.Module):
         generator: torch.Generator,
         part: Part = WHOLE,
         step: int | Tensor = 0,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """The training loss of a batch, a scalar.
 
@@ -132,6 +132,7 @@ class DiffusionPolicy(nn.Module):
             generator: draws levels and noise, on the policy's device.
             part: which part of a larger batch this is; its random numbers are a slice of those of the whole.
             step: optimiser step, for objectives that change during training.
+            counts: [B, H], by which each action's error is multiplied.
         """
         self.check_fitted()
         batch = self.objective.draw(self.codec.encode(like_parameters(actions, self.network)), generator, part)
@@ -142,7 +143,7 @@ class DiffusionPolicy(nn.Module):
             null = Condition.null(self.null_condition, len(actions))
             condition = condition.mixed(chance < self.objective.condition_dropout, null)
         network = ConditionedNetwork(self.network, condition.fields(self.network.reads))
-        return self.objective.loss(network, batch, step)
+        return self.objective.loss(network, batch, step, *([] if counts is None else [counts]))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the parameters that are needed to act, then of those that only the objective trains."""

@@ -46,6 +46,7 @@ class Policy(Protocol):
         generator: torch.Generator,
         part: Part = WHOLE,
         step: int | Tensor = 0,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """The training loss of a batch, a scalar, at optimiser step `step`; see `Objective.loss`."""
         ...

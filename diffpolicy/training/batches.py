@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.data.demonstrations import Demonstrations
-from diffpolicy.data.windows import window_indices
+from diffpolicy.data.windows import padded_steps, window_indices
 from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.training.mixture import weighted_order
@@ -27,16 +27,20 @@ class Batch:
         observations: {key: [batch, n_obs_steps, dim]}; images [batch, n_obs_steps, height, width, channels] keep their
             dtype.
         actions: [batch, horizon, action].
+        counts: float [batch, horizon], 0 for actions that repeat the first or last one of an episode beyond its ends
+            and 1 for the others; None if all count.
     """
 
     observations: dict[str, Tensor]
     actions: Tensor
+    counts: Tensor | None = None
 
 
 class WindowBatches:
     """Every window of the given episodes, once per epoch, in an order drawn from (seed, epoch).
 
-    With `weights`, one for each of several data sets, an epoch has as many windows, in proportion to the weights.
+    With `weights`, one for each of several data sets, an epoch has as many windows, in proportion to the weights. With
+    `mask_padding`, batches say which actions count.
 
     Observations that stay on disk are read ahead by `workers` processes, which may take `limit_s` for a batch; `close`
     ends them.
@@ -56,9 +60,14 @@ class WindowBatches:
         workers: int = 0,
         limit_s: float = LimitsConfig.data_s,
         weights: Sequence[float] | None = None,
+        mask_padding: bool = False,
     ) -> None:
-        pad_before, pad_after = window.n_obs_steps - 1, window.n_action_steps - 1
-        index = window_indices(data.episode_ends, window.horizon, pad_before, pad_after, episodes)
+        pads = window.n_obs_steps - 1, window.n_action_steps - 1
+        index = window_indices(data.episode_ends, window.horizon, *pads, episodes)
+        self._counts = None
+        if mask_padding:
+            padded = padded_steps(data.episode_ends, window.horizon, *pads, episodes)
+            self._counts = torch.from_numpy(~padded).float().to(device)
         self.n_windows = len(index)
         self.batch_size = min(batch_size, self.n_windows)
         sets = None
@@ -108,7 +117,8 @@ class WindowBatches:
         past = rows[:, : self._n_obs_steps]
         resident = {key: value[past] for key, value in self._resident.items()}
         moved = {key: value.to(rows.device) for key, value in streamed.items()}
-        return Batch(resident | moved, self._actions[rows])
+        counts = None if self._counts is None else self._counts[windows]
+        return Batch(resident | moved, self._actions[rows], counts)
 
 
 class _Order:

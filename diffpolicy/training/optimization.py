@@ -62,20 +62,22 @@ class Optimization:
         """The loss and the gradient norm; leaves the clipped gradient in the parameters."""
         self.optimizer.zero_grad()
         with self.autocast():
-            loss = self._loss(batch.observations, batch.actions, self._generator, step)
+            loss = self._loss(batch, self._generator, step)
         loss.backward()
         return loss.detach(), torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.max_grad_norm)
 
     def _replayed_gradient(self, replays: Replays, batch: Batch, step: int) -> Sequence[Tensor]:
         """The same on a GPU as one CUDA graph, which writes each gradient to the same memory at every step."""
-        device, names = batch.actions.device, list(batch.observations)
+        names = list(batch.observations)
 
         def gradient(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-            *observations, actions, now = tensors
-            return self._gradient(Batch(dict(zip(names, observations, strict=True)), actions), now)
+            now, actions, *others = tensors
+            observations = dict(zip(names, others, strict=False))
+            return self._gradient(Batch(observations, actions, *others[len(names) :]), now)
 
         # A number would be the same at every replay; filling a tensor does not wait for the GPU.
-        inputs = [*batch.observations.values(), batch.actions, torch.full((), step, device=device)]
+        inputs = [torch.full((), step, device=batch.actions.device), batch.actions, *batch.observations.values()]
+        inputs += [] if batch.counts is None else [batch.counts]
         return replays.run(self._loss, tuple(names), gradient, inputs, [self._generator])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -80,6 +80,8 @@ def new_policy(config: TrainConfig, data: Demonstrations) -> Policy:
         torch.manual_seed(config.seed)
         policy = build_policy(policy_settings(config, data))
     policy.sampling(config.sampler)
+    if config.trainer.mask_padding and policy.codec.metric is None:
+        raise ValueError(f"trainer: mask_padding needs a codec whose waypoints are separate, not {config.codec}")
     policy.fit(data.observations, data.actions)
     return policy
 

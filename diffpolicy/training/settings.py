@@ -42,9 +42,8 @@ class TrainerConfig:
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
     precision: str = "float32"  # or bfloat16, with autocast
-    compile: bool = (
-        False  # torch.compile the network (needs a C++ compiler, or Triton); one CUDA graph per step on a GPU
-    )
+    compile: bool = False  # the network by torch.compile; on a GPU also the gradient of a batch as one CUDA graph
+    mask_padding: bool = False  # leave actions that only repeat, beyond the ends of an episode, out of the loss
     log_every: int = 50
     validate_every: int = 500
     evaluate_every: int = 2500

@@ -1,12 +1,12 @@
 """The loss of a batch that several processes share."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.diffusion.objectives.objective import Part
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.distributed import Ranks
+from diffpolicy.training.batches import Batch
 
 
 class ShardedLoss(nn.Module):
@@ -17,7 +17,11 @@ class ShardedLoss(nn.Module):
         self.policy = policy
         self._part = (ranks.rank, ranks.count)
 
-    def forward(
-        self, observations: Mapping[str, Tensor], actions: Tensor, generator: torch.Generator, step: int | Tensor
-    ) -> Tensor:
-        return self.policy.loss(observations, actions, generator, self._part, step)
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | Tensor) -> Tensor:
+        return batch_loss(self.policy, batch, generator, self._part, step)
+
+
+def batch_loss(policy: Policy, batch: Batch, generator: torch.Generator, part: Part, step: int | Tensor) -> Tensor:
+    """The policy's loss of a batch, a scalar. Only where actions are masked must the policy take `counts`."""
+    masked = {} if batch.counts is None else {"counts": batch.counts}
+    return policy.loss(batch.observations, batch.actions, generator, part, step, **masked)

@@ -33,7 +33,7 @@ def _windows(
 ) -> WindowBatches:
     try:
         batch_size, workers, limit_s = config.trainer.batch_size, config.data.workers, config.limits.data_s
-        others = config.seed, device, workers, limit_s, config.data.weights
+        others = config.seed, device, workers, limit_s, config.data.weights, config.trainer.mask_padding
         return WindowBatches(data, episodes, config.window, batch_size, *others)
     except ValueError as error:
         raise ValueError(f"{split} split, {len(episodes)} of {data.n_episodes} episodes: {error}") from error

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.diffusion.objectives.objective import WHOLE
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.tables import Choice
 from diffpolicy.training.batches import Batch, mixed_seed
+from diffpolicy.training.sharded_loss import batch_loss
 
 ACTION_WINDOWS = 256  # windows whose actions are sampled, which takes as many evaluations as the sampler has steps
 
@@ -29,7 +31,7 @@ class Validation:
         """{name: value} for the metrics; the loss is computed in `precision`."""
         batch, generator = self._batch, torch.Generator(policy.device).manual_seed(mixed_seed(self._seed, 2))
         with torch.inference_mode(), precision:
-            loss = float(policy.loss(batch.observations, batch.actions, generator, step=step))
+            loss = float(batch_loss(policy, batch, generator, WHOLE, step))
         return {"validation_loss": loss, "validation_action_error": self._action_error(policy)}
 
     def _action_error(self, policy: Policy) -> float:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from one_case import over
 
-from diffpolicy.data.windows import split_episodes, window_indices, windows_per_episode
+from diffpolicy.data.windows import padded_steps, split_episodes, window_indices, windows_per_episode
 
 
 def reference(ends, horizon, pad_before, pad_after):
@@ -48,6 +48,14 @@ def test_chosen_episodes_give_only_their_own_rows(lengths, data):
     owner = np.searchsorted(ends, rows, side="right")
     assert (owner == owner[:, :1]).all()
     assert set(owner.ravel()) == set(np.flatnonzero(mask))
+
+
+def test_padded_steps_are_those_outside_the_episode():
+    padded = padded_steps(np.array([3, 5]), horizon=4, pad_before=1, pad_after=2)
+    rows = window_indices(np.array([3, 5]), horizon=4, pad_before=1, pad_after=2)
+    inside = [row[~outside].tolist() for row, outside in zip(rows, padded, strict=True)]
+    assert inside == [[0, 1, 2], [0, 1, 2], [1, 2], [3, 4], [3, 4]]
+    assert (padded[:, 0] == [True, False, False, True, False]).all()
 
 
 def test_every_step_is_executed_first_once_with_the_usual_padding():

@@ -192,6 +192,40 @@ def test_weights_in_the_memory_order_of_a_gpu_train_and_resume_alike(
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)  # sums in another order
 
 
+def test_masked_padding_does_not_count(data_set: Path, tmp_path: Path) -> None:
+    plain, masked = (make_trainer(data_set, tmp_path, mask_padding=mask) for mask in (False, True))
+    batch = masked.batches.batch(0)
+    assert batch.counts is not None
+    assert 0 < float(batch.counts.mean()) < 1
+    moved = batch.actions + 100.0 * (1.0 - batch.counts)[..., None]
+    losses = []
+    for counts in (batch.counts, None):
+        for actions in (batch.actions, moved):
+            # The network sees the padding too, so it must not differ; only the target of the error may.
+            noise = masked.policy.objective.draw(masked.policy.codec.encode(batch.actions), generator(), (0, 1))
+            target = dataclasses.replace(noise, clean=masked.policy.codec.encode(actions))
+            network = Zero()
+            losses.append(
+                float(masked.policy.objective.loss(network, target, 0, *([] if counts is None else [counts])))
+            )
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[2] != pytest.approx(losses[3])
+    assert plain.batches.batch(0).counts is None
+    first = [float(trainer.train_step()[0]) for trainer in (plain, masked)]
+    assert first[1] < first[0], "the masked errors count as 0"
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Zero:
+    """A network whose output is 0 whatever it sees."""
+
+    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
 class CallAgain:
     """A `Recorder` that calls the function again instead of replaying it, with gradients where they lay."""
 

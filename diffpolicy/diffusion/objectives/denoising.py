@@ -146,13 +146,20 @@ class Denoising(nn.Module):
         chance = torch.rand(count, generator=generator, device=share.device)
         return torch.searchsorted(share[:-1].contiguous(), chance, right=True)
 
-    def loss(self, network: ConditionedNetwork, batch: NoisyBatch, step: int | Tensor = 0) -> Tensor:
-        """The weighted mean squared error between the network's output and its target, a scalar."""
+    def loss(
+        self,
+        network: ConditionedNetwork,
+        batch: NoisyBatch,
+        step: int | Tensor = 0,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted mean squared error between the network's output and its target, a scalar; see `Objective`."""
         level = self.table.at(batch.level)
         noisy = level.alpha * batch.clean + level.sigma * batch.noise
         output = network(level.input_scale * noisy, level.time.flatten())
         target = level.on_clean * batch.clean + level.on_noise * batch.noise
-        return (level.weight * (output - target).square()).mean()
+        error = level.weight * (output - target).square()
+        return (error if counts is None else error * counts[..., None]).mean()
 
     def stepped(self, network: nn.Module, step: int) -> None:
         """Do nothing: there are no target networks."""

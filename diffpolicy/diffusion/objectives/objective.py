@@ -82,8 +82,10 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, network: ConditionedNetwork, batch: Any, step: int | Tensor) -> Tensor:
+    def loss(self, network: ConditionedNetwork, batch: Any, step: int | Tensor, counts: Tensor | None = None) -> Tensor:
         """The training loss, a scalar, for a `batch` from `draw` at optimiser step `step`.
+
+        Only `trainer.mask_padding` gives `counts` [B, H], by which the error of each waypoint is multiplied.
 
         Where training is captured as a CUDA graph, `step` is a tensor on the GPU and must not be read on the host.
         """
