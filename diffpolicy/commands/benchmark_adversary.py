@@ -63,7 +63,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, and their sum."""
     lines = ["| " + " | ".join([*COLUMNS, "worst excess"]) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row in rows:
-        worst = [f"{name} {row[f'over_{name}']:.2g}" for name in LIMITS if row[f"over_{name}"] is not None]
+        worst = [f"{name} {row[f'over_{name}']:.3g}" for name in LIMITS if row[f"over_{name}"] is not None]
         lines.append("| " + " | ".join([*(str(row[column]) for column in COLUMNS), ", ".join(worst)]) + " |")
     total = [sum(row[column] for row in rows) for column in COLUMNS[1:-1]]
     lines.append("| " + " | ".join(["all", *map(str, total), "", ""]) + " |")
