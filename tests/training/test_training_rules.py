@@ -182,7 +182,7 @@ def test_weights_in_the_memory_order_of_a_gpu_train_and_resume_alike(
     short.train_step = failing_step
     with pytest.raises(KeyboardInterrupt):
         short.run()
-    resumed = Trainer(dataclasses.replace(short.config, resume=True), short.folder)
+    resumed = Trainer(dataclasses.replace(short.config, resume=True), tmp_path / "parts")
     moments = [state["exp_avg"] for state in resumed.optimization.optimizer.state.values()]
     assert not all(one.is_contiguous() for one in moments)
     resumed.run()
