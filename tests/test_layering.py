@@ -49,7 +49,7 @@ SHELVES = {
         "fallback",
     ),
     "control": ("controller wrapper", "latency"),
-    "data": ("store stream", "arrays", "replay_buffer", "demonstrations locate"),
+    "data": ("replacing stream", "store", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("parts", "generate"),
     "diffusion": (
         "samplers/table schedules weighting",

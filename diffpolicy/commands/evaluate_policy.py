@@ -55,7 +55,7 @@ def main(config: EvaluateConfig, folder: Path) -> None:
     with joined(config.limits.ranks_s) as ranks:
         device = ranks.device(config.device)
         policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device, config.trust_env)
-        check_env(env, policy)
+        check_env(env, policy, config.limits.env_s)
         seeds = range(config.seed, config.seed + config.episodes)
         safety = build_safety(config.safety)
         found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks, config.limits)

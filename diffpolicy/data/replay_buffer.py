@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from diffpolicy.data import arrays as stored
-from diffpolicy.data import checks, mark, store
+from diffpolicy.data import checks, mark, replacing, store
 from diffpolicy.data.archive import write_zip
 from diffpolicy.data.groups import forget_consolidated
 
@@ -57,10 +57,10 @@ class ReplayBuffer:
         """
         checks.check_specs(specs)
         target = Path(path)
-        store.finish_swap(target)
+        replacing.finish_swap(target)
         if target.exists():
             raise FileExistsError(f'{target}: exists already; open it with mode="a" to append, or remove it')
-        with store.staging(target) as temporary:
+        with replacing.staging(target) as temporary:
             store.create_root(temporary, specs)
         return cls.open(target, mode="a")
 
@@ -178,9 +178,9 @@ class ReplayBuffer:
         self._require_append()
         kept = np.setdiff1d(np.arange(self.n_episodes), self._checked(indices))
         path = Path(self.location)
-        store.discard_leftovers(path)
-        self.copy(store.next_of(path), episodes=kept.tolist())
-        store.swap(path)
+        replacing.discard_leftovers(path)
+        self.copy(replacing.next_of(path), episodes=kept.tolist())
+        replacing.swap(path)
         self.__init__(store.open_root(path, "a"), self.location, "a")
 
     def copy(
@@ -203,7 +203,7 @@ class ReplayBuffer:
         specs = {key: self.specs[key] for key in (self.keys if keys is None else keys)}
         starts = np.concatenate([[0], self._ends])[kept]
         rows = np.concatenate([np.arange(0), *map(np.arange, starts, self._ends[kept])])
-        with store.staging(target) as temporary:
+        with replacing.staging(target) as temporary:
             root = store.create_root(temporary, specs)
             for key in specs:
                 stored.copy_rows(functools.partial(self.rows, key), rows, store.writable(root[f"data/{key}"]))  # type: ignore

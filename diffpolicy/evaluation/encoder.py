@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 
-MACRO_BLOCK = 16  # frames are scaled up to multiples of this, which every player shows
+MACRO_BLOCK = 2  # frames are scaled up to multiples of this, which H.264 needs
 
 
 class VideoFile:

@@ -13,16 +13,26 @@ from diffpolicy.evaluation.rollout import make_vector_env, observation_by_key
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.protocol import Policy
+from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.patience import Patience
 
 
-def check_env(config: EnvConfig, policy: Policy) -> None:
+def check_env(config: EnvConfig, policy: Policy, limit_s: float = LimitsConfig.env_s) -> None:
     """Make the env, reset it and take one step, with an action from the middle of those demonstrated.
+
+    Args:
+        limit_s: how long all of this may take.
 
     Raises:
         ValueError: one of these fails, or the env does not match the policy's observations and actions.
     """
     if config.max_episode_steps is not None and config.max_episode_steps < 1:
         raise ValueError(f"env: max_episode_steps {config.max_episode_steps} must be at least 1")
+    with Patience("the env", limit_s, "limits.env_s"):
+        _try(config, policy)
+
+
+def _try(config: EnvConfig, policy: Policy) -> None:
     env = make_vector_env(config, 1)
     try:
         with _calling(config, "reset"):

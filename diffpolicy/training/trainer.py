@@ -88,7 +88,7 @@ class Trainer:
         if config.init_from is not None and not config.resume:
             initialize(self.policy, config.init_from, data)
         if config.env is not None:
-            check_env(config.env, self.policy)
+            check_env(config.env, self.policy, config.limits.env_s)
         self.settings = settings_of_run(config, self.policy, data)
         self.conditions = {**conditions(self.device), "processes": str(ranks.count)}
         described = {"task": config.task, "env": self.settings["env"], "training": self.settings}

@@ -51,8 +51,8 @@ def test_a_run_folder_that_is_a_file_is_one_clear_message(tmp_path: Path) -> Non
 NONSENSE = {
     "seed": (["seed=-1"], "seed -1 must be at least 0"),
     "evaluation seed": (["evaluation.seed=-1"], "evaluation: seed -1 must be at least 0"),
-    "no env": (["env.id="], "env:  with"),
-    "no module": (["env.id=:x"], "env: :x with"),
+    "no env": (["env.id="], "cannot be made: Malformed environment ID"),
+    "no module": (["env.id=:x"], "env: :x "),
     "limit": (["limits.env_s=0"], "limits: env_s 0.0 must be above 0 and finite"),
 }
 

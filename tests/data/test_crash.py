@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from diffpolicy.data import store
+from diffpolicy.data import replacing
 from diffpolicy.data.replay_buffer import ReplayBuffer
 
 KILLS = 15
@@ -78,12 +78,12 @@ class Killed(BaseException):
 def test_a_drop_stopped_at_each_step_of_the_swap_is_finished_on_open(recorded, monkeypatch, make_episode, point):
     def swap(path: Path) -> None:
         if point != "before the old one is moved":
-            os.rename(path, store.previous_of(path))
+            os.rename(path, replacing.previous_of(path))
         if point == "before the old one is removed":
-            os.rename(store.next_of(path), path)
+            os.rename(replacing.next_of(path), path)
         raise Killed
 
-    monkeypatch.setattr(store, "swap", swap)
+    monkeypatch.setattr(replacing, "swap", swap)
     with pytest.raises(Killed):
         ReplayBuffer.open(recorded, mode="a").drop_episodes([0])
     monkeypatch.undo()

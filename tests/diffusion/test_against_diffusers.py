@@ -196,7 +196,7 @@ def test_multistep_solvers_on_flow_from_pure_noise(choice: dict, scheduler_class
 @pytest.mark.parametrize("schedule", [vp(1000), karras(1000, 0.002, 80.0, 0.5)], ids=["vp", "karras"])
 def test_heun(schedule, steps: int) -> None:
     """Theirs walks in x / alpha, and has no churn."""
-    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing", "max_weight": math.inf})
+    table = build_sampler(schedule, {"name": "heun", "steps": steps, "spacing": "trailing", "max_weight": None})
     scheduler = HeunDiscreteScheduler(prediction_type="sample")
     scheduler.set_timesteps(steps)
     scheduler.sigmas = twice_between(with_zero(table.now.sigma / table.now.alpha)[[*range(0, 2 * steps - 1, 2), -1]])

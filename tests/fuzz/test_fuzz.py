@@ -6,13 +6,13 @@ import pytest
 
 pytest.importorskip("resource")  # not on Windows
 
-import run
+import fuzzing
 
 
 def check(cases: int, base: Path) -> None:
-    found = run.fuzz(first=0, cases=cases, seed=0, workers=2, kinds=list(run.KINDS), base=base)
+    found = fuzzing.fuzz(first=0, cases=cases, seed=0, workers=2, kinds=list(fuzzing.KINDS), base=base)
     assert len(found) == cases
-    assert run.faults(found) == [], run.table(found)
+    assert fuzzing.faults(found) == [], fuzzing.table(found)
 
 
 def test_500_changes_are_refused_or_loaded_as_they_stand(tmp_path: Path) -> None:

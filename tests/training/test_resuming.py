@@ -103,16 +103,17 @@ def test_fine_tuning_begins_with_the_weights_and_the_normalisation_of_a_checkpoi
 
 
 class Odd(gymnasium.Env):
-    """Two steps an episode; the first one hangs, or has an odd reward."""
+    """Two steps an episode; the first one of an evaluation hangs, or has an odd reward."""
 
     observation_space = gymnasium.spaces.Dict({"state": gymnasium.spaces.Box(-1, 1, (2,))})
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
-    def __init__(self, reward: float, seconds: float, render_mode: str | None = None) -> None:
-        self._reward, self._seconds = reward, seconds
+    def __init__(self, reward: str, seconds: float, render_mode: str | None = None) -> None:
+        self._odd = float(reward), seconds
 
     def reset(self, *, seed=None, options=None):
         self._left = 2
+        self._reward, self._seconds = self._odd if seed is not None and seed >= 50_000 else (0.0, 0.0)
         return {"state": np.zeros(2, dtype=np.float32)}, {}
 
     def step(self, action):
@@ -122,9 +123,9 @@ class Odd(gymnasium.Env):
 
 
 def evaluated(data_set: Path, reward: float = 0.0, seconds: float = 0.0, env_s: float = 300.0) -> TrainConfig:
-    if "test/Odd-v0" not in gymnasium.registry:
-        gymnasium.register("test/Odd-v0", Odd)
-    env = EnvConfig("test/Odd-v0", kwargs={"reward": reward, "seconds": seconds})
+    if "test/OddReward-v0" not in gymnasium.registry:
+        gymnasium.register("test/OddReward-v0", Odd)
+    env = EnvConfig("test/OddReward-v0", kwargs={"reward": str(reward), "seconds": seconds})
     changes = {**SHORT, "checkpoint_every": 1000, "evaluate_every": 6}
     config = settings(data_set, env=env, evaluation=EvaluationConfig(episodes=1, inference_batch=16), trainer=changes)
     return dataclasses.replace(config, limits=LimitsConfig(env_s=env_s), sampler={"name": "ddim", "steps": 1})
@@ -149,6 +150,18 @@ def test_an_env_that_hangs_ends_the_run_at_the_limit_with_the_step_saved(data_se
     with pytest.raises(OSError, match=message):
         Trainer(evaluated(data_set, seconds=300.0, env_s=1.0), tmp_path).run()
     assert saved_step(tmp_path) == 6
+
+
+def test_an_env_that_hangs_at_once_is_refused_before_training(data_set: Path, tmp_path: Path) -> None:
+    class Hanging(Odd):
+        def reset(self, *, seed=None, options=None):
+            return super().reset(seed=50_000)
+
+    gymnasium.register("test/Hanging-v0", Hanging)
+    config = evaluated(data_set, seconds=300.0, env_s=1.0)
+    config.env.id = "test/Hanging-v0"
+    with pytest.raises(ValueError, match=r"step\(.*\) fails with TimeoutError: .* not answered for 1 s"):
+        Trainer(config, tmp_path)
 
 
 def test_a_signal_ends_a_run_whose_env_hangs(data_set: Path, tmp_path: Path) -> None:

@@ -37,17 +37,18 @@ class HeunConfig(SamplerConfig):
 
     Attributes:
         spacing: by default one step across the levels that hold next to no signal, and the others below.
-        churn, churn_min, churn_max, churn_noise: S_churn, S_min, S_max and S_noise; churn 0 is deterministic.
-        max_weight: of the estimate at the end of a step; infinite for algorithm 2 as published.
+        churn, churn_min, churn_max, churn_noise: S_churn, S_min, S_max (None for no limit) and S_noise; churn 0 is
+            deterministic.
+        max_weight: of the estimate at the end of a step; None, for no limit, is algorithm 2 as published.
     """
 
     name: str = "heun"
     spacing: str = "noise_then_karras"
     churn: float = 0.0
     churn_min: float = 0.0
-    churn_max: float = float("inf")
+    churn_max: float | None = None
     churn_noise: float = 1.0
-    max_weight: float = 1.0
+    max_weight: float | None = 1.0
 
 
 def heun(now: Levels, schedule: Schedule, own: HeunConfig) -> StepTable:
@@ -69,13 +70,13 @@ def heun(now: Levels, schedule: Schedule, own: HeunConfig) -> StepTable:
             "where sigma / alpha is infinite; use flow_heun on flow, else ddim"
         )
     ratio = now.sigma / now.alpha
-    is_churned = (own.churn_min <= ratio) & (ratio <= own.churn_max)
+    is_churned = (own.churn_min <= ratio) & (ratio <= _or_no_limit(own.churn_max))
     gamma = np.where(is_churned, min(own.churn / len(now), _MAX_GAMMA), 0.0).astype(np.float64)
     start, end = _raised(now, schedule, gamma), now.followed_by_clean()
     ratio_start, ratio_end = start.sigma / start.alpha, end.sigma[:-1] / end.alpha[:-1]
     # (6) minus (4), for x at the end of the step.
     step = ratio_end / ratio_start[:-1]
-    correction = end.alpha[:-1] * (1.0 - step) * np.minimum(0.5 / step, own.max_weight)
+    correction = end.alpha[:-1] * (1.0 - step) * np.minimum(0.5 / step, _or_no_limit(own.max_weight))
     # (2) with z = x / alpha: x_hat = alpha_start * (x / alpha_now + S_noise * sqrt(t_hat^2 - t^2) * noise).
     gain = start.alpha / now.alpha
     fresh = start.alpha * own.churn_noise * np.sqrt(np.maximum(ratio_start**2 - ratio**2, 0.0))
@@ -145,9 +146,13 @@ def _raised(now: Levels, schedule: Schedule, gamma: FloatArray) -> Levels:
 def _check(own: HeunConfig) -> None:
     if not 0.0 <= own.churn < np.inf:
         raise ValueError(f"sampler: churn {own.churn} must be at least 0")
-    if not 0.0 <= own.churn_min <= own.churn_max:
+    if not 0.0 <= own.churn_min <= _or_no_limit(own.churn_max):
         raise ValueError(f"sampler: churn_min {own.churn_min} and churn_max {own.churn_max} must rise from 0")
     if not 0.0 <= own.churn_noise < np.inf:
         raise ValueError(f"sampler: churn_noise {own.churn_noise} must be at least 0")
-    if not own.max_weight > 0.0:
+    if not _or_no_limit(own.max_weight) > 0.0:
         raise ValueError(f"sampler: max_weight {own.max_weight} must be above 0")
+
+
+def _or_no_limit(limit: float | None) -> float:
+    return np.inf if limit is None else limit

@@ -1,4 +1,4 @@
-"""Fuzz everything that is read from disk or a command line: python tests/fuzz/run.py cases=20000 seed=0 workers=2
+"""Fuzz everything that is read from disk or a command line: python tests/fuzz/fuzzing.py cases=20000 seed=0 workers=2
 
 Each case changes one thing at random in a checkpoint, a training state, a data set or a command line, makes the hashes
 right again where there are any, and loads it. It must be refused in one line, or load what is in the file, within 1 GB
