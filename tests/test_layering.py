@@ -73,6 +73,7 @@ SHELVES = {
     "training": (
         "mixture",
         "batches data_formats evaluating run_folder run_log run_settings",
+        "sharded_loss",
         "optimization splits starting validation",
         "trainer",
     ),

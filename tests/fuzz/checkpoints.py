@@ -97,7 +97,7 @@ def state_case(base: Path, folder: Path, random_: random.Random) -> Case:
         loss, norm = trainer.train_step()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(f"loss {loss}, gradient norm {norm}")  # as the trainer does when it logs
-        metrics = Metrics(trainer.folder, config.logger, {}, trainer.step)
+        metrics = Metrics(trainer.folder.path, config.logger, {}, trainer.step)
         for row in metrics.rows:
             numbers = all(type(value) in (int, float) and math.isfinite(value) for value in row.values())
             if not numbers or type(row["step"]) is not int:

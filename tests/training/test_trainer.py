@@ -156,7 +156,7 @@ def test_bfloat16_autocast_trains(data_set: Path, tmp_path: Path) -> None:
     [
         ({"trainer": {"steps": 0}}, "steps 0 must be at least 1"),
         ({"trainer": {"batch_size": -1}}, "batch_size -1"),
-        ({"trainer": {"learning_rate": float("nan")}}, "learning_rate nan must be above 0"),
+        ({"trainer": {"learning_rate": float("nan")}}, "learning_rate is nan, expected a finite number"),
         ({"trainer": {"max_grad_norm": -1.0}}, "max_grad_norm -1.0 must be above 0"),
         ({"trainer": {"ema_max_decay": 1.5}}, "ema_max_decay 1.5 must be below 1"),
         ({"evaluation": EvaluationConfig(episodes=0)}, "episodes 0"),

@@ -140,7 +140,7 @@ def test_evaluation_during_training_gets_the_averaged_policy(
         return [Episode(seed, 0.5, False, 1) for seed in seeds]
 
     monkeypatch.setattr(evaluating, "evaluate", evaluate)
-    monkeypatch.setattr(trainer_module, "check_env", lambda env, policy: None)  # nothing of the env is used
+    monkeypatch.setattr(trainer_module, "check_env", lambda *_: None)  # nothing of the env is used
     make_trainer(data_set, tmp_path, EnvConfig("CartPole-v1"), evaluate_every=4).run()
     for step, policy in zip((4, 8), seen, strict=True):
         folder = tmp_path / "checkpoints" / f"step_{step}"
