@@ -81,8 +81,8 @@ def test_a_chunk_is_that_of_the_plain_network(
         expected = small_policy.predict_action_chunk(observation(batch), generators(batch), table).plan
     assert not torch.equal(found, expected), "both are the plain network's"
     assert expected.std() > 1.0
-    # Actions of up to 10: float32 rounding of each row, which the next ones carry on and high noise levels enlarge; heun
-    # extrapolates from two estimates, and its rounding with them (3e-4 at one of 2048 numbers).
+    # Actions of up to 10: float32 rounding of each row, which the next ones carry on and high noise levels enlarge.
+    # heun extrapolates from two estimates, and their rounding with them (3e-4 at one of 2048 numbers).
     atol = 1e-3 if name == "heun" else 1e-4
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
