@@ -19,7 +19,7 @@ def test_a_video_holds_every_frame_at_a_size_that_plays_everywhere(tmp_path: Pat
     for _ in range(5):
         file.append(FRAME)
     file.close()
-    assert imageio.imread(tmp_path / "episode.mp4").shape == (5, 48, 48, 3)
+    assert imageio.imread(tmp_path / "episode.mp4").shape == (5, 48, 40, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["episode.mp4"]
 
 
