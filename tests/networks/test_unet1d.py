@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffpolicy.networks.backbones.unet1d import UNet1d
-from diffpolicy.networks.backbones.unet1d_unrolled import UnrolledUNet1d
+from diffpolicy.networks.backbones.unet1d_sampling import at_times
 
 LEVELS = 3
 
@@ -164,7 +164,7 @@ def test_the_output_is_the_published_networks(
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)  # float64 rounding through 25 layers
     with torch.inference_mode():
-        unrolled = UnrolledUNet1d(network, condition[:1], [0.0], 16)(x[:1], 0.0)
+        unrolled = at_times(network, condition[:1], [0.0], 16)(x[:1], 0.0)
     torch.testing.assert_close(unrolled, expected[:1], rtol=1e-8, atol=1e-8)
 
 
