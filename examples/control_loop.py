@@ -11,7 +11,9 @@ position-controlled robot must then hold the last target by itself. A robot comm
 watchdog that brings it to rest. After MAX_LATE_IN_A_ROW late ticks, the loop stops the robot and exits.
 
 Processors: by default, torch uses all of them, and its threads spin while they wait for each other. Next to other
-processes, this can cost far more than a second processor gains. So the policy uses one; --threads allows more.
+processes, this can cost far more than a second processor gains. So the policy uses one; --threads allows more. Then
+start it with `OMP_WAIT_POLICY=passive python examples/control_loop.py`, so that waiting threads sleep. This must be set
+before torch is imported; the commands in scripts/ set something like it by themselves.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """Notices that the weights of a network have changed, so that copies of them can be kept until then."""
 
+import operator
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ class Watch:
 
     def __init__(self, network: nn.Module) -> None:
         tables = [table for module in network.modules() for table in (module._parameters, module._modules)]
-        self._entries = [(table, name, entry) for table in tables for name, entry in table.items()]
+        entries = [(table, name, entry) for table in tables for name, entry in table.items()]
+        self._tables, self._names, self._entries = zip(*entries, strict=True) if entries else ((), (), ())
         self._parameters = list(network.parameters())
         self._counted = [one for one in self._parameters if not one.is_inference()]  # the others have no counter
         self._keep = [one.detach() for one in self._parameters]  # or another tensor could take their place in memory
@@ -26,7 +29,7 @@ class Watch:
 
     def is_unchanged(self) -> bool:
         """Whether the network still has these parameters with these values."""
-        if not all(table.get(name) is entry for table, name, entry in self._entries):
+        if not all(map(operator.is_, map(dict.get, self._tables, self._names), self._entries)):  # no Python per entry
             return False
         places, versions, values = self._now()
         return places == self._places and versions == self._versions and torch.equal(values, self._values)

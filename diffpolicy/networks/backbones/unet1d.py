@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpolicy.networks.backbones.unet1d_sampling import at_times, may_unroll
@@ -121,7 +122,7 @@ class UNet1d(nn.Module):
         _check_length("unet1d", x.shape[1], len(self.shrink))
         if time.dim() != 1:
             raise ValueError(f"unet1d: time has shape {list(time.shape)}, expected [batch], one for all waypoints")
-        condition = torch.cat([self.time_encoder(time), vector], dim=-1)
+        condition = F.mish(torch.cat([self.time_encoder(time), vector], dim=-1))
         x = x.transpose(1, 2)  # [B, A, H]
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):

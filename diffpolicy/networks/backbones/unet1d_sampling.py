@@ -8,7 +8,7 @@ Shape legend: B batch, H horizon, A action, D condition, R times, F features of 
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,9 @@ from diffpolicy.networks.layers import products
 from diffpolicy.networks.watch import Watch
 
 KEPT_KINDS = 4  # of calls (batch, horizon, type, threads), each with its own buffers
+KEPT_SAMPLERS = 8  # each with what its times add to FiLM, R * F values
 
+T = TypeVar("T")
 AtTime = Callable[[Tensor, float], Tensor]
 """x [B, H, A] at one of the known times -> [B, H, A]."""
 
@@ -64,11 +66,7 @@ class _Kept:
     def kind(self, network: nn.Module, condition: Tensor, horizon: int) -> "_Kind":
         modes = torch.is_inference_mode_enabled(), torch.get_num_threads(), products.setting()
         key = (len(condition), horizon, condition.dtype, *modes)
-        found = self._kinds.pop(key, None) or _Kind(network, condition, horizon, self._copies)
-        self._kinds[key] = found  # the latest stands last
-        for oldest in list(self._kinds)[:-KEPT_KINDS]:
-            self._kinds.pop(oldest, None)
-        return found
+        return _latest(self._kinds, key, KEPT_KINDS, lambda: _Kind(network, condition, horizon, self._copies))
 
 
 class _Kind:
@@ -99,7 +97,7 @@ class _Film:
         self._layers = [block.film[1] for block in residual_blocks(network)]
         self._split = network.time_encoder[-1].out_features
         self._weight = torch.cat([layer.weight[:, self._split :] for layer in self._layers]).detach()  # [F, D]
-        self._known: dict[tuple[float, ...], dict[float, Tensor]] = {}
+        self._known = dict[Any, dict[float, Tensor]]()
 
     def of_condition(self, condition: Tensor) -> Tensor:
         """What the condition [B, D] adds to all scales and biases, [B, F]."""
@@ -107,14 +105,23 @@ class _Film:
 
     def of_times(self, network: Any, times: tuple[float, ...]) -> dict[float, Tensor]:
         """What each of the times adds to all scales and biases, [F]."""
-        found = self._known.get(times)
-        if found is None:
+
+        def new() -> dict[float, Tensor]:
             known = list(dict.fromkeys(times))
             embedded = F.mish(network.time_encoder(torch.tensor(known)))  # [R, D']
             parts = [F.linear(embedded, one.weight[:, : self._split], one.bias) for one in self._layers]
-            found = dict(zip(known, torch.cat(parts, dim=1), strict=True))
-            self._known = {times: found}  # of the latest sampler only
-        return found
+            return dict(zip(known, torch.cat(parts, dim=1), strict=True))
+
+        return _latest(self._known, times, KEPT_SAMPLERS, new)
+
+
+def _latest(kept: dict[Any, T], key: Any, count: int, new: Callable[[], T]) -> T:
+    """The entry of `key`, made by `new` if it is missing; keeps the `count` latest entries."""
+    found = kept.pop(key, None) or new()
+    kept[key] = found  # the latest stands last
+    for oldest in list(kept)[:-count]:
+        kept.pop(oldest, None)
+    return found
 
 
 _KEPT: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()

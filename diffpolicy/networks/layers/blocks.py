@@ -41,7 +41,8 @@ class ConvBlock(nn.Sequential):
 class ConditionalResidualBlock(nn.Module):
     """Two convolution blocks with a residual connection, and FiLM between them (Perez et al. 2018).
 
-    Without `film_scale`, FiLM only adds. Input [B, C, T] and condition [B, D]; output [B, C', T].
+    Without `film_scale`, FiLM only adds. Input [B, C, T] and condition [B, D], after the Mish that the blocks of a
+    network share; output [B, C', T].
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class ConditionalResidualBlock(nn.Module):
         self.first = ConvBlock(channels_in, channels_out, kernel_size, groups)
         self.second = ConvBlock(channels_out, channels_out, kernel_size, groups)
         self.film_scale = film_scale
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, (2 if film_scale else 1) * channels_out))
+        # The published block has its own Mish in place of nn.Identity; the name of the weights comes from there.
+        self.film = nn.Sequential(nn.Identity(), nn.Linear(condition, (2 if film_scale else 1) * channels_out))
         same = channels_in == channels_out
         self.residual = nn.Identity() if same else Conv1d(channels_in, channels_out, kernel_size=1)
 

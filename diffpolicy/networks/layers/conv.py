@@ -158,10 +158,11 @@ class _GroupNormMish(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, inverse_std, slope, weight = ctx.saved_tensors
         grad_z = grad * slope
-        mean, mean_product = grad_z.mean(0), (grad_z * centred).mean(0)  # [B, C]
+        product = grad_z * centred
+        mean, mean_product = grad_z.mean(0), product.mean(0)  # [B, C]
         offset = -inverse_std * _group_mean(mean * weight, ctx.groups)
         along = -(inverse_std**3) * _group_mean(mean_product * weight, ctx.groups)
-        grad_x = torch.addcmul(offset, grad_z, inverse_std * weight).addcmul_(centred, along)
+        grad_x = torch.addcmul(offset, grad_z, inverse_std * weight, out=product).addcmul_(centred, along)
         length = len(centred)
         return grad_x, (mean_product * inverse_std).sum(0) * length, mean.sum(0) * length, None, None
 
