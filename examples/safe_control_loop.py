@@ -154,8 +154,8 @@ def main() -> None:
     latency_s = measured_latency_s(policy) if is_measured else arguments.latency_ms / 1e3
     if not 0.0 < latency_s <= MOST_S:
         sys.exit(
-            f"error: latency {1e3 * latency_s:.0f} ms, expected at most {1e3 * MOST_S:.0f}: use fewer candidates or "
-            "steps, a smaller network or a faster machine"
+            f"error: latency {1e3 * latency_s:.0f} ms, expected at most {1e3 * MOST_S:.0f}: use a faster or "
+            "less busy machine, or try the loop in simulated time with --latency-ms=30"
         )
     safety = safety_for(latency_s)
     clock = time.perf_counter if is_measured else lambda: 0.0

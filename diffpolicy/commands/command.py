@@ -77,13 +77,8 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         @functools.wraps(main)
         def begin(*settings: DictConfig) -> None:
             open_standard_streams()
-            try:
-                with composing():
-                    main(*settings)
-            except SystemExit:
-                for hint in hints(sys.argv[1:], schema):  # hydra's own advice for a misspelled setting is to add it
-                    print(f"error: {hint}", file=sys.stderr)
-                raise
+            with composing(lambda: hints(sys.argv[1:], schema)):
+                main(*settings)
 
         return begin
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -14,8 +14,13 @@ WHY = "a group takes the name of one of its choices, as in sampler=ddim, and env
 
 
 @contextlib.contextmanager
-def composing() -> Iterator[None]:
-    """Call a function of `hydra.main` in this context; what hydra refuses ends the process with status 1."""
+def composing(hints: Callable[[], list[str]]) -> Iterator[None]:
+    """Call a function of `hydra.main` in this context; what hydra refuses ends the process with status 1.
+
+    Args:
+        hints: sentences on the settings of the command line that do not exist. They are printed in place of what hydra
+            says, whose advice for a misspelled setting is to add it.
+    """
     if RAISE in os.environ:
         yield
         return
@@ -23,9 +28,9 @@ def composing() -> Iterator[None]:
     try:
         yield
     except HydraException as error:
-        print(str(error).strip(), file=sys.stderr)
-        if isinstance(error.__cause__, OmegaConfBaseException):
-            print(str(error.__cause__).strip(), file=sys.stderr)
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        for sentence in hints() or [" ".join(f"{error} {cause}".split())]:
+            print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except (TypeError, AssertionError, AttributeError) as error:
         if any(frame.name == "run_job" for frame in traceback.extract_tb(error.__traceback__)):

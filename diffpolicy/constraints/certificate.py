@@ -19,7 +19,7 @@ from diffpolicy.constraints.assumptions import Assumptions
 from diffpolicy.constraints.calls import check_contract, error_of
 from diffpolicy.constraints.constraint import Constraint, Scene
 from diffpolicy.constraints.margins import of_commands, of_motion, of_the_present
-from diffpolicy.constraints.planar.obstacles import Obstacles
+from diffpolicy.constraints.planar.obstacles import LARGEST, Obstacles
 from diffpolicy.constraints.plant import LinearPlant
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start, Trajectory, needed
 
@@ -134,9 +134,14 @@ class Certifier:
         start, there = start.to(start.commands.double()), obstacles.only_known.double().without_empty_slots
         if not bool(_is_finite(start.commands[:, -1:], start).all()):
             return "plant_state: not received"
+        if bool(obstacles.is_nan.any()):
+            return f"obstacles: slots {obstacles.is_nan[0].nonzero().squeeze(1).tolist()} were not measured (NaN)"
         if not bool(obstacles.is_valid.all()):
             slots = (~obstacles.is_known[0]).nonzero().squeeze(1).tolist()
-            return f"obstacles: slots {slots} are not convex polygons of finite numbers, radius and speed at least 0"
+            return (
+                f"obstacles: slots {slots} are not convex polygons of numbers up to {LARGEST:g}, "
+                "radius and speed at least 0"
+            )
         hold = Trajectory(start.commands[:, -1:].repeat(1, self.stop_ticks, 1), start, self._plant, self._period_s)
         for constraint in [*self._on_motion, *self._on_commands]:
             scene = Scene(there, hold.times_s(constraint.quantity), error=0.0)

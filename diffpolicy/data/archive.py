@@ -20,7 +20,7 @@ FORMATS = {  # first bytes -> what the file is
 
 
 def other_format(path: Path) -> str | None:
-    """What a file is that is no zip; None for one that is named .zip and must be damaged."""
+    """The format of a file that is not a zip; None for one that is named .zip and must be damaged."""
     with open(path, "rb") as file:
         start = file.read(16)
     known = next((name for first, name in FORMATS.items() if start.startswith(first)), None)

@@ -124,12 +124,6 @@ def find_group(root: zarr.Group, name: str, location: str) -> zarr.Group:
     return group
 
 
-def array_names(group: zarr.Group, location: str) -> list[str]:
-    """The names of all arrays in a group; raises ValueError if one cannot be read."""
-    with store.reading(f"{location}: an array in {group.path}"):
-        return sorted(group.array_keys())
-
-
 def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
     """The array `key` [n_steps, ...] of a group.
 

@@ -18,7 +18,7 @@ from diffpolicy.data import checks, mark, replacing, store
 from diffpolicy.data.archive import write_zip
 from diffpolicy.data.groups import forget_consolidated
 
-TRIES = 20  # a data set that is appended to more often than this while it is opened is given up
+TRIES = 20  # a data set that is appended to more often than this while it is opened is an error
 
 
 class ReplayBuffer:

@@ -8,7 +8,8 @@ def check_precision(dtype: torch.dtype) -> None:
     """Raise ValueError unless a policy can be kept in `dtype`."""
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"policy: in {dtype} its normalisation statistics would be too coarse (bfloat16 tells 512 px from 514 px); "
+            f"policy: in {dtype} its normalisation statistics would be too coarse (at 512 it resolves "
+            f"{512 * torch.finfo(dtype).eps:g}); "
             "keep it in float32 and run it under torch.autocast, or train with trainer.precision=bfloat16"
         )
 

@@ -20,8 +20,8 @@ class PlanReport:
         alarm: [B], whether the robot is told to stop because nothing certified is left (hold), or because it was told
             something that cannot be used. Call an operator.
         reason: [B], why there is an alarm, or why actions are late; empty otherwise.
-        stuck_ticks: [B], for how many ticks in a row the robot has been kept where it is by something else than what
-            its policy wants. From n_action_steps on, no plan gets it on.
+        stuck_ticks: [B], for how many ticks in a row the robot has been kept where it is by something other than what
+            its policy wants. From n_action_steps on, no plan makes progress.
         is_late: whether planning took longer than `latency_s` allows; all robots then get their last command again.
         planning_ms: the time from the call to the action, for all robots together.
         cost_ms: the part of it spent on projection and certificate.

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from diffpolicy.system import tensor_file
 from diffpolicy.system.files import sync_folder, write_bytes
-from diffpolicy.system.plain import parsed, shown
+from diffpolicy.system.plain import parsed, read_bounded, shown
 
 FORMAT_VERSION = 3
 READABLE = (1, 2, 3)  # diffpolicy.policy.migration converts the content of earlier formats
 CONFIG = "config.json"
-TRIES = 20  # a checkpoint that is replaced more often than this while it is read is given up
+TRIES = 20  # a checkpoint that is replaced more often than this while it is read is an error
 
 Result = TypeVar("Result")
 Migrated = Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -182,7 +182,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no {CONFIG} in {folder}; expected a folder such as RUN/checkpoints/last")
-    content = parsed(path.read_bytes(), f"checkpoint: {path}")
+    content = parsed(read_bounded(path), f"checkpoint: {path}")
     version = content.get("format_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version not in READABLE:
         known = " or ".join(map(str, READABLE))

@@ -74,7 +74,7 @@ class Patience:
                 return  # closed: the work has ended
             for number in STOPPING:
                 if number in numbers:
-                    self._exit(f"{number.name}: what runs does not stop", 128 + number)
+                    self._exit(f"{number.name}: the running code did not stop", 128 + number)
                     return
         main = threading.main_thread().ident
         if ALARM and main is not None:

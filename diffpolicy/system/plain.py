@@ -4,6 +4,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 * 2**20
@@ -31,6 +32,12 @@ def parsed(data: bytes, where: str) -> Any:
     except ValueError as error:  # also of decoding, and of a number with thousands of digits
         raise ValueError(f"{where} is not valid JSON ({shown_text(str(error))}); restore it from a copy") from error
     return value
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file, or so much of it that `parsed` refuses it as too large."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def shown(value: Any) -> str:
@@ -69,14 +76,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"key {shown(twice)} stands twice in one object")
+        raise ValueError(f"key {shown(twice)} appears twice in one object")
     return found
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Worker processes whose death or silence is an error rather than a wait without end."""
+"""Worker processes whose death or silence is an error instead of a hang."""
 
 import multiprocessing
 import signal

@@ -56,7 +56,10 @@ class RunCheckpoints:
         if self._steps() and not _exists(last):
             newest = self._of(self._newest_whole())
             checkpoint.point(last, newest)
-            warnings.warn(f"resume: {last} was no link; it now names {newest.name}, the newest whole one", stacklevel=2)
+            warnings.warn(
+                f"resume: {last} was missing or not a link; it now points to {newest.name}, the newest intact step",
+                stacklevel=2,
+            )
 
     def write(
         self,

@@ -46,7 +46,9 @@ def warn_of_other_conditions(found: Mapping[str, Any], now: Mapping[str, str]) -
     different = [name for name in now if name in found and found[name] != now[name]]
     if different:
         listed = ", ".join(f"{name} {found[name]} before, {now[name]} now" for name in different)
-        warnings.warn(f"resume: {listed}; the run may end with other last bits than without this break", stacklevel=3)
+        warnings.warn(
+            f"resume: {listed}; the result may differ in the last bits from an uninterrupted run", stacklevel=3
+        )
 
 
 def warn_of_extension(before: int, trainer: TrainerConfig, step: int) -> None:

@@ -114,10 +114,10 @@ class Trainer:
         """
         steps = self.config.trainer.steps
         shown = {"desc": self.config.task, "unit": "step", "dynamic_ncols": True, "disable": not self.ranks.is_first}
-        bar = tqdm(total=steps, initial=self.step, **shown)
         self.claim()
         try:
             metrics = self._open()
+            bar = tqdm(total=steps, initial=self.step, **shown)
             with self._stop, contextlib.closing(metrics), contextlib.closing(self.batches), bar:
                 try:
                     self._train(metrics, bar)

@@ -86,7 +86,7 @@ def _call(main: Any, name: str, folder: Path, overrides: list[str], instead: Cal
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
-            with composing(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            with composing(list), initialize_config_dir(str(CONFIGS), version_base="1.3"):
                 settings = compose(name, overrides, return_hydra_config=True)
                 OmegaConf.resolve(settings.hydra.job)
         except SystemExit:

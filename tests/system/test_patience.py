@@ -19,9 +19,9 @@ from diffpolicy.system.stopping import StopSignals
 patience.GRACE_S = 0.1
 stop = StopSignals()
 with stop, patience.Patience("the env", float(sys.argv[1]), "limits.env_s", "step 8 is saved"), stop.at_once():
-    print("begun", flush=True)
     while True:  # swallows what interrupts it, as C code does that is called again after a signal
         try:
+            print("begun", flush=True)
             time.sleep(300)
         except BaseException:
             pass
@@ -64,6 +64,6 @@ def test_what_cannot_be_interrupted_ends_the_process_with_a_message(limit_s: str
             process.terminate()
         said = process.communicate(timeout=300)[1]
     assert process.returncode == status
-    first = "SIGTERM: what runs does not stop" if status != 1 else "error: the env has not answered for 0.1 s"
+    first = "SIGTERM: the running code did not stop" if status != 1 else "error: the env has not answered for 0.1 s"
     assert said.startswith(first)
     assert said.endswith("; step 8 is saved\n")

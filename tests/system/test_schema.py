@@ -74,9 +74,9 @@ def test_nan_is_in_no_range() -> None:
 @over(
     "data, message",
     [
-        (b'{"a": 1, "a": 2}', "key 'a' stands twice in one object"),
-        (b'{"a": NaN}', "NaN is no finite number"),
-        (b"[1e999]", "1e999 is no finite number"),
+        (b'{"a": 1, "a": 2}', "key 'a' appears twice in one object"),
+        (b'{"a": NaN}', "NaN is not a finite number"),
+        (b"[1e999]", "1e999 is not a finite number"),
         (b"[" * 101 + b"]" * 101, "nested too deeply"),
         (b"[" * 100_000, "nested too deeply"),
         (b"1" * 10_000, "not valid JSON"),

@@ -74,7 +74,7 @@ def test_other_conditions_are_named_and_the_run_goes_on(data_set: Path, run: Pat
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.warns(UserWarning, match=rf"resume: threads {threads} before, {threads + 1} now; the run may end"):
+        with pytest.warns(UserWarning, match=rf"resume: threads {threads} before, {threads + 1} now; the result may"):
             assert Trainer(resumed(data_set), run).step == 8
     finally:
         torch.set_num_threads(threads)

@@ -116,7 +116,7 @@ def test_a_run_goes_on_though_its_link_was_lost_or_copied_as_a_folder(
     folder = change(tmp_path / "cut", tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run; add resume=true"):
         Trainer(settings(data_set, trainer=RARELY), folder)
-    with pytest.warns(UserWarning, match=r"last was no link; it now names step_8, the newest whole one"):
+    with pytest.warns(UserWarning, match=r"last was missing or not a link; it now points to step_8, the newest"):
         Trainer(settings(data_set, trainer=RARELY, resume=True), folder).run()
     assert_same_run(whole, folder)
     assert (folder / "checkpoints" / "last").readlink() == Path("step_12")
@@ -128,5 +128,5 @@ def test_a_folder_named_last_that_holds_no_checkpoint_is_refused(data_set: Path,
     with pytest.raises(ValueError, match=r"last is a folder, but no whole checkpoint .*; remove it"):
         Trainer(settings(data_set, trainer=RARELY, resume=True), folder)
     shutil.rmtree(folder / "checkpoints" / "last")
-    with pytest.warns(UserWarning, match=r"last was no link; it now names step_12"):
+    with pytest.warns(UserWarning, match=r"last was missing or not a link; it now points to step_12"):
         assert Trainer(settings(data_set, trainer=RARELY, resume=True), folder).step == 12

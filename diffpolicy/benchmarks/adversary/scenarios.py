@@ -17,7 +17,6 @@ LOOSE = Servo(200.0, 3.0, 10, 10)  # swings for seconds
 SLUGGISH = Servo(60.0, 40.0, 20, 5)
 COARSE = Servo(400.0, 40.0, 30, 3, is_sampled=True)  # turns its speed round in a sub-step
 
-CLEAR = Limits(distance=17.0, targets=(0.0, 512.0))
 FAST = Limits(distance=17.0, speed=250.0, targets=(0.0, 512.0))
 NOISY = Assumptions(position_error=1.0, velocity_error=5.0, tracking_error=1.0, tracking_velocity_error=10.0)
 MOVING = Assumptions(rest_speed=1.0)
