@@ -41,5 +41,4 @@ def test_the_settings_shown_are_those_of_the_arguments() -> None:
 def test_a_key_that_does_not_exist_is_named_with_its_place() -> None:
     result = run("train_policy.py", "trainer.step=5")
     assert result.returncode == 1
-    assert "Key 'step' not in 'TrainerConfig'" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr == "error: trainer.step is not a setting; the nearest is trainer.steps\n"
