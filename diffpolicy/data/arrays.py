@@ -13,6 +13,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from diffpolicy.data import checks, limits, store
+from diffpolicy.system.plain import shown_text
 from diffpolicy.system.schema import read
 
 
@@ -130,11 +131,12 @@ def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
     Raises:
         ValueError: there is no such array, it is a scalar, or reading it would need pickle.
     """
-    name = f"{location}: array {group.path}/{key}"
+    path = shown_text(f"{group.path}/{key}")  # the key may come from a damaged file
+    name = f"{location}: array {path}"
     with store.reading(name):
         array = group.get(key)
     if not isinstance(array, zarr.Array):
-        raise ValueError(f"{location}: no array {group.path}/{key}, expected data/<key> arrays and meta/episode_ends")
+        raise ValueError(f"{location}: no array {path}, expected data/<key> arrays and meta/episode_ends")
     checks.check_codecs(name, array)
     if array.ndim < 1:
         raise ValueError(f"{name}: is a single number, expected one row per step")

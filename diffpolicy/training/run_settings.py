@@ -134,8 +134,10 @@ def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapp
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without the spelling of the data, whose content `data_sha256` covers."""
-    data = _without(settings["data"], ("path", "action", "observations"))
-    return {**settings, "data": {**data, "observations": sorted(settings["data"]["observations"])}}
+    data, observations = _without(settings["data"], ("path", "action")), settings["data"]["observations"]
+    if isinstance(observations, Mapping):  # else it is damaged, and differs
+        data["observations"] = sorted(observations)
+    return {**settings, "data": data}
 
 
 def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
