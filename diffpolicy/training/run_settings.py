@@ -124,12 +124,15 @@ def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapp
     before, now = (flattened(_compared(_filled(policy, one))) for one in (found, expected))
     if int(now["trainer.steps"]) > int(before["trainer.steps"]):
         before["trainer.steps"] = now["trainer.steps"]
-    different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if different:
-        listed = ", ".join(
-            f"{shown_text(name)} {before.get(name)} in the checkpoint, {now.get(name)} given" for name in different[:8]
-        )
+    if different := differences(before, now, "in the checkpoint"):
+        listed = ", ".join(different[:8])
         raise ValueError(f"resume: the settings differ: {listed}; use the same, or a new folder")
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str], where: str) -> list[str]:
+    """A phrase on each difference between flattened settings; `where` says where those before were found."""
+    different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return [f"{shown_text(name)} {before.get(name)} {where}, {now.get(name)} given" for name in different]
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.training.run_settings import flattened, learning_rate
+from diffpolicy.training.run_settings import differences, flattened, learning_rate
 from diffpolicy.training.settings import TrainerConfig
 
 OUTSIDE = 1e-3  # how far beyond the limits a rounded action may lie, in encoded units
@@ -23,10 +23,8 @@ def initialize(policy: Policy, source: str, data: Demonstrations) -> None:
     """
     other = load_policy(source)
     before, now = flattened(asdict(other.config)), flattened(asdict(policy.config))
-    different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if different:
-        listed = ", ".join(f"{name} {before.get(name)} there, {now.get(name)} given" for name in different)
-        raise ValueError(f"init_from: the settings of {source} differ: {listed}; give the same")
+    if different := differences(before, now, "there"):
+        raise ValueError(f"init_from: the settings of {source} differ: {', '.join(different)}; give the same")
     policy.load_state_dict(other.acting_state(), strict=False)
     policy.metadata["init_from"] = {"checkpoint": source, "training_step": other.metadata.get("step")}
     if policy.codec.limits is not None:
