@@ -145,6 +145,7 @@ def _denoising(own: DenoisingConfig) -> Denoising:
         weighting=made(WEIGHTINGS, "weighting", own.weighting),
         levels=made(LEVEL_DISTRIBUTIONS, "level_distribution", own.level_distribution),
         condition_dropout=own.condition_dropout,
+        draws=own.draws,
     )
 
 

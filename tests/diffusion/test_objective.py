@@ -8,6 +8,7 @@ from one_case import over
 
 from diffpolicy.diffusion import schedules
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig, NoisyBatch
+from diffpolicy.diffusion.objectives.objective import ConditionedNetwork
 from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, V
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.spacing import trailing
@@ -131,3 +132,30 @@ def test_zero_terminal_snr_is_a_setting_that_makes_100_linear_levels_usable() ->
     assert len(objective.schedule) == 100
     assert objective.schedule.levels.alpha[-1] == 0.0
     assert objective.parameterization is V
+
+
+def test_several_draws_share_a_window_and_its_condition() -> None:
+    """The loss is the mean over the draws, each of its own level and noise, at the window's condition."""
+    objective = build_objective(DenoisingConfig(draws=3))
+    network = ConditionedNetwork(lambda x, time, field: x * time[:, None, None] + field[:, :, None], [CONDITION])
+    batch = objective.draw(TRAJECTORIES, torch.Generator().manual_seed(1))
+    assert len(batch.level.view(3, 64).unique(dim=0)) == len(batch.noise.view(3, 64, -1).unique(dim=0)) == 3
+    one = build_objective(DenoisingConfig())
+    draws = [NoisyBatch(TRAJECTORIES, batch.noise[rows], batch.level[rows]) for rows in torch.arange(192).view(3, 64)]
+    expected = torch.stack([one.loss(network, draw) for draw in draws]).mean()
+    torch.testing.assert_close(objective.loss(network, batch), expected, rtol=1e-6, atol=0)  # another order of sums
+    counts = (torch.arange(16) < 8).float().expand(64, 16)
+    expected = torch.stack([one.loss(network, draw, counts=counts) for draw in draws]).mean()
+    torch.testing.assert_close(objective.loss(network, batch, counts=counts), expected, rtol=1e-6, atol=0)
+
+
+def test_the_parts_of_a_batch_draw_what_the_whole_batch_draws() -> None:
+    objective = build_objective(DenoisingConfig(draws=3))
+    whole = objective.draw(TRAJECTORIES, torch.Generator().manual_seed(1))
+    halves = [
+        objective.draw(half, torch.Generator().manual_seed(1), (index, 2))
+        for index, half in enumerate(TRAJECTORIES.chunk(2))
+    ]
+    for name in ("clean", "noise", "level"):
+        parts = [getattr(half, name).unflatten(0, (3, 32)) for half in halves]
+        assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), getattr(whole, name))

@@ -25,6 +25,8 @@ class DenoisingConfig:
         num_levels: levels of the schedule.
         zero_terminal_snr: whether to rescale the schedule so that its last level holds no signal.
         condition_dropout: share of windows whose observations are replaced by a learned null condition.
+        draws: levels and noises drawn for each window, which share its encoded observations. More of them make the most
+            of an encoder that costs more than the denoising network, as encoders of images do.
     """
 
     name: str = "denoising"
@@ -35,6 +37,7 @@ class DenoisingConfig:
     weighting: Any = "simple"
     level_distribution: Any = "uniform"
     condition_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+    draws: Annotated[int, Range(1, 1024)] = 1
 
 
 class LevelColumns(NamedTuple):
@@ -78,12 +81,12 @@ class LevelTable(nn.Module):
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """A training batch.
+    """A training batch, with all windows once for each draw: the first draw of all, then the second of all.
 
     Attributes:
-        clean: trajectories [batch, horizon, action].
+        clean: trajectories [draws * batch, horizon, action].
         noise: the noise to add, shaped like clean.
-        level: indices of levels [batch].
+        level: indices of levels [draws * batch].
     """
 
     clean: Tensor
@@ -98,6 +101,7 @@ class Denoising(nn.Module):
         weighting: weight of the squared error at each level.
         levels: probability of drawing each level.
         condition_dropout: see `Objective`.
+        draws: levels and noises for each window.
 
     Raises:
         ValueError: the parts do not fit together, or the schedule does not end in noise.
@@ -110,6 +114,7 @@ class Denoising(nn.Module):
         weighting: Weighting = simple,
         levels: LevelDistribution = uniform,
         condition_dropout: float = 0.0,
+        draws: int = 1,
     ) -> None:
         super().__init__()
         if not 0.0 <= condition_dropout < 1.0:
@@ -124,6 +129,7 @@ class Denoising(nn.Module):
             raise ValueError("objective: the weighting elbo is the bound's only if level_distribution is uniform")
         self.schedule, self.parameterization = schedule, parameterization
         self.weighting, self.levels, self.condition_dropout = weighting, levels, condition_dropout
+        self.draws = draws
         self.table = self._table()
 
     def attach(self, network: nn.Module) -> None:
@@ -136,9 +142,10 @@ class Denoising(nn.Module):
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
         """Draw levels and noise for `clean` [batch, horizon, action]; see `Objective.draw`."""
         total, rows = shared_draws(part, len(clean))
-        level = self.draw_levels(total, generator)
-        noise = torch.randn(total, *clean.shape[1:], generator=generator, device=clean.device)
-        return NoisyBatch(clean, noise[rows], level[rows])
+        level = self.draw_levels(self.draws * total, generator).view(self.draws, total)
+        noise = torch.randn(self.draws, total, *clean.shape[1:], generator=generator, device=clean.device)
+        clean = clean.repeat(self.draws, *[1] * (clean.dim() - 1)) if self.draws > 1 else clean
+        return NoisyBatch(clean, noise[:, rows].flatten(0, 1), level[:, rows].flatten())
 
     def draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw indices of levels, int64 [count]."""
@@ -154,6 +161,8 @@ class Denoising(nn.Module):
         counts: Tensor | None = None,
     ) -> Tensor:
         """The weighted mean squared error between the network's output and its target, a scalar; see `Objective`."""
+        if self.draws > 1:
+            network, counts = network.repeated(self.draws), None if counts is None else counts.repeat(self.draws, 1)
         level = self.table.at(batch.level)
         noisy = level.alpha * batch.clean + level.sigma * batch.noise
         output = network(level.input_scale * noisy, level.time.flatten())

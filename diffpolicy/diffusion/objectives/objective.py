@@ -37,6 +37,11 @@ class ConditionedNetwork:
         """Another network, such as an averaged target network, with the same condition."""
         return ConditionedNetwork(other, self.fields)
 
+    def repeated(self, copies: int) -> "ConditionedNetwork":
+        """The same network for a batch that is repeated `copies` times as a whole."""
+        fields = [field.repeat(copies, *[1] * (field.dim() - 1)) for field in self.fields]
+        return ConditionedNetwork(self.network, fields)
+
 
 class Conditioned(Protocol):
     """A network with a fixed condition, for sampling: x [B, ...], one time and stop time for the batch -> like x."""
