@@ -45,6 +45,9 @@ class TokenEncoder(nn.Module):
     def forward(self, observation: Mapping[str, Tensor]) -> Condition:
         return Condition(tokens=torch.cat([self._token(key, observation[key]) for key in self.layers], dim=1))
 
+    def augmented(self, observation: Mapping[str, Tensor], generator: torch.Generator, part: Any = (0, 1)) -> Any:
+        return observation
+
     def _size(self, spec: ObservationSpec) -> int:
         return spec.features if spec.kind == "vector" else math.prod(spec.shape) // 16
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from walk import record
 
 from diffpolicy.networks.condition import Condition, ConditionShape
-from diffpolicy.networks.observation import vector
+from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import made
@@ -23,8 +23,22 @@ SHAPE = (8, 2)
 GIVEN = ConditionShape(vector=(10,), tokens=(4, 16))
 
 
+def specs_for(name: str) -> dict[str, ObservationSpec]:
+    """What this encoder can see: vectors, and with most encoders two cameras."""
+    cameras = {"front": ObservationSpec("image", (48, 48, 3)), "wrist": ObservationSpec("image", (48, 48, 3))}
+    return SEES if name == "low_dim" else {**SEES, **cameras}
+
+
 def encoders() -> dict[str, Any]:
-    return {**{name: made(ENCODERS, "encoder", name, SEES, 2) for name in ENCODERS}, "tokens": TokenEncoder(SEES, 2)}
+    torch.manual_seed(0)
+    ours = {name: made(ENCODERS, "encoder", name, specs_for(name), 2) for name in ENCODERS}
+    return {**ours, "tokens": TokenEncoder(specs_for("tokens"), 2)}
+
+
+def drawn(specs: dict[str, ObservationSpec], batch: int, steps: int = 2) -> dict[str, torch.Tensor]:
+    shapes = {key: (batch, steps, *spec.shape) for key, spec in specs.items()}
+    images = {k: torch.randint(256, shapes[k], dtype=torch.uint8) for k, spec in specs.items() if spec.kind == "image"}
+    return {key: images[key] if key in images else torch.randn(shape) for key, shape in shapes.items()}
 
 
 def backbones() -> dict[str, Any]:
@@ -41,13 +55,39 @@ def codecs() -> dict[str, Any]:
 @pytest.mark.parametrize("name", encoders())
 def test_an_encoder_gives_what_it_says_row_by_row(name: str) -> None:
     encoder = encoders()[name]
-    seen = {key: torch.randn(3, 2, spec.features) for key, spec in SEES.items()}
+    seen = drawn(specs_for(name), 3)
     found, alone = encoder(seen), encoder({key: value[1:2] for key, value in seen.items()})
     for field, shape in encoder.output.given().items():
         value = getattr(found, field)
         assert value.shape == (3, *shape)
-        assert_close(getattr(alone, field), value[1:2], rtol=0, atol=1e-6)
+        assert_close(getattr(alone, field), value[1:2], rtol=0, atol=1e-5)  # products of another size, in float32
     assert {f for f in ("vector", "tokens") if getattr(found, f) is not None} == set(encoder.output.given())
+
+
+@pytest.mark.parametrize("name", encoders())
+def test_an_encoder_augments_each_part_of_a_batch_as_the_whole(name: str) -> None:
+    encoder, seen = encoders()[name], drawn(specs_for(name), 6)
+    before = {key: value.clone() for key, value in seen.items()}
+    whole = encoder.augmented(seen, torch.Generator().manual_seed(3))
+    assert encoder(whole).fields(tuple(encoder.output.given())), "it encodes what it augments"
+    for index in (0, 1):
+        half = {key: value[3 * index : 3 * index + 3] for key, value in seen.items()}
+        part = encoder.augmented(half, torch.Generator().manual_seed(3), (index, 2))
+        assert all(torch.equal(part[key], whole[key][3 * index : 3 * index + 3]) for key in seen)
+    assert all(torch.equal(seen[key], before[key]) for key in seen), "the data stay as they are"
+
+
+@pytest.mark.parametrize("name", encoders())
+def test_an_encoder_of_frames_gives_the_same_in_two_stages_for_any_number_of_steps(name: str) -> None:
+    encoder, seen = encoders()[name], drawn(specs_for(name), 2)
+    if not hasattr(encoder, "frames"):
+        return
+    expected = encoder(seen)
+    features = encoder.frames(seen)
+    assert features.shape == (2, *encoder.output.of("tokens"))
+    assert_close(encoder.joined(features).fields(("vector", "tokens")), expected.fields(("vector", "tokens")))
+    one_by_one = [encoder.frames({key: value[:, step : step + 1] for key, value in seen.items()}) for step in (0, 1)]
+    assert_close(torch.cat(one_by_one, dim=1), features, rtol=0, atol=1e-5)  # products of another size, in float32
 
 
 @pytest.mark.parametrize("name", backbones())

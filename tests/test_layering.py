@@ -82,7 +82,7 @@ SHELVES = {
 TABLES = {
     "diffusion/samplers": {"table", "settings"},
     "diffusion/objectives": {"objective"},
-    "networks/encoders": set(),
+    "networks/encoders": {"images", "imagenet"},
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -30,6 +30,7 @@ class Demonstrations:
     observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or rows left on disk
     episode_ends: np.ndarray  # int64 [n_episodes], one past each episode's last row
     set_ends: tuple[int, ...] = ()  # one past the last row of each data set, if there are several
+    auxiliary: Mapping[str, torch.Tensor] = field(default_factory=dict)  # array -> float32 [n_steps, dim]
     columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)  # "action" or name -> what was stored
 
     @property
@@ -49,6 +50,7 @@ def load_demonstrations(
     action: str = "action",
     stream: Sequence[str] = (),
     open_source: Callable[[str], DataSource] = ReplayBuffer.open,
+    auxiliary: Sequence[str] = (),
 ) -> Demonstrations:
     """Read a data set as a task describes it, e.g. observations={"keypoints": ["keypoint", "state[:2]"]}.
 
@@ -58,6 +60,7 @@ def load_demonstrations(
         action: the array of actions, with an optional range of columns.
         stream: observations to leave on disk. These may be images: one array [n_steps, height, width, channels].
         open_source: opens the data set at a location.
+        auxiliary: arrays, each with an optional range of columns, that are no observations but taught to the encoder.
 
     Raises:
         ValueError: an array or name is unknown, a range is empty, an image is not streamed, values are NaN or inf, or
@@ -81,6 +84,7 @@ def load_demonstrations(
             actions=actions,
             observations={name: rows for name, (rows, _) in read.items()},
             episode_ends=buffer.episode_ends,
+            auxiliary={part: _read(buffer, part, [part])[0] for part in auxiliary},
             columns={ACTION: action_columns, **{name: columns for name, (_, columns) in read.items()}},
         )
         if stream:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.system.parts import Part, shared_draws
+
 
 class NotGivenError(ValueError):
     """A field of the condition is asked for that the encoder does not give; its text is the name of the field."""
@@ -75,6 +77,18 @@ class Condition:
             return torch.where(mask.view(-1, *[1] * (own.dim() - 1)), others, own)
 
         return Condition(**{name: mix(own, getattr(other, name)) for name, own in self._given().items()})
+
+    def dropped(self, share: float, null: nn.ParameterDict, generator: torch.Generator, part: Part) -> "Condition":
+        """A copy in which about this share of the rows, drawn from `generator`, is the null condition.
+
+        Args:
+            generator: on the device of the fields.
+            part: which part of a larger batch this is.
+        """
+        batch = len(next(iter(self._given().values())))
+        total, rows = shared_draws(part, batch)
+        chance = torch.rand(total, generator=generator, device=generator.device)[rows]
+        return self.mixed(chance < share, Condition.null(null, batch))
 
     def repeated(self, copies: int) -> "Condition":
         """The whole batch repeated `copies` times: [copies * B, ...]."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.networks.condition import Condition, ConditionShape
+from diffpolicy.system.parts import WHOLE, Part
 
 
 class Encoder(Protocol):
@@ -19,6 +20,29 @@ class Encoder(Protocol):
 
     def __call__(self, observation: Mapping[str, Tensor], /) -> Condition:
         """Encode {key: [batch, n_obs_steps, *shape]}, with vectors normalised and images as uint8."""
+        ...
+
+    def augmented(
+        self, observation: Mapping[str, Tensor], generator: torch.Generator, part: Part = WHOLE
+    ) -> Mapping[str, Tensor]:
+        """A randomly changed observation to encode in training, or the same one.
+
+        Args:
+            generator: of this training step, on the device of the observation.
+            part: which part of a larger batch this is; its numbers are a slice of those drawn for the whole.
+        """
+        ...
+
+
+class FrameEncoder(Encoder, Protocol):
+    """An encoder of each time step alone, so that `encoder(o)` is `encoder.joined(encoder.frames(o))`."""
+
+    def frames(self, observation: Mapping[str, Tensor], /) -> Tensor:
+        """The features of every time step, for any number of steps: {key: [batch, steps, ...]} -> [batch, steps, F]."""
+        ...
+
+    def joined(self, features: Tensor, /) -> Condition:
+        """The condition of the features of a window, [batch, n_obs_steps, F]."""
         ...
 
 

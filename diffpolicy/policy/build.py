@@ -30,6 +30,7 @@ from diffpolicy.diffusion.weighting import (
 )
 from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
 from diffpolicy.networks.condition import ConditionShape, NotGivenError
+from diffpolicy.networks.encoders import resnet, vit
 from diffpolicy.networks.encoders.low_dim import LowDimEncoder
 from diffpolicy.policy.normalizers import action_normalizer, normalizer_settings
 from diffpolicy.policy.settings import PolicyConfig
@@ -130,6 +131,9 @@ BACKBONES: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the en
 
 ENCODERS: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the observations and n_obs_steps
     "low_dim": Entry(NameOnly, lambda own, observations, n_obs_steps: LowDimEncoder(observations, n_obs_steps)),
+    "resnet18": Entry(resnet.Resnet18Config, resnet.resnet18),
+    "resnet18_narrow": Entry(resnet.ResnetConfig, resnet.resnet18_narrow),
+    "vit": Entry(vit.VitConfig, vit.vit),
 }
 
 CODECS: Mapping[str, Entry[nn.Module]] = {  # built from its settings and the policy's

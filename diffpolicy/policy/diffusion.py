@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 from diffpolicy.codecs.codec import Codec, DataArray
 from diffpolicy.codecs.normalizer import Normalizer
-from diffpolicy.diffusion.guidance import Guide, build_guide
-from diffpolicy.diffusion.objectives.objective import WHOLE, ConditionedNetwork, Objective, Part, shared_draws
+from diffpolicy.diffusion.guidance import Guide
+from diffpolicy.diffusion.objectives.objective import ConditionedNetwork, Objective
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
-from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
+from diffpolicy.policy.auxiliary import Auxiliary, encoded
+from diffpolicy.policy.guides import guide_for
 from diffpolicy.policy.normalizers import observation_normalizer
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.precision import check_precision, like_parameters
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
-from diffpolicy.policy.sampling import ActionChunk, Sampling, replayed, sampled
+from diffpolicy.policy.sampling import ActionChunk, Sampling, drawn
 from diffpolicy.policy.settings import PolicyConfig
+from diffpolicy.system.parts import WHOLE, Part
 from diffpolicy.system.replay import Replays
 from diffpolicy.system.tables import Choice
 
@@ -38,6 +40,7 @@ class DiffusionPolicy(nn.Module):
     Attributes:
         config: all settings, with the defaults filled in.
         metadata: what the trainer saves with the policy in a checkpoint (task, step, ...).
+        auxiliary: what the encoder is taught besides in training, or None.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -53,6 +56,7 @@ class DiffusionPolicy(nn.Module):
         self.objective.attach(self.network)
         self._vectors = sorted(key for key, spec in config.observations.items() if spec.kind == "vector")
         self.normalizers = nn.ModuleList(observation_normalizer(config, key) for key in self._vectors)
+        self.auxiliary: Auxiliary | None = None
         self._is_fitted = False
         self._replays: Replays | None = None
 
@@ -83,17 +87,7 @@ class DiffusionPolicy(nn.Module):
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """The guidance of these settings, or None; raises ValueError if the policy was not trained for it."""
-        if config.weight != 0.0 and not self.has_null_condition:
-            raise ValueError(
-                f"guidance: weight {config.weight} needs a policy trained with diffusion.condition_dropout above 0 "
-                "(typically 0.1), which learns a null condition; this one was trained without"
-            )
-        if config.threshold != 1.0 and self.codec.limits != (-1.0, 1.0):
-            raise ValueError(
-                f"guidance: threshold {config.threshold} needs actions encoded into [-1, 1]: codec=normalizer with "
-                f"data.normalizer=limits; this policy's {type(self.codec).__name__} has limits {self.codec.limits}"
-            )
-        return build_guide(config)
+        return guide_for(config, self.has_null_condition, self.codec)
 
     def capture(self) -> None:
         """Replay the reverse loop on a GPU as one CUDA graph from now on, including the safety projection.
@@ -123,34 +117,37 @@ class DiffusionPolicy(nn.Module):
         part: Part = WHOLE,
         step: int | Tensor = 0,
         counts: Tensor | None = None,
+        auxiliary: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The training loss of a batch, a scalar.
+        """The training loss of a batch, a scalar. Observations are augmented in training mode (`nn.Module.train`).
 
         Args:
             observations: {key: [B, n_obs_steps, *shape]}, physical units.
             actions: [B, H, A], physical units; the first one belongs to the first observation.
-            generator: draws levels and noise, on the policy's device.
+            generator: draws levels, noise and what augments the observations, on the policy's device.
             part: which part of a larger batch this is; its random numbers are a slice of those of the whole.
             step: optimiser step, for objectives that change during training.
             counts: [B, H], by which each action's error is multiplied.
+            auxiliary: targets of `self.auxiliary`, {name: [B, n_obs_steps, D]}, physical units.
         """
         self.check_fitted()
         batch = self.objective.draw(self.codec.encode(like_parameters(actions, self.network)), generator, part)
-        condition = self.condition(observations)
+        seen = self._normalized(observations)
+        seen = self.encoder.augmented(seen, generator, part) if self.training else seen
+        condition, taught = encoded(self.encoder, seen, self.auxiliary, auxiliary)
         if self.has_null_condition:
-            total, rows = shared_draws(part, len(actions))
-            chance = torch.rand(total, generator=generator, device=actions.device)[rows]
-            null = Condition.null(self.null_condition, len(actions))
-            condition = condition.mixed(chance < self.objective.condition_dropout, null)
+            condition = condition.dropped(self.objective.condition_dropout, self.null_condition, generator, part)
         network = ConditionedNetwork(self.network, condition.fields(self.network.reads))
-        return self.objective.loss(network, batch, step, *([] if counts is None else [counts]))
+        loss = self.objective.loss(network, batch, step, *([] if counts is None else [counts]))
+        return loss if taught is None else loss + taught
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups of the parameters that are needed to act, then of those that only the objective trains."""
+        """Optimiser groups of the parameters that are needed to act, then of those that only training needs."""
         first, *others = self.network.parameter_groups()
         besides = [self.null_condition, self.encoder, self.codec]
         own = [parameter for module in besides for parameter in module.parameters()]
-        return [{**first, "params": [*own, *first["params"]]}, *others, *self.objective.parameter_groups()]
+        taught = [] if self.auxiliary is None else [{"params": list(self.auxiliary.parameters())}]
+        return [{**first, "params": [*own, *first["params"]]}, *others, *self.objective.parameter_groups(), *taught]
 
     def stepped(self, step: int) -> None:
         """Called after optimiser step `step`."""
@@ -188,11 +185,9 @@ class DiffusionPolicy(nn.Module):
             shape = (len(sampler) + 1, *self._encoded_shape)
             noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1)
             noise = like_parameters(noise, self.network)
-            if self._replays and isinstance(sampler, StepTable) and guide is None and projection.is_replayable:
-                denoiser = functools.partial(self._denoiser, guide=None, sampler=sampler)
-                denoised = replayed(self._replays, self, denoiser, observation, sampler, noise, projection)
-            else:
-                denoised = sampled(self._denoiser(observation, guide, sampler), sampler, noise, projection)
+            denoiser = functools.partial(self._denoiser, guide=guide, sampler=sampler)
+            replays = self._replays if guide is None else None
+            denoised = drawn(replays, self, denoiser, observation, sampler, noise, projection)
             plan = projection.finish(denoised, sampler.rows[-1], len(sampler))
         return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
@@ -202,7 +197,8 @@ class DiffusionPolicy(nn.Module):
 
     def acting_state(self) -> dict[str, Tensor]:
         """The part of `state_dict` that is needed to act, without what only training needs."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("objective.")}
+        training = ("objective.", "auxiliary.")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(training)}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -218,9 +214,12 @@ class DiffusionPolicy(nn.Module):
 
     def condition(self, observations: Mapping[str, Tensor]) -> Condition:
         """Normalise and encode checked observations into the network's condition."""
+        return self.encoder(self._normalized(observations))
+
+    def _normalized(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen = {key: like_parameters(observations[key], self.network) for key in self._vectors}
         normalized = {key: normalizer.encode(seen[key]) for key, normalizer in self._observation_normalizers().items()}
-        return self.encoder({**observations, **normalized})
+        return {**observations, **normalized}
 
     def denoiser_at(self, condition: Condition, times: Sequence[float] = ()) -> Denoise:
         """The denoiser at a condition; it is faster at `times` that are given in advance."""
@@ -244,7 +243,6 @@ class DiffusionPolicy(nn.Module):
         if self._is_fitted:
             return
         normalizers = {**self._observation_normalizers(), "action": self.codec}
-        missing = [key for key, normalizer in normalizers.items() if not normalizer.is_fitted]
-        if missing:
+        if missing := [key for key, normalizer in normalizers.items() if not normalizer.is_fitted]:
             raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
         self._is_fitted = True

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.codecs.codec import Codec, DataArray
-from diffpolicy.diffusion.objectives.objective import WHOLE, Part
 from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.sampling import ActionChunk, Sampling
 from diffpolicy.policy.settings import PolicyConfig
+from diffpolicy.system.parts import WHOLE, Part
 from diffpolicy.system.tables import Choice
 
 

@@ -47,6 +47,21 @@ class Sampling:
     settings: Any
 
 
+def drawn(
+    replays: Replays | None,
+    policy: nn.Module,
+    denoiser: Denoiser,
+    observation: Mapping[str, Tensor],
+    sampler: Sampler,
+    noise: Tensor,
+    projection: PlanProjection,
+) -> Denoised:
+    """`replayed` if there are `replays` and this loop can be recorded, else `sampled`."""
+    if replays and isinstance(sampler, StepTable) and projection.is_replayable:
+        return replayed(replays, policy, denoiser, observation, sampler, noise, projection)
+    return sampled(denoiser(observation), sampler, noise, projection)
+
+
 def sampled(denoise: Denoise, sampler: Sampler, noise: Tensor, projection: PlanProjection) -> Denoised:
     """Run the reverse loop from noise [rows + 1, B, *encoded_shape]; returns the last projected estimate."""
     if isinstance(sampler, StepTable):

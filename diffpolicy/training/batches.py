@@ -5,7 +5,7 @@ uninterrupted one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,11 +29,13 @@ class Batch:
         actions: [batch, horizon, action].
         counts: float [batch, horizon], 0 for actions that repeat the first or last one of an episode beyond its ends
             and 1 for the others; None if all count.
+        auxiliary: what the encoder is taught besides, {array: [batch, n_obs_steps, dim]}.
     """
 
     observations: dict[str, Tensor]
     actions: Tensor
     counts: Tensor | None = None
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
 
 class WindowBatches:
@@ -79,6 +81,7 @@ class WindowBatches:
         self._actions = data.actions.to(device)
         self._n_obs_steps = window.n_obs_steps
         self._resident = {k: v.to(device) for k, v in data.observations.items() if isinstance(v, Tensor)}
+        self._auxiliary = {k: v.to(device) for k, v in data.auxiliary.items()}
         self._streamed = {k: v for k, v in data.observations.items() if not isinstance(v, Tensor)}
         self._past = torch.from_numpy(index[:, : window.n_obs_steps].copy())
         self._order_ahead = _Order(self.n_windows, self.batch_size, seed, torch.device("cpu"), sets)
@@ -118,7 +121,8 @@ class WindowBatches:
         resident = {key: value[past] for key, value in self._resident.items()}
         moved = {key: value.to(rows.device) for key, value in streamed.items()}
         counts = None if self._counts is None else self._counts[windows]
-        return Batch(resident | moved, self._actions[rows], counts)
+        auxiliary = {key: value[past] for key, value in self._auxiliary.items()}
+        return Batch(resident | moved, self._actions[rows], counts, auxiliary)
 
 
 class _Order:

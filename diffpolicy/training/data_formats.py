@@ -33,5 +33,5 @@ def load_data(data: DataConfig) -> Demonstrations:
         raise ValueError(f"data: path names a data set twice: {paths}; use data.weights to draw from it more often")
     check_weights(data.weights, len(paths))
     open_source = lookup(FORMATS, "data.format", data.format)
-    asked = data.observations, data.action, data.stream, open_source
+    asked = data.observations, data.action, data.stream, open_source, list(data.auxiliary_weights())
     return joined_sets({path: load_demonstrations(find_data_set(path), *asked) for path in paths})

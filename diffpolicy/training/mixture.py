@@ -71,11 +71,12 @@ def joined_sets(sets: Mapping[str, Demonstrations]) -> Demonstrations:
             [one.episode_ends + start for one, start in zip(sets.values(), starts, strict=True)]
         ),
         set_ends=tuple(row_ends.tolist()),
+        auxiliary={key: torch.cat([one.auxiliary[key] for one in sets.values()]) for key in first.auxiliary},
     )
 
 
 def _all(data: Demonstrations) -> dict[str, Rows]:
-    return {"action": data.actions, **data.observations}
+    return {"action": data.actions, **data.observations, **{f"auxiliary {k}": v for k, v in data.auxiliary.items()}}
 
 
 def _chained(parts: Sequence[Rows]) -> Rows:

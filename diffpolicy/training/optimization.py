@@ -68,17 +68,18 @@ class Optimization:
 
     def _replayed_gradient(self, replays: Replays, batch: Batch, step: int) -> Sequence[Tensor]:
         """The same on a GPU as one CUDA graph, which writes each gradient to the same memory at every step."""
-        names = list(batch.observations)
+        parts = [batch.observations, batch.auxiliary, {} if batch.counts is None else {"counts": batch.counts}]
 
         def gradient(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
             now, actions, *others = tensors
-            observations = dict(zip(names, others, strict=False))
-            return self._gradient(Batch(observations, actions, *others[len(names) :]), now)
+            left = iter(others)
+            observations, auxiliary, counts = ({name: next(left) for name in part} for part in parts)
+            return self._gradient(Batch(observations, actions, counts.get("counts"), auxiliary), now)
 
         # A number would be the same at every replay; filling a tensor does not wait for the GPU.
-        inputs = [torch.full((), step, device=batch.actions.device), batch.actions, *batch.observations.values()]
-        inputs += [] if batch.counts is None else [batch.counts]
-        return replays.run(self._loss, tuple(names), gradient, inputs, [self._generator])
+        inputs = [torch.full((), step, device=batch.actions.device), batch.actions]
+        inputs += [one for part in parts for one in part.values()]
+        return replays.run(self._loss, tuple(map(tuple, parts)), gradient, inputs, [self._generator])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context of the precision in the settings."""

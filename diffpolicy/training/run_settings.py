@@ -11,7 +11,9 @@ import torch
 from diffpolicy.codecs.normalizer import BLOCK_ROWS
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.networks.encoders.resnet import Resnet
 from diffpolicy.networks.observation import ObservationSpec
+from diffpolicy.policy.auxiliary import Auxiliary
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, resolved
 from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
@@ -75,15 +77,33 @@ def new_policy(config: TrainConfig, data: Demonstrations) -> Policy:
 
     Raises:
         ValueError: settings or data do not fit together.
+        FileNotFoundError, ImportError: there are no such weights as the encoder is to start from.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         policy = build_policy(policy_settings(config, data))
+        if weights := config.data.auxiliary_weights():
+            _teach(policy, data, weights)
+    if config.init_from is None and not config.resume:  # else a checkpoint has them all
+        load_published_weights(policy)
     policy.sampling(config.sampler)
     if config.trainer.mask_padding and policy.codec.metric is None:
         raise ValueError(f"trainer: mask_padding needs a codec whose waypoints are separate, not {config.codec}")
     policy.fit(data.observations, data.actions)
     return policy
+
+
+def load_published_weights(policy: Any) -> None:
+    """Load the weights that the encoder's settings name, to start training from; raises as `Resnet.load_weights`."""
+    for part in policy.modules():
+        if isinstance(part, Resnet):
+            part.load_weights()
+
+
+def _teach(policy: Any, data: Demonstrations, weights: Mapping[str, float]) -> None:
+    if not hasattr(policy, "auxiliary"):
+        raise ValueError(f"data: auxiliary needs policy=diffusion; {policy.config.name} takes no auxiliary losses")
+    policy.auxiliary = Auxiliary.of(policy.encoder, data.auxiliary, weights)
 
 
 def learning_rate(trainer: TrainerConfig, step: int) -> float:
@@ -107,9 +127,10 @@ def settings_of_run(config: TrainConfig, policy: Policy, data: Demonstrations) -
 
 
 def fingerprint(data: Demonstrations) -> str:
-    """SHA-256 of the actions, observations and episode ends."""
+    """SHA-256 of the actions, observations, auxiliary arrays and episode ends."""
     digest = hashlib.sha256(data.episode_ends.tobytes())
-    for values in (data.actions, *(data.observations[key] for key in sorted(data.observations))):
+    taught = [data.auxiliary[key] for key in sorted(data.auxiliary)]
+    for values in (data.actions, *(data.observations[key] for key in sorted(data.observations)), *taught):
         for block in values.split(BLOCK_ROWS):
             digest.update(block.numpy().tobytes())
     return digest.hexdigest()

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system.limits import LimitsConfig
-from diffpolicy.system.schema import Range
+from diffpolicy.system.schema import Range, read
 
 
 @dataclass
 class DataConfig:
     """The demonstrations: where they are, and which arrays are the action and the observations.
 
+    `auxiliary` names arrays that the encoder is taught to predict, with their weights in the loss: {keypoint: 0.1}.
     With several data sets, `weights` says how often each is drawn from; by default every window once per epoch.
     """
 
@@ -20,12 +21,18 @@ class DataConfig:
     action: str = "action"
     # {key: [array, ...]}, where an array is "state" or "state[:2]"; Any, because hydra refuses new keys in a typed dict
     observations: Any = None
+    auxiliary: Any = None  # {array: weight}, e.g. {keypoint: 0.1}
     normalizer: Any = "limits"  # a choice for all keys, or one for each: {state: gaussian, action: quantiles}
     format: str = "zarr"
     validation_fraction: float = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
     workers: int = 2  # processes that read streamed observations
     weights: list[float] | None = None  # one per data set
+
+    def auxiliary_weights(self) -> dict[str, float]:
+        """The auxiliary arrays with their weights; raises ValueError unless they are names with positive numbers."""
+        found = read(dict[str, Annotated[float, Range(above=0.0)]], self.auxiliary or {}, "data: auxiliary")
+        return dict(sorted(found.items()))
 
 
 @dataclass

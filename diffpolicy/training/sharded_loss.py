@@ -1,11 +1,13 @@
 """The loss of a batch that several processes share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.diffusion.objectives.objective import Part
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.system.distributed import Ranks
+from diffpolicy.system.parts import Part
 from diffpolicy.training.batches import Batch
 
 
@@ -22,6 +24,11 @@ class ShardedLoss(nn.Module):
 
 
 def batch_loss(policy: Policy, batch: Batch, generator: torch.Generator, part: Part, step: int | Tensor) -> Tensor:
-    """The policy's loss of a batch, a scalar. Only where actions are masked must the policy take `counts`."""
-    masked = {} if batch.counts is None else {"counts": batch.counts}
-    return policy.loss(batch.observations, batch.actions, generator, part, step, **masked)
+    """The policy's loss of a batch, a scalar.
+
+    Only where actions are masked must the policy take `counts`, and `auxiliary` only where it is taught more.
+    """
+    given: dict[str, Any] = {} if batch.counts is None else {"counts": batch.counts}
+    if batch.auxiliary:
+        given["auxiliary"] = batch.auxiliary
+    return policy.loss(batch.observations, batch.actions, generator, part, step, **given)

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.diffusion.objectives.objective import WHOLE, Conditioned, ConditionedNetwork, Part, shared_draws
+from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork
 from diffpolicy.diffusion.parameterization import Parameterization
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.weighting import LevelDistribution, Weighting, elbo, simple, uniform
+from diffpolicy.system.parts import WHOLE, Part, shared_draws
 from diffpolicy.system.schema import Range
 
 

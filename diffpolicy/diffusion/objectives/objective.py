@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Number
 from diffpolicy.diffusion.schedule import Schedule
-
-Part = tuple[int, int]
-"""(index, count): the batch is part `index` of `count` equal parts of a larger batch.
-
-Random numbers are drawn for the whole larger batch, so that a result does not depend on the number of parts.
-"""
-
-WHOLE: Part = (0, 1)
+from diffpolicy.system.parts import WHOLE, Part
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,3 @@ class Objective(Protocol):
     def denoiser(self, network: Conditioned) -> Denoise:
         """A function (x, row) that returns the clean estimate of the noisy x at the row's level."""
         ...
-
-
-def shared_draws(part: Part, rows: int) -> tuple[int, slice]:
-    """The number of rows that all parts draw together, and the slice of them that belongs to this part."""
-    index, count = part
-    return rows * count, slice(index * rows, (index + 1) * rows)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.observation import ObservationSpec
+from diffpolicy.system.parts import WHOLE, Part
 
 
 class LowDimEncoder(nn.Module):
@@ -26,6 +27,12 @@ class LowDimEncoder(nn.Module):
                 raise ValueError(f"encoder low_dim: observation {key!r} is an {spec.kind}, expected vectors only")
         self.keys = sorted(observations)
         self.output = ConditionShape(vector=(n_obs_steps * sum(spec.features for spec in observations.values()),))
+
+    def augmented(
+        self, observation: Mapping[str, Tensor], generator: torch.Generator, part: Part = WHOLE
+    ) -> Mapping[str, Tensor]:
+        """The same observation: vectors are not augmented."""
+        return observation
 
     def forward(self, observation: Mapping[str, Tensor]) -> Condition:
         return Condition(vector=torch.cat([observation[key] for key in self.keys], dim=-1).flatten(1))

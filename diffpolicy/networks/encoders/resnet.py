@@ -1,0 +1,142 @@
+"""ResNet-18 for images (He et al. 2016), with group normalisation (Wu & He 2018) as in Diffusion Policy.
+
+The convolutions have the shapes and names of torchvision's, so published ImageNet weights can be loaded into them.
+Shape legend: N images, C channels, H and W height and width.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffpolicy.networks.encoders.imagenet import ImageNetColours, check_source, convolutions
+from diffpolicy.networks.encoders.images import ImageEncoder, ImageEncoderConfig
+from diffpolicy.networks.layers.pooling import pool
+from diffpolicy.networks.observation import ObservationSpec
+from diffpolicy.system.schema import OneOf, Range
+
+CHANNELS_PER_GROUP = 16  # of the group normalisation
+
+
+@dataclass
+class ResnetConfig(ImageEncoderConfig):
+    """Settings of `resnet18_narrow`.
+
+    Attributes:
+        pool: keypoints (spatial softmax) or average.
+        keypoints: their number.
+    """
+
+    name: str = "resnet18_narrow"
+    pool: Annotated[str, OneOf("keypoints", "average")] = "keypoints"
+    keypoints: Annotated[int, Range(1, 4096)] = 32
+
+
+@dataclass
+class Resnet18Config(ResnetConfig):
+    """Settings of `resnet18`.
+
+    Attributes:
+        weights: ImageNet weights of the convolutions to start training from: a .safetensors file with the names of
+            torchvision's resnet18, or torchvision.
+    """
+
+    name: str = "resnet18"
+    weights: str | None = None
+
+
+class Resnet(nn.Module):
+    """The four stages of ResNet-18, a pooling and a linear layer: [N, C, H, W] -> [N, features].
+
+    Args:
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        weights: see `Resnet18Config`; `load_weights` loads them.
+
+    Raises:
+        ValueError: `weights` are neither torchvision's nor a safetensors file, or the images have no 3 channels.
+    """
+
+    def __init__(self, channels: int, width: int, own: ResnetConfig, weights: str | None = None) -> None:
+        super().__init__()
+        self._where, self._weights = f"encoder {own.name}", weights
+        check_source(weights, self._where)
+        if weights is not None and channels != 3:
+            raise ValueError(f"{self._where}: weights are for images of 3 channels, not {channels}; set weights=null")
+        self.colours = nn.Identity() if weights is None else ImageNetColours()
+        self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.norm1 = _norm(width)
+        self.layer1 = nn.Sequential(Block(width, width, stride=1), Block(width, width, stride=1))
+        self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(Block(wide // 2, wide, stride=2), Block(wide, wide, stride=1))
+            for wide in (2 * width, 4 * width, 8 * width)
+        )
+        self.pool = pool(own.pool, 8 * width, own.keypoints)
+        self.head = nn.Linear(self.pool.features, own.features)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.conv1(self.colours(x)))
+        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1).relu_()  # as relu then pooling, on a quarter of values
+        return F.relu(self.head(self.pool(self.maps(x))))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The four stages: [N, width, H, W] -> [N, 8 width, H / 8, W / 8]."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def load_weights(self) -> None:
+        """Load the published weights that the settings name, if any, into the convolutions; raises as `convolutions`.
+
+        To be called once, before training: a checkpoint holds the weights themselves.
+        """
+        if self._weights is not None:
+            own = {name: one for name, one in self.named_parameters() if _is_published(name)}
+            with torch.no_grad():
+                for name, value in convolutions(self._weights, own, self._where).items():
+                    own[name].copy_(value)
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with a residual connection: [N, C, H, W] -> [N, C', H / stride, W / stride]."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm1 = _norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = _norm(channels_out)
+        if stride == 1 and channels_in == channels_out:
+            self.downsample = nn.Identity()
+        else:
+            shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, _norm(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm1(self.conv1(x)).relu_()
+        return self.norm2(self.conv2(hidden)).add_(self.downsample(x)).relu_()
+
+
+def resnet18(own: Resnet18Config, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> ImageEncoder:
+    """The encoder with ResNet-18, 11.2 million parameters a camera."""
+
+    def eye(channels: int, size: tuple[int, int]) -> Resnet:
+        return Resnet(channels, 64, own, own.weights)
+
+    return ImageEncoder(own, observations, n_obs_steps, eye)
+
+
+def resnet18_narrow(own: ResnetConfig, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> ImageEncoder:
+    """The encoder with a quarter of the widths of ResNet-18, 0.7 million parameters a camera."""
+    return ImageEncoder(own, observations, n_obs_steps, lambda channels, size: Resnet(channels, 16, own))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels)
+
+
+def _is_published(name: str) -> bool:
+    """Whether it is a convolution of torchvision's resnet18, as conv1.weight and layer2.0.downsample.0.weight are."""
+    return re.search(r"(^|\.)(conv[12]|downsample\.0)\.weight$", name) is not None

@@ -1,0 +1,24 @@
+"""The guidance that a policy's sampler asks for, if the policy can be guided so."""
+
+from diffpolicy.codecs.codec import Codec
+from diffpolicy.diffusion.guidance import Guide, build_guide
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+
+
+def guide_for(config: GuidanceConfig, has_null_condition: bool, codec: Codec) -> Guide | None:
+    """Build the guide of a policy with this codec, or None if the settings ask for none.
+
+    Raises:
+        ValueError: the policy was not trained for it.
+    """
+    if config.weight != 0.0 and not has_null_condition:
+        raise ValueError(
+            f"guidance: weight {config.weight} needs a policy trained with diffusion.condition_dropout above 0 "
+            "(typically 0.1), which learns a null condition; this one was trained without"
+        )
+    if config.threshold != 1.0 and codec.limits != (-1.0, 1.0):
+        raise ValueError(
+            f"guidance: threshold {config.threshold} needs actions encoded into [-1, 1]: codec=normalizer with "
+            f"data.normalizer=limits; this policy's {type(codec).__name__} has limits {codec.limits}"
+        )
+    return build_guide(config)
