@@ -69,7 +69,7 @@ SHELVES = {
         "analysis kinds",
     ),
     "safety": ("build memory projection", "samples", "choice", "layer"),
-    "system": ("schema tensor_file", "checkpoint distributed pool tables"),
+    "system": ("schema tensor_file", "checkpoint distributed pixels pool tables"),
     "training": (
         "mixture",
         "batches data_formats evaluating run_folder run_log run_settings",
