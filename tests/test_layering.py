@@ -49,7 +49,7 @@ SHELVES = {
         "fallback",
     ),
     "control": ("controller wrapper", "latency"),
-    "data": ("replacing stream", "store", "arrays", "replay_buffer", "demonstrations locate"),
+    "data": ("images replacing", "store stream", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("parts", "generate"),
     "diffusion": (
         "samplers/table schedules weighting",
@@ -71,9 +71,9 @@ SHELVES = {
     "safety": ("build memory projection", "samples", "choice", "layer"),
     "system": ("schema tensor_file", "checkpoint distributed pixels pool tables"),
     "training": (
-        "mixture",
-        "batches data_formats evaluating run_folder run_log run_settings",
-        "sharded_loss",
+        "drawing mixture",
+        "batches rendering evaluating run_folder run_log run_settings",
+        "data_formats sharded_loss",
         "optimization splits starting validation",
         "trainer",
     ),
