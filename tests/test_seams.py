@@ -90,13 +90,34 @@ def test_a_policy_that_sees_by_tokens_acts_in_a_controller_as_it_plans() -> None
 @over(
     "bad, message",
     [
-        (torch.zeros(1, 2, 8, 8, 3), "camera is torch.float32, expected an image of uint8"),
-        (torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), r"camera has shape .*expected \[1, 2, 8, 8, 3\]"),
+        (torch.full((1, 2, 8, 8, 3), 0.5), r"camera has floats from 0.5 to 0.5 \(values: unit takes"),
+        (
+            torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8),
+            r"camera has shape .*expected \[1, 2, 8, 8, 3\].*channels: first",
+        ),
     ],
 )
 def test_an_image_of_another_type_or_shape_is_refused(bad: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         seeing_policy().predict_action_chunk({**seen(1), "camera": bad}, generators(1))
+
+
+def test_with_safety_only_the_robot_whose_camera_fails_stops() -> None:
+    box = Safety([Box(-20.0, 20.0, Quantity("commands"))], period_s=0.1)
+    controller = PolicyController(seeing_policy(), safety=box)
+    controller.reset(seeds=[0, 1])
+    frames = {key: value[:, 0].numpy() for key, value in seen(2).items()}
+    failing = {**frames, "camera": frames["camera"].astype(np.float32)}
+    failing["camera"][1, 0, 0, 0] = np.nan
+    still = Surroundings(State(torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)))
+    alarms = []
+    for tick in range(6):
+        controller.select_action(failing if tick in (2, 3) else frames, still)
+        assert controller.last_plan is not None
+        alarms.append(controller.last_plan.alarm.tolist())
+        if tick == 2:
+            assert "camera has NaN" in controller.last_plan.reason[1]
+    assert alarms == [[False, tick in (2, 3)] for tick in range(6)]
 
 
 def test_a_backbone_that_reads_what_the_encoder_does_not_give_is_refused_by_name() -> None:

@@ -22,6 +22,7 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.store import open_root
 from diffpolicy.data.windows import window_indices
 from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.system.pixels import PixelFormat
 from diffpolicy.training.batches import WindowBatches
 from diffpolicy.training.read_ahead import AHEAD
 
@@ -84,7 +85,7 @@ def make_images(path: Path, images: int) -> Path:
 
 def measure(path: Path, config: BenchmarkStreamingConfig, workers: int) -> dict[str, float]:
     """One round: batches per second once the workers are running, and the peak memory of all processes in MB."""
-    data = load_demonstrations(path, {"image": ["image"]}, stream=["image"])
+    data = load_demonstrations(path, {"image": ["image"]}, stream=["image"], images={"image": PixelFormat()})
     window, device = WindowConfig(), torch.device("cpu")
     with closing(
         WindowBatches(data, np.arange(data.n_episodes), window, config.batch_size, 0, device, workers)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from diffpolicy.data.images import Frames, image_key, read_images
 from diffpolicy.data.replay_buffer import ReplayBuffer
-from diffpolicy.data.source import DataSource
+from diffpolicy.data.source import DataSource, FirstEpisodes
 from diffpolicy.data.stream import Columns, StreamedRows, column_names, flat, joined
 from diffpolicy.data.survey import Column, survey
+from diffpolicy.system.pixels import PixelFormat
 
-# An array with more flattened columns than this is taken to be an image, which the low-dimensional view excludes.
+# An array with more flattened columns than this cannot be a vector.
 MAX_COLUMNS = 1024
 ACTION = "action"  # the key of the actions among the columns
 _COLUMNS = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
@@ -27,11 +29,13 @@ class Demonstrations:
     """Actions and observations of all episodes. Row i of each is one step, whose observation precedes its action."""
 
     actions: torch.Tensor  # float32 [n_steps, action_dim]
-    observations: Mapping[str, torch.Tensor | StreamedRows]  # name -> float32 [n_steps, dim], or rows left on disk
+    # name -> float32 [n_steps, dim] or, of images, uint8 [n_steps, height, width, 3]; or rows left on disk
+    observations: Mapping[str, torch.Tensor | StreamedRows]
     episode_ends: np.ndarray  # int64 [n_episodes], one past each episode's last row
     set_ends: tuple[int, ...] = ()  # one past the last row of each data set, if there are several
     auxiliary: Mapping[str, torch.Tensor] = field(default_factory=dict)  # array -> float32 [n_steps, dim]
     columns: Mapping[str, Sequence[Column]] = field(default_factory=dict)  # "action" or name -> what was stored
+    frames: Mapping[str, Frames] = field(default_factory=dict)  # name of images -> what they show
 
     @property
     def n_episodes(self) -> int:
@@ -51,6 +55,8 @@ def load_demonstrations(
     stream: Sequence[str] = (),
     open_source: Callable[[str], DataSource] = ReplayBuffer.open,
     auxiliary: Sequence[str] = (),
+    images: Mapping[str, PixelFormat] | None = None,
+    episodes: int | None = None,
 ) -> Demonstrations:
     """Read a data set as a task describes it, e.g. observations={"keypoints": ["keypoint", "state[:2]"]}.
 
@@ -58,38 +64,58 @@ def load_demonstrations(
         observations: name -> parts, which are joined by columns. A part is the name of an array, which is flattened to
             [n_steps, columns], with an optional range of columns.
         action: the array of actions, with an optional range of columns.
-        stream: observations to leave on disk. These may be images: one array [n_steps, height, width, channels].
+        stream: observations to leave on disk.
         open_source: opens the data set at a location.
         auxiliary: arrays, each with an optional range of columns, that are no observations but taught to the encoder.
+        images: the observations that are images, each one array [n_steps, height, width, 3] or as its format says.
+        episodes: use the first ones only, at most as many as these.
 
     Raises:
-        ValueError: an array or name is unknown, a range is empty, an image is not streamed, values are NaN or inf, or
-            there are no episodes.
+        ValueError: an array or name is unknown, a range is empty, an image is named as a vector or a vector as an
+            image, values are NaN or inf or not those of its format, or there are no episodes.
     """
+    images = images or {}
     with contextlib.ExitStack() as opened:
         buffer = open_source(str(location))
         opened.callback(buffer.close)
         if not buffer.n_episodes:
             raise ValueError(f"{location}: holds no episodes; record some with append_episode")
+        if episodes is not None and episodes < buffer.n_episodes:
+            buffer = FirstEpisodes(buffer, episodes)
         if not observations:
             raise ValueError(f'{location}: no observations named, expected e.g. {{"state": ["state"]}}')
-        if unknown := sorted(set(stream) - set(observations)):
-            raise ValueError(f"{location}: stream names {unknown}, expected some of {sorted(observations)}")
+        for setting, names in (("stream", stream), ("images", images)):
+            if unknown := sorted(set(names) - set(observations)):
+                raise ValueError(f"{location}: {setting} names {unknown}, expected some of {sorted(observations)}")
         actions, action_columns = _read(buffer, ACTION, [action])
-        read = {
+        pictures = {name: _pictures(buffer, name, observations[name], images[name], name in stream) for name in images}
+        vectors = {
             name: _stream(buffer, name, parts) if name in stream else _read(buffer, name, parts)
             for name, parts in observations.items()
+            if name not in images
         }
+        both = {**pictures, **vectors}
         found = Demonstrations(
             actions=actions,
-            observations={name: rows for name, (rows, _) in read.items()},
+            observations={name: both[name][0] for name in observations},
             episode_ends=buffer.episode_ends,
             auxiliary={part: _read(buffer, part, [part])[0] for part in auxiliary},
-            columns={ACTION: action_columns, **{name: columns for name, (_, columns) in read.items()}},
+            columns={ACTION: action_columns, **{name: columns for name, (_, columns) in vectors.items()}},
+            frames={name: frames for name, (_, frames) in pictures.items()},
         )
         if stream:
             opened.pop_all()  # keep the source open: streamed rows are read later
         return found
+
+
+def _pictures(
+    buffer: DataSource, name: str, parts: Sequence[str], pixels: PixelFormat, is_streamed: bool
+) -> tuple[torch.Tensor | StreamedRows, Frames]:
+    key = image_key(buffer, name, parts, pixels)
+    if not is_streamed:
+        return read_images(buffer, name, key, pixels)
+    rows = StreamedRows(buffer, name, [(key, 0, 0)], pixels)
+    return rows, rows.frames()
 
 
 def _read(buffer: DataSource, name: str, parts: Sequence[str]) -> tuple[torch.Tensor, list[Column]]:
@@ -100,9 +126,7 @@ def _read(buffer: DataSource, name: str, parts: Sequence[str]) -> tuple[torch.Te
 
 
 def _stream(buffer: DataSource, name: str, parts: Sequence[str]) -> tuple[StreamedRows, list[Column]]:
-    is_image = len(parts) == 1 and len(buffer.specs.get(parts[0], ((), None))[0]) == 3
-    columns = [(parts[0], 0, 0)] if is_image else _all_columns(buffer, name, parts)
-    rows = StreamedRows(buffer, name, columns, is_image)
+    rows = StreamedRows(buffer, name, _all_columns(buffer, name, parts))
     return rows, rows.surveyed()
 
 
@@ -121,11 +145,12 @@ def _columns(buffer: DataSource, name: str, part: str) -> Columns:
     key = match["key"].strip()
     if key not in buffer.specs:
         raise ValueError(f"{where}: no array {key!r}; the data set has {buffer.keys}")
-    width = int(np.prod(buffer.specs[key][0]))
-    if width > MAX_COLUMNS:
+    shape, dtype = buffer.specs[key]
+    width = int(np.prod(shape))
+    if width > MAX_COLUMNS or (len(shape) == 3 and np.dtype(dtype) == np.uint8):
         raise ValueError(
-            f"{where}: array {key!r} has {width} columns (shape {buffer.specs[key][0]}), expected at most "
-            f"{MAX_COLUMNS}: images are not part of the low-dimensional view"
+            f"{where}: array {key!r} has {width} columns (shape {tuple(shape)}), expected a vector of at most "
+            f"{MAX_COLUMNS} numbers; if it holds images: 'data.images={{{name}: {{}}}}'"
         )
     start, stop = int(match["start"] or 0), int(match["stop"] or width)
     if not 0 <= start < stop <= width:

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpolicy.data.images import Frames, FrameSurvey, as_images, block_rows
 from diffpolicy.data.source import DataSource
 from diffpolicy.data.survey import Column, survey
+from diffpolicy.system.pixels import PixelFormat
 
 BLOCK_ROWS = 16_384
 
@@ -20,19 +22,20 @@ Columns = tuple[str, int, int]
 class StreamedRows:
     """The rows of an observation, read from the data set on demand. It keeps the file of a .zip open.
 
-    An array of images, with rows [height, width, channels], keeps its shape and type. Other arrays are flattened and
-    joined into float32 columns, with the same values as an observation that is held in memory.
+    They have the same values as an observation that is held in memory: images, delivered as `pixels` says, as uint8;
+    other arrays flattened and joined into float32 columns.
     """
 
-    def __init__(self, buffer: DataSource, name: str, parts: Sequence[Columns], is_image: bool) -> None:
-        self._buffer, self._name, self._parts = buffer, name, parts
-        self.is_image = is_image
+    def __init__(
+        self, buffer: DataSource, name: str, parts: Sequence[Columns], pixels: PixelFormat | None = None
+    ) -> None:
+        self._buffer, self._name, self._parts, self._pixels = buffer, name, parts, pixels
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[n_steps, dim], or [n_steps, height, width, channels]."""
-        if self.is_image:
-            return self._buffer.n_steps, *self._buffer.specs[self._parts[0][0]][0]
+        """[n_steps, dim], or [n_steps, height, width, 3]."""
+        if self._pixels is not None:
+            return self._buffer.n_steps, *self._pixels.held(tuple(self._buffer.specs[self._parts[0][0]][0]))
         return self._buffer.n_steps, sum(stop - start for _, start, stop in self._parts)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -42,28 +45,36 @@ class StreamedRows:
             ValueError: a chunk is missing or damaged, or a value is NaN or inf.
         """
         unique, inverse = torch.unique(rows, return_inverse=True)
-        return self._joined([self._buffer.take(key, unique.numpy()) for key, _, _ in self._parts])[inverse]
+        values = [self._buffer.take(key, unique.numpy()) for key, _, _ in self._parts]
+        return self._joined(values, unique.numpy())[inverse]
 
     def split(self, size: int, /) -> Iterator[Tensor]:
-        """All rows in order, at most `size` at a time, like Tensor.split."""
-        for values in self._blocks(size):
-            yield self._joined(values)
+        """All rows in order, at most `size` at a time, like Tensor.split; of images fewer, by their size."""
+        for start, values in self._blocks(size):
+            yield self._joined(values, np.arange(start, start + len(values[0])))
 
     def surveyed(self) -> list[Column]:
-        """Survey all columns; reads all rows. An image has none."""
-        if self.is_image:
-            return []
-        blocks = (flat(values, self._parts) for values in self._blocks(BLOCK_ROWS))
+        """Survey all columns of a vector; reads all rows."""
+        blocks = (flat(values, self._parts) for _, values in self._blocks(BLOCK_ROWS))
         return survey(column_names(self._parts), blocks, self._buffer.n_steps)
 
-    def _blocks(self, size: int) -> Iterator[list[np.ndarray]]:
+    def frames(self) -> Frames:
+        """Survey all images; reads all rows."""
+        found = FrameSurvey()
+        for images in self.split(BLOCK_ROWS):
+            found.add(images)
+        return found.result()
+
+    def _blocks(self, size: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        if self._pixels is not None:
+            size = min(size, block_rows(self._buffer, self._parts[0][0]))
         for start in range(0, self._buffer.n_steps, size):
             stop = min(start + size, self._buffer.n_steps)
-            yield [self._buffer.rows(key, start, stop) for key, _, _ in self._parts]
+            yield start, [self._buffer.rows(key, start, stop) for key, _, _ in self._parts]
 
-    def _joined(self, values: list[np.ndarray]) -> Tensor:
-        if self.is_image:
-            return torch.from_numpy(values[0])
+    def _joined(self, values: list[np.ndarray], rows: np.ndarray) -> Tensor:
+        if self._pixels is not None:
+            return as_images(self._buffer, self._name, self._parts[0][0], self._pixels, values[0], rows)
         return joined(f"{self._buffer.location}: {self._name!r}", values, self._parts)
 
 

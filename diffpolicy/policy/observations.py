@@ -1,5 +1,6 @@
-"""Validation of a user's observations: keys, shapes, dtypes and finite values."""
+"""Validation of a user's observations: keys, shapes, dtypes and values; images become uint8, channels last."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,8 +9,12 @@ import torch
 from torch import Tensor
 
 from diffpolicy.networks.observation import ObservationSpec
+from diffpolicy.system.pixels import converted
 
-AXES = {"vector": ("features",), "image": ("height", "width", "channels")}
+IMAGE_AXES = {"last": ("height", "width", "channels"), "first": ("channels", "height", "width")}
+
+Unseen = dict[int, str]
+"""{index along all leading dimensions: why its observation cannot be used}."""
 
 
 def checked_observation(
@@ -19,60 +24,97 @@ def checked_observation(
 ) -> dict[str, Tensor]:
     """Convert an observation to tensors {key: [*leading, *shape]}: vectors as float32, images as uint8.
 
+    An image is delivered as its spec says, or as uint8 [height, width, 3].
+
     Args:
         leading: sizes of the leading dimensions: (batch,) or (batch, n_obs_steps).
 
     Raises:
         ValueError: it is not a mapping, the keys differ from those of `specs`, a shape is wrong, a value is not finite,
-            or an image is not uint8.
+            or an image does not have the values that its spec says.
     """
-    tensors = _tensors(observation, specs, leading)
-    for key, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"observation: {key} has NaN or infinite values")
+    tensors: dict[str, Tensor] = {}
+    for key, value in _values(observation, specs).items():
+        tensors[key], unseen = _checked(key, value, specs[key], leading)
+        for reason in unseen.values():
+            raise ValueError(reason)
     return tensors
 
 
 def told_apart(
     observation: Mapping[str, npt.ArrayLike | Tensor], specs: Mapping[str, ObservationSpec], batch: int
 ) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """Like `checked_observation` for (batch,), but robots with values that are not finite are told: {robot: why}."""
-    tensors = _tensors(observation, specs, (batch,))
-    unseen: dict[int, str] = {}
-    for key, tensor in tensors.items():
-        is_finite = tensor.isfinite().flatten(1).all(1)
-        for robot in (~is_finite).nonzero().squeeze(1).tolist():
-            unseen[robot] = f"observation: {key} has NaN or infinite values"
+    """Like `checked_observation` for (batch,), but robots with values that cannot be used are told: {robot: why}."""
+    tensors: dict[str, Tensor] = {}
+    unseen: Unseen = {}
+    for key, value in _values(observation, specs).items():
+        tensors[key], found = _checked(key, value, specs[key], (batch,))
+        unseen |= found
     return tensors, unseen
 
 
-def _tensors(
-    observation: Mapping[str, npt.ArrayLike | Tensor],
-    specs: Mapping[str, ObservationSpec],
-    leading: tuple[int, ...],
-) -> dict[str, Tensor]:
+def _values(
+    observation: Mapping[str, npt.ArrayLike | Tensor], specs: Mapping[str, ObservationSpec]
+) -> dict[str, npt.ArrayLike | Tensor]:
     if not isinstance(observation, Mapping):
         kind = type(observation).__name__
         raise ValueError(f"observation: is a {kind}, expected a mapping with the keys {sorted(specs)}")
     if set(observation) != set(specs):
         raise ValueError(f"observation: keys are {sorted(observation)}, expected {sorted(specs)}")
-    tensors: dict[str, Tensor] = {}
-    for key, spec in specs.items():
-        tensor = _as_kind(key, observation[key], spec)
-        if tensor.shape != (*leading, *spec.shape):
-            axes = ("batch", "n_obs_steps")[: len(leading)]
-            raise ValueError(
-                f"observation: {key} has shape {list(tensor.shape)}, expected {[*leading, *spec.shape]} "
-                f"({', '.join([*axes, *AXES[spec.kind]])})"
-            )
-        tensors[key] = tensor
-    return tensors
+    return {key: observation[key] for key in specs}
 
 
-def _as_kind(key: str, value: npt.ArrayLike | Tensor, spec: ObservationSpec) -> Tensor:
-    if spec.kind == "vector":
-        return value.float() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
-    image = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    if image.dtype != torch.uint8:
-        raise ValueError(f"observation: {key} is {image.dtype}, expected an image of uint8, 0 to 255")
-    return image
+def _checked(
+    key: str, value: npt.ArrayLike | Tensor, spec: ObservationSpec, leading: tuple[int, ...]
+) -> tuple[Tensor, Unseen]:
+    if spec.kind == "image":
+        return _image(key, value, spec, leading)
+    tensor = value.float() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
+    if tensor.shape != (*leading, *spec.shape):
+        raise ValueError(_wrong_shape(key, tensor, leading, spec.shape, ("features",)))
+    is_finite = tensor.isfinite()
+    if bool(is_finite.all()):
+        return tensor, {}
+    is_finite = is_finite.reshape(math.prod(leading), *spec.shape).all(1)
+    reason = f"observation: {key} has NaN or infinite values"
+    return tensor, dict.fromkeys((~is_finite).nonzero().squeeze(1).tolist(), reason)
+
+
+def _image(
+    key: str, value: npt.ArrayLike | Tensor, spec: ObservationSpec, leading: tuple[int, ...]
+) -> tuple[Tensor, Unseen]:
+    image = value if isinstance(value, Tensor) else _as_tensor(key, np.asarray(value))
+    if image.dtype == torch.uint8 and image.shape == (*leading, *spec.shape):  # as policies hold it
+        return image, {}
+    delivered = spec.pixels.delivered(spec.shape)
+    if image.shape != (*leading, *delivered):
+        told = _wrong_shape(key, image, leading, delivered, IMAGE_AXES[spec.channels])
+        other = "first" if spec.channels == "last" else "last"
+        if image.shape[len(leading) :] == ObservationSpec("image", spec.shape, other).pixels.delivered(spec.shape):
+            told += f"; move the axis, or train with 'data.images={{{key}: {{channels: {other}}}}}'"
+        raise ValueError(told)
+    frames, reasons = converted(image.reshape(-1, *delivered), spec.pixels)
+    unseen = {index: f"observation: {key} {why}{_cure(key, why)}" for index, why in reasons.items()}
+    return frames.reshape(*leading, *spec.shape), unseen
+
+
+def _cure(key: str, why: str) -> str:
+    for values, work in (("unit", "multiply by 255 and round"), ("bytes", "divide by 255")):
+        if f"values: {values} takes" in why:
+            return f"; {work}, or train with 'data.images={{{key}: {{values: {values}}}}}'"
+    return ""
+
+
+def _as_tensor(key: str, image: np.ndarray) -> Tensor:
+    if image.dtype.kind not in "buif":
+        raise ValueError(f"observation: {key} is {image.dtype}, expected an image: numbers, usually uint8")
+    if image.dtype.kind == "u" and image.dtype != np.uint8:
+        image = image.astype(np.int64)  # torch computes little with other unsigned types
+    return torch.as_tensor(np.ascontiguousarray(image))  # frames of a simulator are often flipped views
+
+
+def _wrong_shape(
+    key: str, found: Tensor, leading: tuple[int, ...], expected: tuple[int, ...], axes: tuple[str, ...]
+) -> str:
+    names = ", ".join([*("batch", "n_obs_steps")[: len(leading)], *axes])
+    return f"observation: {key} has shape {list(found.shape)}, expected {[*leading, *expected]} ({names})"

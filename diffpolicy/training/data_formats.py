@@ -6,18 +6,24 @@ from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
+from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.schema import check_settings
 from diffpolicy.system.tables import lookup
 from diffpolicy.training.mixture import check_weights, joined_sets
-from diffpolicy.training.settings import DataConfig
+from diffpolicy.training.rendering import with_rendered
+from diffpolicy.training.settings import DataConfig, image_formats
 
 FORMATS: Mapping[str, Callable[[str], DataSource]] = {"zarr": ReplayBuffer.open}
 
 
-def load_data(data: DataConfig) -> Demonstrations:
-    """Find or download the data sets and load their demonstrations.
+def load_data(data: DataConfig, env: EnvConfig | None = None, limit_s: float = LimitsConfig.data_s) -> Demonstrations:
+    """Find or download the data sets and load their demonstrations; `env` draws what `data.render` names,
+    in processes that may take `limit_s` for some hundred frames.
 
     Raises:
         ValueError: a setting or the data set is invalid.
+        OSError, ChildProcessError: as in `with_rendered`.
         FileNotFoundError, ConnectionError: as in `find_data_set`.
     """
     if not isinstance(data.observations, dict) or not all(isinstance(key, str) for key in data.observations):
@@ -33,5 +39,12 @@ def load_data(data: DataConfig) -> Demonstrations:
         raise ValueError(f"data: path names a data set twice: {paths}; use data.weights to draw from it more often")
     check_weights(data.weights, len(paths))
     open_source = lookup(FORMATS, "data.format", data.format)
-    asked = data.observations, data.action, data.stream, open_source, list(data.auxiliary_weights())
+    check_settings(data, "data")
+    taught = list(data.auxiliary_weights())
+
+    def opened(location: str) -> DataSource:
+        source = open_source(location)
+        return with_rendered(source, data, env, limit_s) if data.render else source
+
+    asked = data.observations, data.action, data.stream, opened, taught, image_formats(data), data.episodes
     return joined_sets({path: load_demonstrations(find_data_set(path), *asked) for path in paths})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.data.images import Frames
 from diffpolicy.data.survey import Column
 from diffpolicy.data.windows import windows_per_episode
 from diffpolicy.policy.normalizers import ACTION
@@ -24,12 +25,14 @@ def log_report(data: Demonstrations, config: PolicyConfig) -> None:
 
 
 def report(data: Demonstrations, config: PolicyConfig) -> list[str]:
-    """Lines that name columns which are constant, have outliers or lose precision, and episodes that are too short.
+    """Lines that name columns which are constant, have outliers or lose precision, cameras that show nothing, and
+    episodes that are too short.
 
     Args:
         config: the settings of the policy, with the defaults filled in.
     """
     lines = [line for key, columns in data.columns.items() for line in _of_key(key, columns, data, config)]
+    lines += [line for key, frames in data.frames.items() for line in _of_camera(key, frames, data)]
     window = config.window
     counts = windows_per_episode(data.episode_ends, window.horizon, window.n_obs_steps - 1, window.n_action_steps - 1)
     if short := int((counts == 0).sum()):
@@ -38,8 +41,6 @@ def report(data: Demonstrations, config: PolicyConfig) -> list[str]:
 
 
 def _of_key(key: str, columns: Sequence[Column], data: Demonstrations, config: PolicyConfig) -> list[str]:
-    if not columns:  # an image
-        return []
     normalizer = config.normalizer[key]
     constant, others = [], []
     for column in columns:
@@ -60,6 +61,22 @@ def _of_key(key: str, columns: Sequence[Column], data: Demonstrations, config: P
     return lines
 
 
+def _of_camera(key: str, frames: Frames, data: Demonstrations) -> list[str]:
+    if frames.are_equal and frames.count > 1:
+        return [f"data: {key}: all {frames.count} frames are the same picture; they tell a policy nothing"]
+    lines = []
+    for rows, what in ((frames.black, "black"), (frames.plain, "of a single colour")):
+        if rows:
+            where = _place(rows[0], data.episode_ends)
+            lines.append(f"data: {key}: {len(rows)} of {frames.count} frames are {what}, the first in {where}")
+    return lines
+
+
+def _place(row: int, ends: np.ndarray) -> str:
+    episode = int(np.searchsorted(ends, row, side="right"))
+    return f"episode {episode} at step {row - (int(ends[episode - 1]) if episode else 0)}"
+
+
 def _listed(columns: Sequence[Column], told: Callable[[Column], str]) -> str:
     more = [f"and {len(columns) - LISTED} more"] if len(columns) > LISTED else []
     return ", ".join([*(told(column) for column in columns[:LISTED]), *more])
@@ -73,11 +90,9 @@ def _constant(column: Column) -> str:
 
 def _outlier(column: Column, ends: np.ndarray) -> str:
     assert column.outlier is not None
-    episode = int(np.searchsorted(ends, column.outlier, side="right"))
-    step = column.outlier - (int(ends[episode - 1]) if episode else 0)
     is_above = column.high - column.inner_high >= column.inner_low - column.low
     return (
-        f"{column.name} reaches {column.high if is_above else column.low:g} in episode {episode} at step {step} "
+        f"{column.name} reaches {column.high if is_above else column.low:g} in {_place(column.outlier, ends)} "
         f"(98 % lie in {column.inner_low:g} to {column.inner_high:g})"
     )
 

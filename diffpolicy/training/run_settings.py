@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffpolicy.codecs.normalizer import BLOCK_ROWS
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.encoders.resnet import Resnet
-from diffpolicy.networks.observation import ObservationSpec
+from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy.auxiliary import Auxiliary
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, resolved
 from diffpolicy.policy.kinds import build_policy
@@ -21,12 +22,12 @@ from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.plain import shown_text
 from diffpolicy.system.schema import check_settings, read_settings
 from diffpolicy.system.tables import settings_of
-from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig
+from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig, image_formats
 
 CHOICES = ("model", "diffusion", "encoder", "codec")
 # These may differ on resume; those of the data do not change the batches.
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")
-WHERE = ("format", "stream", "workers")
+WHERE = ("format", "stream", "workers", "cache")
 AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
 ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
 AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
@@ -52,9 +53,11 @@ def check_trainer(trainer: TrainerConfig, seed: int = 0) -> None:
 
 def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
     """The settings of the policy to train, with the settings of every choice filled in."""
-    kinds = {2: "vector", 4: "image"}  # by the dimensions of [n_steps, *shape]
+    images = image_formats(config.data)
     specs = {
-        key: ObservationSpec(kinds[len(value.shape)], tuple(value.shape[1:]))
+        key: ObservationSpec("image", tuple(value.shape[1:]), **asdict(images[key]))
+        if key in images
+        else vector(value.shape[1])
         for key, value in data.observations.items()
     }
     return resolved(
@@ -132,7 +135,7 @@ def fingerprint(data: Demonstrations) -> str:
     taught = [data.auxiliary[key] for key in sorted(data.auxiliary)]
     for values in (data.actions, *(data.observations[key] for key in sorted(data.observations)), *taught):
         for block in values.split(BLOCK_ROWS):
-            digest.update(block.numpy().tobytes())
+            digest.update(np.ascontiguousarray(block.numpy()).data)  # images would not fit into memory twice
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.pixels import PixelFormat
 from diffpolicy.system.schema import Range, read
 
 
@@ -15,6 +16,14 @@ class DataConfig:
 
     `auxiliary` names arrays that the encoder is taught to predict, with their weights in the loss: {keypoint: 0.1}.
     With several data sets, `weights` says how often each is drawn from; by default every window once per epoch.
+
+    Attributes:
+        episodes: use at most so many of each data set, the first ones; None for all.
+        images: which observations are images and how they are delivered, {key: {channels: last, values: bytes}}; see
+            `PixelFormat`. {key: {}} takes these defaults.
+        render: observations of the env, in `env`, to draw from stored arrays, {key: [array, ...]}; see
+            `training.rendering`. Arrays of these names then belong to the data set.
+        cache: folder for what is drawn; None is ~/.cache/diffpolicy.
     """
 
     path: Any  # or a list, for several data sets
@@ -26,13 +35,27 @@ class DataConfig:
     format: str = "zarr"
     validation_fraction: float = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
-    workers: int = 2  # processes that read streamed observations
+    workers: int = 2  # processes that read streamed observations or draw rendered ones
     weights: list[float] | None = None  # one per data set
+    episodes: Annotated[int | None, Range(least=1)] = None
+    images: Any = None
+    render: Any = None
+    cache: str | None = None
 
     def auxiliary_weights(self) -> dict[str, float]:
         """The auxiliary arrays with their weights; raises ValueError unless they are names with positive numbers."""
         found = read(dict[str, Annotated[float, Range(above=0.0)]], self.auxiliary or {}, "data: auxiliary")
         return dict(sorted(found.items()))
+
+
+def image_formats(data: DataConfig) -> dict[str, PixelFormat]:
+    """The observations that are images, and how they are delivered.
+
+    Raises:
+        ValueError: data.images is no mapping of such formats.
+    """
+    found = read(dict[str, PixelFormat | None], data.images or {}, "data: images")
+    return {key: pixels or PixelFormat() for key, pixels in found.items()}
 
 
 @dataclass

@@ -81,7 +81,7 @@ class Trainer:
             raise
 
     def _prepare(self, config: TrainConfig, ranks: Ranks) -> None:
-        data = load_data(config.data)
+        data = load_data(config.data, config.env, config.limits.data_s)
         self.policy = new_policy(config, data)
         if ranks.is_first:
             log_report(data, self.policy.config)

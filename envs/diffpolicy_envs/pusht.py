@@ -44,6 +44,8 @@ class PushTEnv(gymnasium.Env):
     | agent_velocity | [2] float64, px/s                                                           |
     | state          | [5] float64, the state observation before rounding                          |
 
+    `observe_state(state)` is the observation of a stored state.
+
     `reset(options=...)` accepts `state` or `start_rule`: see `pusht_start.start_episode`. If a state is given, the
     agent and the block start at rest.
 
@@ -57,7 +59,11 @@ class PushTEnv(gymnasium.Env):
             `start_episode` rejects the options.
     """
 
-    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": world.CONTROL_RATE_HZ}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array", "human"],
+        "render_fps": world.CONTROL_RATE_HZ,
+        "observe_version": 1,  # raise it if `observe_state` draws other pixels
+    }
 
     def __init__(self, obs_type: str = "state", render_mode: str | None = None, render_size: int = 512) -> None:
         if obs_type not in OBSERVATION_TYPES:
@@ -105,11 +111,22 @@ class PushTEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray | None:
         """rgb_array: the frame [size, size, 3] uint8. human: draw to the window. None without a render mode."""
-        return self._viewer.show(lambda: self._frame(self.render_size, with_action=True))
+        return self._viewer.show(lambda: self._renderer(self.render_size).draw(self._state, self._latest_action))
 
     def close(self) -> None:
         """Close the window if there is one."""
         self._viewer.close()
+
+    def observe_state(self, state: Any) -> Any:
+        """The observation of a stored state [5] (px, px, px, px, rad); the episode under way is not touched.
+
+        Raises:
+            ValueError: the state is not five finite numbers.
+        """
+        values = np.asarray(state, dtype=np.float64)
+        if values.shape != (5,) or not np.isfinite(values).all():
+            raise ValueError(f"observe_state: state is {state!r}; expected five finite numbers")
+        return self._observe(tuple(values.tolist()))
 
     def _coverage(self) -> float:
         return coverage(self._state[2], self._state[3], self._state[4])
@@ -125,21 +142,24 @@ class PushTEnv(gymnasium.Env):
         }
 
     def _observation(self) -> Any:
+        return self._observe(self._state)
+
+    def _observe(self, state: tuple[float, ...]) -> Any:
         if self.obs_type == "state":
-            return np.array(self._state, dtype=np.float32)
-        agent_position = np.array(self._state[:2], dtype=np.float32)
+            return np.array(state, dtype=np.float32)
+        agent_position = np.array(state[:2], dtype=np.float32)
         if self.obs_type == "keypoints":
-            keypoints = world.block_keypoints(*self._state[2:])
+            keypoints = world.block_keypoints(*state[2:])
             return np.concatenate([keypoints.ravel(), agent_position], dtype=np.float32)
-        pixels = self._frame(PIXELS_SIZE_PX, with_action=False)
+        pixels = self._renderer(PIXELS_SIZE_PX).draw(state)
         return pixels if self.obs_type == "pixels" else {"pixels": pixels, "agent_pos": agent_position}
 
-    def _frame(self, size_px: int, with_action: bool) -> np.ndarray:
+    def _renderer(self, size_px: int) -> Any:
         if size_px not in self._renderers:
             from diffpolicy_envs.pusht_render import PushTRenderer
 
             self._renderers[size_px] = PushTRenderer(size_px)
-        return self._renderers[size_px].draw(self._state, self._latest_action if with_action else None)
+        return self._renderers[size_px]
 
 
 def _observation_space(obs_type: str) -> spaces.Space:

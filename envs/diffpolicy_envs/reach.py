@@ -11,11 +11,12 @@ from diffpolicy_envs import reach_world as world
 from diffpolicy_envs.actions import checked_target
 from diffpolicy_envs.reach_geometry import signed_distance
 from diffpolicy_envs.reach_layout import Layout, layout_from
-from diffpolicy_envs.reach_observation import observation_space, observe
+from diffpolicy_envs.reach_observation import PixelObserver, observation_space, observe, pixels_space
 from diffpolicy_envs.reach_physics import advance, offsets
 from diffpolicy_envs.reach_variants import draw_layout
 from diffpolicy_envs.window import Viewer
 
+OBSERVATION_TYPES = ("vectors", "pixels_agent")
 _OPTION_KEYS = ("layout",)
 
 
@@ -35,6 +36,8 @@ class ObstacleReachEnv(gymnasium.Env):
     | obstacle_velocity | [12] px/s                                                                               |
     | free_distance     | [24] px <= 150, free distance before contact, every 15 degrees from +x towards +y       |
     | tangents          | [24] px, two points per slot where the agent, going straight, would just pass it        |
+
+    With obs_type `pixels_agent` it is `pixels` [96, 96, 3] uint8 RGB, of goal, obstacles and agent, and `agent`.
 
     An obstacle keeps its slot for the whole episode. The one nearest to the line from start to goal comes first.
 
@@ -69,16 +72,21 @@ class ObstacleReachEnv(gymnasium.Env):
 
     Args:
         variant: one of the variants in the table.
+        obs_type: vectors or pixels_agent.
         terminate_on_contact: whether a contact ends the episode as a failure.
         render_mode: None, "rgb_array" or "human" (a window; requires pygame).
         render_size: side length of rendered frames in px.
 
     Raises:
-        ValueError: variant, render_mode or an option is unknown, render_size is below 1, an action is not two finite
-            numbers, or `layout_from` rejects the layout.
+        ValueError: variant, obs_type, render_mode or an option is unknown, render_size is below 1, an action is not two
+            finite numbers, or `layout_from` rejects the layout.
     """
 
-    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": world.CONTROL_RATE_HZ}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array", "human"],
+        "render_fps": world.CONTROL_RATE_HZ,
+        "observe_version": 1,  # raise it if `observe_state` draws other pixels
+    }
 
     def __init__(
         self,
@@ -86,9 +94,12 @@ class ObstacleReachEnv(gymnasium.Env):
         terminate_on_contact: bool = True,
         render_mode: str | None = None,
         render_size: int = 512,
+        obs_type: str = "vectors",
     ) -> None:
         if variant not in (*world.VARIANTS, "mixed"):
             raise ValueError(f"variant is {variant!r}; expected one of {[*world.VARIANTS, 'mixed']}")
+        if obs_type not in OBSERVATION_TYPES:
+            raise ValueError(f"obs_type is {obs_type!r}; expected one of {list(OBSERVATION_TYPES)}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}")
         if render_size < 1:
@@ -97,7 +108,8 @@ class ObstacleReachEnv(gymnasium.Env):
         self.terminate_on_contact = terminate_on_contact
         self.render_mode = render_mode
         self.render_size = render_size
-        self.observation_space = observation_space()
+        self._pixels = PixelObserver() if obs_type == "pixels_agent" else None
+        self.observation_space = observation_space() if self._pixels is None else pixels_space()
         self.action_space = spaces.Box(0.0, world.WORLD_SIZE_PX, (2,), np.float32)
         self._layout: Layout | None = None
         self._renderer: Any = None
@@ -147,6 +159,16 @@ class ObstacleReachEnv(gymnasium.Env):
     def close(self) -> None:
         """Close the window if there is one."""
         self._viewer.close()
+
+    def observe_state(self, state: Any) -> dict[str, np.ndarray]:
+        """The observation of stored agent, goal, obstacles and obstacle_mask, joined [64]; see the table for units.
+
+        Raises:
+            ValueError: the state is not 64 finite numbers, or obs_type is not pixels_agent.
+        """
+        if self._pixels is None:
+            raise ValueError("observe_state: obs_type is 'vectors'; expected 'pixels_agent'")
+        return self._pixels.observe_state(state)
 
     def _advance(self, layout: Layout, target: tuple[float, float]) -> tuple[int, int]:
         """Move agent and obstacles. Returns the number of sub-steps in contact, and of those at rest."""
@@ -201,6 +223,9 @@ class ObstacleReachEnv(gymnasium.Env):
         }
 
     def _observation(self, layout: Layout) -> dict[str, np.ndarray]:
+        if self._pixels is not None:
+            used = slice(layout.count)
+            return self._pixels.observe(self._state[:2], layout.goal, self._vertices[used], layout.radius[used])
         return observe(layout, self._state[:2], self._vertices, self._steps / world.CONTROL_RATE_HZ)
 
     def _frame(self) -> np.ndarray:
@@ -211,14 +236,8 @@ class ObstacleReachEnv(gymnasium.Env):
         if self._layout is None:
             raise gymnasium.error.ResetNeeded("render: call reset() first")
         count = self._layout.count
-        return self._renderer.draw(
-            self._state[:2],
-            self._layout.goal,
-            self._vertices[:count],
-            self._layout.radius[:count],
-            self._clearance < 0.0,
-            self._latest_action,
-        )
+        shown = self._state[:2], self._layout.goal, self._vertices[:count], self._layout.radius[:count]
+        return self._renderer.draw(*shown, self._clearance < 0.0, self._latest_action)
 
 
 def _layout(generator: np.random.Generator, variant: str, options: Mapping[str, Any] | None) -> Layout:

@@ -10,6 +10,8 @@ from diffpolicy_envs.reach_physics import velocities
 
 # Obstacles placed by hand may extend this far out of the world.
 _OBSTACLE_MARGIN_PX = 512.0
+PIXELS_SIZE_PX = 96
+STATE_SIZES = (2, 2, world.SLOT_SIZE * world.MAX_OBSTACLES, world.MAX_OBSTACLES)  # agent, goal, obstacles, mask
 
 
 def observation_space() -> spaces.Dict:
@@ -49,3 +51,37 @@ def observe(layout: Layout, agent: np.ndarray, vertices: np.ndarray, time_s: flo
         "free_distance": free.astype(np.float32),
         "tangents": tangents.ravel(),
     }
+
+
+def pixels_space() -> spaces.Dict:
+    """The bounds of an observation with pixels."""
+    pixels = spaces.Box(0, 255, (PIXELS_SIZE_PX, PIXELS_SIZE_PX, 3), np.uint8)
+    return spaces.Dict({"pixels": pixels, "agent": observation_space()["agent"]})
+
+
+class PixelObserver:
+    """Draws what an observation with pixels shows: goal, obstacles and agent, which keeps its colour in contact."""
+
+    def __init__(self) -> None:
+        from diffpolicy_envs.reach_render import ReachRenderer
+
+        self._renderer = ReachRenderer(PIXELS_SIZE_PX)
+
+    def observe(
+        self, agent: np.ndarray, goal: np.ndarray, vertices: np.ndarray, radius: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The observation of agent [2], goal [2] and the obstacles' vertices [n, 4, 2] and radius [n], all px."""
+        return {"pixels": self._renderer.draw(agent, goal, vertices, radius), "agent": agent.astype(np.float32)}
+
+    def observe_state(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        """The observation of stored agent, goal, obstacles and obstacle_mask, joined [64].
+
+        Raises:
+            ValueError: the state is not 64 finite numbers.
+        """
+        values = np.asarray(state, dtype=np.float64)
+        if values.shape != (sum(STATE_SIZES),) or not np.isfinite(values).all():
+            raise ValueError(f"observe_state: state is {state!r}; expected {sum(STATE_SIZES)} finite numbers")
+        agent, goal, slots, mask = np.split(values, np.cumsum(STATE_SIZES)[:-1])
+        used = slots.reshape(world.MAX_OBSTACLES, -1)[mask > 0.5]
+        return self.observe(agent, goal, used[:, :-1].reshape(len(used), -1, 2), used[:, -1])

@@ -71,7 +71,11 @@ def test_several_observations_and_another_action(data_set):
         ({"obs": ["state[0:4:2]"]}, "action", r"not an array name with an optional column range"),
         ({"obs": ["state[:2"]}, "action", r"not an array name with an optional column range"),
         ({"obs": [""]}, "action", r"not an array name with an optional column range"),
-        ({"obs": ["img"]}, "action", rf"'img' has 1728 columns .*at most {MAX_COLUMNS}: images"),
+        (
+            {"obs": ["img"]},
+            "action",
+            rf"'img' has 1728 columns .*at most {MAX_COLUMNS} numbers; if it holds images: 'data.images=",
+        ),
         ({"obs": ["img[:3]"]}, "action", r"images"),
         ({"obs": "state"}, "action", r"observation 'obs': is 'state', expected a list"),
         ({"obs": []}, "action", r"observation 'obs': is \[\], expected a list"),

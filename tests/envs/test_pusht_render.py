@@ -74,3 +74,18 @@ def test_human_mode_shows_a_window(monkeypatch):
     assert env.render() is None
     env.close()
     env.close()
+
+
+@over("obs_type", ["state", "keypoints", "pixels", "pixels_agent_pos"])
+def test_a_stored_state_is_observed_as_in_an_episode(obs_type):
+    env = PushTEnv(obs_type=obs_type)
+    env.reset(seed=0)
+    for _ in range(4):
+        observation, _, _, _, info = env.step(np.array([250.0, 300.0]))
+    found = env.observe_state(info["state"])
+    seen = observation if isinstance(observation, dict) else {"": observation}
+    for key, value in (found if isinstance(found, dict) else {"": found}).items():
+        assert_array_equal(value, seen[key])
+    for wrong in (np.zeros(4), [np.nan] * 5):
+        with pytest.raises(ValueError, match="expected five finite numbers"):
+            env.observe_state(wrong)

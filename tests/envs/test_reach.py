@@ -298,3 +298,28 @@ def test_time_limit_truncates_after_100_steps():
     observation, _ = env.reset(seed=0)
     ends = [env.step(observation["agent"])[3] for _ in range(100)]
     assert ends == [False] * 99 + [True]
+
+
+def test_stored_arrays_show_what_the_env_with_pixels_shows():
+    vectors, pixels = ObstacleReachEnv("mixed"), ObstacleReachEnv("mixed", obs_type="pixels_agent")
+    for seed in range(6):
+        (seen, _), (shown, _) = vectors.reset(seed=seed), pixels.reset(seed=seed)
+        for _ in range(3):
+            assert pixels.observation_space.contains(shown)
+            stored = np.concatenate([seen[key] for key in ("agent", "goal", "obstacles", "obstacle_mask")])
+            again = pixels.observe_state(stored)
+            assert_array_equal(again["agent"], shown["agent"])
+            assert_array_equal(again["pixels"], shown["pixels"])
+            seen, shown = (env.step(seen["goal"])[0] for env in (vectors, pixels))
+    colors = {tuple(color) for color in shown["pixels"].reshape(-1, 3).tolist()}
+    assert {AGENT_COLOR, GOAL_COLOR, OBSTACLE_COLOR, BACKGROUND_COLOR} <= colors
+
+
+@over("state, message", [(np.zeros(5), "expected 64 finite"), (np.full(64, np.nan), "expected 64 finite")])
+def test_a_state_that_cannot_be_shown_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        ObstacleReachEnv(obs_type="pixels_agent").observe_state(state)
+    with pytest.raises(ValueError, match="obs_type is 'vectors'"):
+        ObstacleReachEnv().observe_state(state)
+    with pytest.raises(ValueError, match="obs_type is 'pixel'"):
+        ObstacleReachEnv(obs_type="pixel")

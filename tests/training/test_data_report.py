@@ -2,16 +2,20 @@
 
 import logging
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from diffpolicy.codecs.normalizer import NormalizerConfig
 from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.policy.build import resolved
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
+from diffpolicy.system.pixels import PixelFormat
 from diffpolicy.training.data_report import log_report, report
 
 ROWS = 300
@@ -83,4 +87,28 @@ def test_constant_actions_are_logged_as_what_is_always_sent(tmp_path: Path, capl
         log_report(data, resolved(PolicyConfig({"state": 1}, 2)))
     assert [record.getMessage() for record in caplog.records] == [
         "data: action: constant: action[1] at 0.5; policies always send this value"
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_camera_that_shows_nothing_is_named(tmp_path: Path, stream: bool) -> None:
+    frames = random.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    cameras = {"good": frames.copy(), "covered": frames.copy(), "stuck": frames.copy()}
+    cameras["covered"][13:16], cameras["covered"][5] = 3, 77
+    cameras["stuck"][:] = frames[0]
+    specs = {"action": ((1,), "f4")} | dict.fromkeys(cameras, ((4, 4, 3), "u1"))
+    buffer = ReplayBuffer.create(tmp_path / "data.zarr", specs)
+    for rows in (slice(0, 12), slice(12, 30)):
+        episode = {name: shown[rows] for name, shown in cameras.items()}
+        buffer.append_episode({"action": ORDINARY[rows, None], **episode})
+    observations = {name: [name] for name in cameras}
+    formats = dict.fromkeys(cameras, PixelFormat())
+    data = load_demonstrations(
+        tmp_path / "data.zarr", observations, stream=list(cameras) if stream else [], images=formats
+    )
+    config = PolicyConfig(dict.fromkeys(cameras, ObservationSpec("image", (4, 4, 3))), 1)
+    assert report(data, replace(config, normalizer={"action": NormalizerConfig()})) == [
+        "data: covered: 3 of 30 frames are black, the first in episode 1 at step 1",
+        "data: covered: 1 of 30 frames are of a single colour, the first in episode 0 at step 5",
+        "data: stuck: all 30 frames are the same picture; they tell a policy nothing",
     ]

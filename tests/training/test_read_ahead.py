@@ -18,6 +18,7 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.policy.settings import WindowConfig
+from diffpolicy.system.pixels import PixelFormat
 from diffpolicy.training.batches import Batch, WindowBatches
 from diffpolicy.training.read_ahead import AHEAD
 from diffpolicy.training.settings import DataConfig
@@ -46,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(path: Path, workers: int, stream: tuple[str, ...] = ("image",)) -> WindowBatches:
-    data = load_demonstrations(path, OBSERVATIONS, stream=stream)
+    data = load_demonstrations(path, OBSERVATIONS, stream=stream, images={"image": PixelFormat()})
     return WindowBatches(data, np.arange(3), WINDOW, 8, 0, torch.device("cpu"), workers)
 
 
@@ -197,7 +198,7 @@ def test_workers_end_with_a_trainer_that_is_killed(images: Path, tmp_path: Path)
 
 
 def test_images_are_refused_by_name_where_no_network_sees_them(images: Path, tmp_path: Path) -> None:
-    data = DataConfig(str(images), observations=OBSERVATIONS, stream=["image"])
+    data = DataConfig(str(images), observations=OBSERVATIONS, stream=["image"], images={"image": {}})
     with pytest.raises(ValueError, match="encoder low_dim: observation 'image' is an image, expected vectors only"):
         Trainer(settings(images, data=data), tmp_path / "run")
 
