@@ -9,6 +9,7 @@ import pytest
 import torch
 from seams import CosineCodec, NpzFolder, TokenEncoder, TokenReader
 from torch.testing import assert_close
+from traced import MODELS
 from walk import record
 
 from diffpolicy import DiffusionPolicy
@@ -91,6 +92,11 @@ def test_weight_decay_spares_norms_biases_and_embeddings(name: str) -> None:
     assert {one for one in names.values() if one.startswith("null_condition")} <= without
     assert with_decay == set(names.values()) - without
     assert all(one.endswith(".weight") for one in with_decay)
+
+
+def test_every_backbone_is_in_the_tables_of_the_tests() -> None:
+    """Which check that a loop can be captured, and that a replay is the loop."""
+    assert set(MODELS) == set(BACKBONES)
 
 
 @pytest.mark.parametrize("name", codecs())

@@ -150,8 +150,8 @@ class DiffusionPolicy(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the parameters that are needed to act, then of those that only the objective trains."""
-        acting = joined(self.network.parameter_groups(), [self.null_condition, self.encoder, self.codec])
-        return [*acting, *self.objective.parameter_groups()]
+        besides: Any = [self.null_condition, self.encoder, self.codec]
+        return [*joined(self.network.parameter_groups(), besides), *self.objective.parameter_groups()]
 
     def stepped(self, step: int) -> None:
         """Called after optimiser step `step`."""
@@ -245,7 +245,6 @@ class DiffusionPolicy(nn.Module):
         if self._is_fitted:
             return
         normalizers = {**self._observation_normalizers(), "action": self.codec}
-        missing = [key for key, normalizer in normalizers.items() if not normalizer.is_fitted]
-        if missing:
+        if missing := [key for key, one in normalizers.items() if not one.is_fitted]:
             raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
         self._is_fitted = True
