@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.networks.condition import Condition, ConditionShape
-from diffpolicy.networks.layers.attention import Attention, check_width, feed_forward
+from diffpolicy.networks.layers.attention import Attention, Folded, check_width, feed_forward
 from diffpolicy.networks.layers.blocks import SinusoidalEmbedding
 from diffpolicy.networks.layers.decay import decay_groups
 from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, known_times, plain
@@ -112,26 +112,32 @@ class Transformer(nn.Module):
                 "dit takes one for each"
             )
         memory = self._memory(self._time_tokens(time)[:, None], self._observation_tokens(tokens))
-        return self._decoded(x, self._shown(memory))
+        x = self._embedded(x)
+        for layer in self.layers:
+            x = layer(x, memory, self.mask, self.memory_mask)
+        return self.head(self.norm(x))
 
     def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
-        """Fix the condition: keys and values of the observations and of these times are computed once.
+        """Fix the condition: what waypoints see of the observations and of these times is computed once.
 
         With `condition_layers` they depend on both together and are computed at each evaluation. Forward hooks are not
-        called. Where this form does not apply (torch.compile, an unknown time, a subclass), the network is called.
+        called. Where this form does not apply (autocast, torch.compile, an unknown time, a subclass), the network is.
         """
         as_it_is = plain(self, condition)
-        known = known_times(self, Transformer, times)
-        if not known:
+        known, (tokens,) = known_times(self, Transformer, times), condition.fields(self.reads)
+        if not known or torch.is_autocast_enabled(tokens.device.type):
             return as_it_is
-        (tokens,) = condition.fields(self.reads)
-        shown_at = self._shown_at(self._time_tokens(as_tensor(known, tokens)), self._observation_tokens(tokens))
+        seen_at = self._seen_at(self._time_tokens(as_tensor(known, tokens)), self._observation_tokens(tokens))
         places = {time: place for place, time in enumerate(known)}
 
         def fixed(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
             if stop is not None or isinstance(time, Tensor) or time not in places:
                 return as_it_is(x, time, stop)
-            return self._decoded(x, shown_at(places[time]))
+            seen, x = seen_at(places[time]), self._embedded(x)
+            for place, layer in enumerate(self.layers):
+                x = layer.of_itself(x, self.mask)
+                x = layer.fed_forward(seen.add(place, x, layer.norm2(x)))
+            return self.head(self.norm(x))
 
         return fixed
 
@@ -151,26 +157,33 @@ class Transformer(nn.Module):
         """time [B, 1, E], observed [B, N, E] -> [B, S, E]."""
         return self.condition(torch.cat([time, observed], dim=1))
 
-    def _shown(self, memory: Tensor) -> Tensor:
-        """The keys and values of each layer for tokens of the memory: [..., S, E] -> [layers, ..., S, 2 * E]."""
-        return torch.stack([layer.cross.shown(memory) for layer in self.layers])
+    def _folded(self, memory: Tensor) -> Tensor:
+        """What waypoints see of the memory [..., S, E] in each layer: [layers, ..., heads, S, 2 * E + 1]."""
+        return torch.stack([layer.cross.folded(layer.cross.shown(memory)) for layer in self.layers])
 
-    def _shown_at(self, time: Tensor, observed: Tensor) -> Callable[[int], Tensor]:
-        """`_shown` by the place of a time in `time` [R, E], given observed [B, N, E]."""
-        batch = len(observed)
+    def _seen_at(self, time: Tensor, observed: Tensor) -> Callable[[int], Folded]:
+        """What waypoints see by the place of a time in `time` [R, E], given observed [B, N, E]."""
+        batch, mask = len(observed), self.memory_mask
         if self._condition_layers > 0:
-            return lambda place: self._shown(self._memory(time[place].expand(batch, 1, -1), observed))
-        of_times, of_tokens = self._shown(self.condition(time)), self._shown(self.condition(observed))
-        return lambda place: torch.cat([of_times[:, place, None, None].expand(-1, batch, -1, -1), of_tokens], dim=2)
 
-    def _decoded(self, x: Tensor, shown: Tensor) -> Tensor:
-        """x [B, H, A] and what each layer is shown of the memory [layers, B, S, 2 * E] -> [B, H, A]."""
+            def of_both(place: int) -> Folded:
+                return Folded(self._folded(self._memory(time[place].expand(batch, 1, -1), observed)), mask)
+
+            return of_both
+        of_times = self._folded(self.condition(time)[:, None])  # [layers, R, heads, 1, 2 * E + 1]
+        of_tokens = self._folded(self.condition(observed))
+
+        def of_each(place: int) -> Folded:
+            now = of_times[:, place, None].expand(-1, batch, -1, -1, -1)
+            return Folded(torch.cat([now, of_tokens], dim=3), mask)
+
+        return of_each
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """x [B, H, A] -> [B, H, E]."""
         if x.shape[1] != len(self.positions):
             raise ValueError(f"transformer: horizon {x.shape[1]}, expected {len(self.positions)}, as it was built for")
-        x = self.input(x) + self.positions
-        for layer, memory in zip(self.layers, shown.unbind(0), strict=True):
-            x = layer(x, memory, self.mask, self.memory_mask)
-        return self.head(self.norm(x))
+        return self.input(x) + self.positions
 
 
 class _EncoderLayer(nn.Module):
@@ -195,10 +208,18 @@ class _DecoderLayer(nn.Module):
         self.feed_forward = feed_forward(width, nn.GELU())
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, shown: Tensor, mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
-        """x [B, H, E] and the keys and values of the memory [B, S, 2 * E] -> [B, H, E]."""
-        x = x + self.attention(self.norm1(x), mask)
-        x = x + self.cross.look(self.norm2(x), shown, memory_mask)
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
+        """x [B, H, E] and memory [B, S, E] -> [B, H, E]."""
+        x = self.of_itself(x, mask)
+        x = x + self.cross.look(self.norm2(x), self.cross.shown(memory), memory_mask)
+        return self.fed_forward(x)
+
+    def of_itself(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What comes before the look at the memory."""
+        return x + self.attention(self.norm1(x), mask)
+
+    def fed_forward(self, x: Tensor) -> Tensor:
+        """What comes after it."""
         return x + self.feed_forward(self.norm3(x))
 
 
