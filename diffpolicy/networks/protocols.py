@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.system.parts import WHOLE, Part
@@ -98,6 +98,21 @@ def plain(network: Backbone, condition: Condition) -> AtCondition:
         return network(x, now, *fields, *then)
 
     return at
+
+
+def known_times(network: nn.Module, kind: type, times: Sequence[Time]) -> list[float]:
+    """The different times for which `network` may be computed in another way than by a call; each is one number.
+
+    There are none if it is compiled or of a subclass of `kind`, which may compute something else.
+    """
+    if type(network) is not kind or network._compiled_call_impl is not None or torch.compiler.is_compiling():
+        return []
+    return list(dict.fromkeys(time for time in times if not isinstance(time, Tensor)))
+
+
+def as_tensor(times: Sequence[float], like: Tensor) -> Tensor:
+    """Times as float32 [R] on the device of `like`. Filling does not wait for a GPU, as copying would."""
+    return torch.cat([like.new_full((1,), time, dtype=torch.float32) for time in times])
 
 
 def _of_batch(time: Time, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from diffpolicy.diffusion.objectives.objective import ConditionedNetwork, Object
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.networks.condition import Condition
+from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.auxiliary import Auxiliary, encoded
@@ -50,9 +51,11 @@ class DiffusionPolicy(nn.Module):
         self.codec: Codec = build.build_codec(config)
         self.encoder: Encoder = build.build_encoder(config)
         self.objective: Objective = build.build_objective(config.diffusion)
-        self.null_condition = self.encoder.output.null() if self.objective.condition_dropout > 0 else nn.ParameterDict()
+        self.null_condition = nn.ParameterDict()
         self._encoded_shape = self.codec.encoded_shape(config.window.horizon)
         self.network = build.build_network(config, self._encoded_shape, self.encoder.output)
+        if self.objective.condition_dropout > 0:
+            self.null_condition.update(self.encoder.output.null(self.network.reads))
         self.objective.attach(self.network)
         self._vectors = sorted(key for key, spec in config.observations.items() if spec.kind == "vector")
         self.normalizers = nn.ModuleList(observation_normalizer(config, key) for key in self._vectors)
@@ -135,6 +138,7 @@ class DiffusionPolicy(nn.Module):
         seen = self._normalized(observations)
         seen = self.encoder.augmented(seen, generator, part) if self.training else seen
         condition, taught = encoded(self.encoder, seen, self.auxiliary, auxiliary)
+        condition = condition.only(self.network.reads)
         if self.has_null_condition:
             condition = condition.dropped(self.objective.condition_dropout, self.null_condition, generator, part)
         network = ConditionedNetwork(self.network, condition.fields(self.network.reads))
@@ -143,11 +147,9 @@ class DiffusionPolicy(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the parameters that are needed to act, then of those that only training needs."""
-        first, *others = self.network.parameter_groups()
-        besides = [self.null_condition, self.encoder, self.codec]
-        own = [parameter for module in besides for parameter in module.parameters()]
+        besides: Any = [self.null_condition, self.encoder, self.codec]
         taught = [] if self.auxiliary is None else [{"params": list(self.auxiliary.parameters())}]
-        return [{**first, "params": [*own, *first["params"]]}, *others, *self.objective.parameter_groups(), *taught]
+        return [*joined(self.network.parameter_groups(), besides), *self.objective.parameter_groups(), *taught]
 
     def stepped(self, step: int) -> None:
         """Called after optimiser step `step`."""
@@ -213,8 +215,8 @@ class DiffusionPolicy(nn.Module):
         return {key: module for key, module in pairs if isinstance(module, Normalizer)}
 
     def condition(self, observations: Mapping[str, Tensor]) -> Condition:
-        """Normalise and encode checked observations into the network's condition."""
-        return self.encoder(self._normalized(observations))
+        """Normalise and encode checked observations into those fields of the condition that the network reads."""
+        return self.encoder(self._normalized(observations)).only(self.network.reads)
 
     def _normalized(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen = {key: like_parameters(observations[key], self.network) for key in self._vectors}
@@ -243,6 +245,6 @@ class DiffusionPolicy(nn.Module):
         if self._is_fitted:
             return
         normalizers = {**self._observation_normalizers(), "action": self.codec}
-        if missing := [key for key, normalizer in normalizers.items() if not normalizer.is_fitted]:
+        if missing := [key for key, one in normalizers.items() if not one.is_fitted]:
             raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
         self._is_fitted = True
