@@ -193,9 +193,9 @@ class DiffusionPolicy(nn.Module):
             plan = projection.finish(denoised, sampler.rows[-1], len(sampler))
         return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a new folder; raises FileExistsError if it exists."""
-        write_pretrained(self, folder)
+    def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> None:
+        """Write a checkpoint into a new folder, with weights in float32 or float16; raises as `write_pretrained`."""
+        write_pretrained(self, folder, dtype)
 
     def acting_state(self) -> dict[str, Tensor]:
         """The part of `state_dict` that is needed to act, without what only training needs."""

@@ -3,25 +3,41 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from diffpolicy.policy import migration
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig, check_metadata, policy_config
 from diffpolicy.system import checkpoint, tensor_file
 from diffpolicy.system.plain import difference, shown_text
+from diffpolicy.system.schema import OneOf, read
 from diffpolicy.system.shipped import find_checkpoint
 from diffpolicy.system.tables import lookup
 
 Kind = TypeVar("Kind", bound=Policy)
-NOT_METADATA = ("policy", "sha256", "format_version")
+WEIGHTS = "weights"  # the key of the type in which weights are stored, if it is not float32
+NOT_METADATA = ("policy", "sha256", "format_version", WEIGHTS)
 
 
-def write_pretrained(policy: Policy, folder: str | Path) -> None:
-    """Write config.json and model.safetensors into a new folder; raises FileExistsError if it exists."""
-    checkpoint.write(Path(folder), checkpoint_config(policy), {"model": policy.acting_state()})
+def write_pretrained(policy: Policy, folder: str | Path, dtype: str = "float32") -> None:
+    """Write config.json and model.safetensors into a new folder.
+
+    Args:
+        dtype: float32; or float16, in which weights take half the space. They are rounded to 11 bits and loaded as
+            float32 again. Buffers, such as the statistics of normalisation, keep their precision.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: `dtype` is neither, or a weight is too large for it.
+    """
+    OneOf("float32", "float16").check(dtype, "save_pretrained: dtype")
+    content, state = checkpoint_config(policy), policy.acting_state()
+    if dtype == "float16":
+        content, state = {**content, WEIGHTS: dtype}, {**state, **_halved(policy, state)}
+    checkpoint.write(Path(folder), content, {"model": state})
 
 
 def checkpoint_config(policy: Policy) -> dict[str, Any]:
@@ -52,7 +68,8 @@ def _read(saved: checkpoint.Saved, kinds: Mapping[str, Callable[[PolicyConfig], 
     check_metadata(metadata, where)
     with torch.device("meta"):  # without memory or time: the file shows whether the settings are what was saved
         expected = tensor_file.specs(_built(make, config, where).acting_state())
-    tensors = saved.tensors("model", expected, migration.migrated_tensors)
+    stored = read(Annotated[str, OneOf("float32", "float16")], content.get(WEIGHTS, "float32"), f"{where}: {WEIGHTS}")
+    tensors = saved.tensors("model", expected, _widened if stored == "float16" else migration.migrated_tensors)
     policy = _built(make, config, where)
     as_read = dataclasses.asdict(policy.config)
     if saved.version == checkpoint.FORMAT_VERSION and (told := difference(content["policy"], as_read)):
@@ -62,6 +79,24 @@ def _read(saved: checkpoint.Saved, kinds: Mapping[str, Callable[[PolicyConfig], 
     policy.check_fitted()
     tensor_file.check_finite(tensors, where)
     return policy
+
+
+def _halved(policy: Policy, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters in `state` as float16."""
+    halved = {name: state[name].half() for name, _ in policy.named_parameters() if name in state}
+    for name, value in halved.items():
+        if bool(value.isinf().any()) and bool(state[name].isfinite().all()):
+            raise ValueError(
+                f"save_pretrained: {name} holds {float(state[name].abs().max()):.4g}, and float16 ends at 65504; save "
+                "with dtype='float32'"
+            )
+    return halved
+
+
+def _widened(version: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose weights are stored as float16, as `migrated_tensors` gives others."""
+    found = migration.migrated_tensors(version, tensors)
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in found.items()}
 
 
 def _built(make: Callable[[PolicyConfig], Kind], config: PolicyConfig, where: str) -> Kind:

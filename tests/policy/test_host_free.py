@@ -1,5 +1,7 @@
 """The reverse loop reads no value on the host and stays on its device: what a captured CUDA graph may not do."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,9 @@ from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.networks.observation import ObservationSpec, vector
+from diffpolicy.policy.build import ENCODERS
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.sampling import sampled
 from diffpolicy.safety.projection import SafetyProjection
@@ -106,6 +111,40 @@ def check_loop(sampler: str, model: str) -> None:
     assert denoised.is_finite.shape == (batch,)
     assert denoised.is_finite.device.type == "meta"
     assert all(one.device.type == "meta" for one in captured.left())
+
+
+def seeing_policy(**settings: Any) -> DiffusionPolicy:
+    """On the meta device, with a camera and a vector."""
+    specs = {"camera": ObservationSpec("image", (96, 96, 3)), "position": vector(3)}
+    model = UNet1dConfig(widths=[8, 8], time_embedding_dim=8)
+    policy = DiffusionPolicy(PolicyConfig(specs, 2, model=model, encoder=settings))
+    policy.fit({"position": torch.eye(3)}, 10.0 * torch.eye(2))
+    return policy.eval().to("meta")
+
+
+def frames(batch: int) -> dict[str, Tensor]:
+    camera = torch.empty(batch, 2, 96, 96, 3, dtype=torch.uint8, device="meta")
+    return {"camera": camera, "position": torch.empty(batch, 2, 3, device="meta")}
+
+
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"low_dim"}))
+def test_an_encoder_of_images_and_the_loop_can_be_captured_together(name: str) -> None:
+    policy = seeing_policy(name=name)  # in float32: there is no autocast on the meta device
+    table = policy.sampler("ddim", 2)
+    noise = torch.empty(3, 2, 16, 2, device="meta")
+    with torch.inference_mode(), NoNumbers(), NoHost():
+        denoise = policy._denoiser(frames(2), None, table)
+        denoised = sampled(denoise, table, noise, PlanProjection(policy.codec, 1, None))
+    assert denoised.clean.shape == (2, 16, 2)
+
+
+def test_crops_and_light_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = seeing_policy(name="resnet18_narrow", brightness=0.3, contrast=0.3, saturation=0.3).encoder
+    # There is no generator on the meta device.
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator, device: torch.empty(*shape, device="meta"))
+    with NoNumbers(), NoHost():
+        found = encoder.augmented(frames(2), torch.Generator())
+    assert found["camera"].shape == (2, 2, 84, 84, 3)
 
 
 def test_the_check_sees_what_it_looks_for() -> None:

@@ -20,6 +20,7 @@ from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.system.schema import OneOf, Range
 
 CHANNELS_PER_GROUP = 16  # of the group normalisation
+SHRINKAGE = 32  # pixels of an image for one place of the last map
 
 
 @dataclass
@@ -53,16 +54,25 @@ class Resnet(nn.Module):
     """The four stages of ResNet-18, a pooling and a linear layer: [N, C, H, W] -> [N, features].
 
     Args:
+        size: [H, W] of the images.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         weights: see `Resnet18Config`; `load_weights` loads them.
 
     Raises:
-        ValueError: `weights` are neither torchvision's nor a safetensors file, or the images have no 3 channels.
+        ValueError: `weights` are neither torchvision's nor a safetensors file, or do not fit the number of channels; or
+            the images are too small.
     """
 
-    def __init__(self, channels: int, width: int, own: ResnetConfig, weights: str | None = None) -> None:
+    def __init__(
+        self, channels: int, size: tuple[int, int], width: int, own: ResnetConfig, weights: str | None = None
+    ) -> None:
         super().__init__()
         self._where, self._weights = f"encoder {own.name}", weights
+        if own.pool == "keypoints" and max(size) <= SHRINKAGE:
+            raise ValueError(
+                f"{self._where}: a crop of {size[0]} x {size[1]} pixels leaves a single place, where keypoints say "
+                "nothing; set encoder.pool=average, or give larger images"
+            )
         check_source(weights, self._where)
         if weights is not None and channels != 3:
             raise ValueError(f"{self._where}: weights are for images of 3 channels, not {channels}; set weights=null")
@@ -123,14 +133,14 @@ def resnet18(own: Resnet18Config, observations: Mapping[str, ObservationSpec], n
     """The encoder with ResNet-18, 11.2 million parameters a camera."""
 
     def eye(channels: int, size: tuple[int, int]) -> Resnet:
-        return Resnet(channels, 64, own, own.weights)
+        return Resnet(channels, size, 64, own, own.weights)
 
     return ImageEncoder(own, observations, n_obs_steps, eye)
 
 
 def resnet18_narrow(own: ResnetConfig, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> ImageEncoder:
     """The encoder with a quarter of the widths of ResNet-18, 0.7 million parameters a camera."""
-    return ImageEncoder(own, observations, n_obs_steps, lambda channels, size: Resnet(channels, 16, own))
+    return ImageEncoder(own, observations, n_obs_steps, lambda channels, size: Resnet(channels, size, 16, own))
 
 
 def _norm(channels: int) -> nn.GroupNorm:
