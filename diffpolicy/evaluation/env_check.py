@@ -37,14 +37,14 @@ def _try(config: EnvConfig, policy: Policy) -> None:
     try:
         with _calling(config, "reset"):
             observation, _ = env.reset(seed=[0], options=dict(config.reset_options))
-        _check_observation(observation, policy)
+        _check_observation(config, observation, policy)
         space, dim = env.single_action_space, policy.config.action_dim
         if not isinstance(space, gymnasium.spaces.Box) or space.shape != (dim,):
             raise ValueError(f"env: {config.id} takes actions {space}, but the demonstrations have {dim} numbers each")
         action = _middle_action(policy)
         with _calling(config, f"step({action[0].tolist()})"):
             observation, reward, *_ = env.step(action)
-        _check_observation(observation, policy)
+        _check_observation(config, observation, policy)
         if not math.isfinite(reward[0]):
             raise ValueError(f"env: {config.id} gives the reward {reward[0]}, expected a finite number")
     finally:
@@ -69,8 +69,16 @@ def why_not_drawn(config: EnvConfig) -> str | None:
     return None
 
 
-def _check_observation(observation: Any, policy: Policy) -> None:
-    checked_observation(observation_by_key(observation, policy), policy.config.observations, (1,))
+def _check_observation(config: EnvConfig, observation: Any, policy: Policy) -> None:
+    specs, seen = policy.config.observations, observation_by_key(observation, policy)
+    for key, spec in specs.items():
+        if spec.kind == "image" and (shape := np.shape(seen[key])[1:]) != spec.pixels.delivered(spec.shape):
+            delivered = list(spec.pixels.delivered(spec.shape))
+            raise ValueError(
+                f"env: {config.id} shows {key!r} as {list(shape)} (channels {spec.channels}), but the images that the "
+                f"policy was trained on have {delivered}; choose an env that shows these, or data with its size"
+            )
+    checked_observation(seen, specs, (1,))
 
 
 def _middle_action(policy: Policy) -> np.ndarray:

@@ -24,8 +24,7 @@ class Batch:
     """A batch of windows.
 
     Attributes:
-        observations: {key: [batch, n_obs_steps, dim]}; images [batch, n_obs_steps, height, width, channels] keep their
-            dtype.
+        observations: {key: [batch, n_obs_steps, dim]}; images uint8 [batch, n_obs_steps, height, width, 3].
         actions: [batch, horizon, action].
         counts: float [batch, horizon], 0 for actions that repeat the first or last one of an episode beyond its ends
             and 1 for the others; None if all count.
@@ -36,6 +35,11 @@ class Batch:
     actions: Tensor
     counts: Tensor | None = None
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of its windows."""
+        counts = None if self.counts is None else self.counts[rows]
+        return Batch({key: value[rows] for key, value in self.observations.items()}, self.actions[rows], counts)
 
 
 class WindowBatches:
