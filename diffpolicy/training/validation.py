@@ -7,7 +7,6 @@ from torch import Tensor
 
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.system.parts import WHOLE
 from diffpolicy.system.tables import Choice
 from diffpolicy.training.batches import Batch, mixed_seed
 from diffpolicy.training.sharded_loss import batch_loss
