@@ -208,6 +208,7 @@ def test_a_compiled_network_and_a_subclass_are_called_and_any_network_under_auto
     network.__class__ = Half
     assert_close(network.at_condition(condition, (7.0,), HORIZON)(x, 7.0), expected, rtol=0, atol=1e-11)
     network = network_of(name).float()
+    condition = Condition(condition.vector.float(), condition.tokens.float())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = network.at_condition(condition, (7.0,), HORIZON)(x.float(), 7.0)
         time, given = torch.full((3,), 7.0), condition.fields(network.reads)[0]
