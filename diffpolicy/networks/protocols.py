@@ -103,9 +103,12 @@ def plain(network: Backbone, condition: Condition) -> AtCondition:
 def known_times(network: nn.Module, kind: type, times: Sequence[Time]) -> list[float]:
     """The different times for which `network` may be computed in another way than by a call; each is one number.
 
-    There are none if it is compiled or of a subclass of `kind`, which may compute something else.
+    There are none if it is compiled or of a subclass of `kind`, which may compute something else, or under autocast,
+    where another order of products would round more.
     """
-    if type(network) is not kind or network._compiled_call_impl is not None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+        return []
+    if type(network) is not kind or network._compiled_call_impl is not None:
         return []
     return list(dict.fromkeys(time for time in times if not isinstance(time, Tensor)))
 

@@ -164,7 +164,7 @@ def test_blocks_of_adaln_zero_begin_as_the_identity_and_then_learn() -> None:
         optimizer.zero_grad()
         (network(x, time, condition.vector) - x).square().mean().backward()
         optimizer.step()
-    assert all(parameter.grad.abs().max() > 0 for parameter in network.parameters())
+    assert all(one.grad is not None and one.grad.abs().max() > 0 for one in network.parameters())
 
 
 def test_each_waypoint_of_a_dit_has_a_time_of_its_own() -> None:
@@ -198,7 +198,7 @@ def test_at_a_fixed_condition_it_is_the_network_itself(name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_compiled_network_and_a_subclass_are_called(name: str) -> None:
+def test_a_compiled_network_and_a_subclass_are_called_and_any_network_under_autocast(name: str) -> None:
     class Half(DiT if name == "dit" else Transformer):  # type: ignore[misc]
         def forward(self, *arguments: Tensor) -> Tensor:
             return 0.5 * super().forward(*arguments)
@@ -207,6 +207,13 @@ def test_a_compiled_network_and_a_subclass_are_called(name: str) -> None:
     expected = 0.5 * network.at_condition(condition, (7.0,), HORIZON)(x, 7.0)
     network.__class__ = Half
     assert_close(network.at_condition(condition, (7.0,), HORIZON)(x, 7.0), expected, rtol=0, atol=1e-11)
+    network = network_of(name).float()
+    condition = Condition(condition.vector.float(), condition.tokens.float())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = network.at_condition(condition, (7.0,), HORIZON)(x.float(), 7.0)
+        time, given = torch.full((3,), 7.0), condition.fields(network.reads)[0]
+        assert_close(found, network(x.float(), time, given), rtol=0, atol=0)
+    assert found.dtype == torch.bfloat16
     network = network_of(name)
     network._compiled_call_impl = lambda x, *_: 0.0 * x  # as `network.compile()` sets it
     assert network.at_condition(condition, (7.0,), HORIZON)(x, 7.0).abs().max() == 0.0

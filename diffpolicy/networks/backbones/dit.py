@@ -86,8 +86,8 @@ class DiT(nn.Module):
     def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
         """Fix the condition: the modulations of all blocks are computed once for these times, in one product each.
 
-        Forward hooks are not called. Where this form does not apply (torch.compile, an unknown time, a time for each
-        waypoint, a subclass), the network itself is called.
+        Forward hooks are not called. Where this form does not apply (autocast, torch.compile, an unknown time, a time
+        for each waypoint, a subclass), the network is.
         """
         as_it_is = plain(self, condition)
         known = known_times(self, DiT, times)

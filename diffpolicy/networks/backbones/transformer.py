@@ -125,7 +125,7 @@ class Transformer(nn.Module):
         """
         as_it_is = plain(self, condition)
         known, (tokens,) = known_times(self, Transformer, times), condition.fields(self.reads)
-        if not known or torch.is_autocast_enabled(tokens.device.type):
+        if not known:
             return as_it_is
         seen_at = self._seen_at(self._time_tokens(as_tensor(known, tokens)), self._observation_tokens(tokens))
         places = {time: place for place, time in enumerate(known)}
