@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.stream import StreamedRows
+from diffpolicy.data.survey import Column, merged
 
 Rows = Tensor | StreamedRows
 
@@ -71,7 +72,12 @@ def joined_sets(sets: Mapping[str, Demonstrations]) -> Demonstrations:
             [one.episode_ends + start for one, start in zip(sets.values(), starts, strict=True)]
         ),
         set_ends=tuple(row_ends.tolist()),
+        columns={key: _merged([one.columns[key] for one in sets.values()], starts.tolist()) for key in first.columns},
     )
+
+
+def _merged(columns: Sequence[Sequence[Column]], starts: Sequence[int]) -> list[Column]:
+    return [merged(same, starts) for same in zip(*columns, strict=True)]
 
 
 def _all(data: Demonstrations) -> dict[str, Rows]:

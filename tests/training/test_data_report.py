@@ -12,7 +12,9 @@ from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.policy.build import resolved
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
+from diffpolicy.training.data_formats import load_data
 from diffpolicy.training.data_report import log_report, report
+from diffpolicy.training.settings import DataConfig
 
 ROWS = 300
 random = np.random.default_rng(0)
@@ -66,6 +68,20 @@ def test_settings_of_the_key_decide(tmp_path: Path) -> None:
     (line,) = lines_of(tmp_path, columns, normalizer=normalizer)
     assert "outliers: state[0]" in line
     assert "data.normalizer" not in line
+
+
+def test_several_data_sets_are_reported_as_one(tmp_path: Path) -> None:
+    paths, spike = [], np.where(np.arange(ROWS) == 9, 1e4, ORDINARY)
+    for number, second in enumerate([ORDINARY, spike]):
+        paths.append(str(tmp_path / f"{number}.zarr"))
+        buffer = ReplayBuffer.create(paths[-1], {"action": ((1,), "f4"), "state": ((3,), "f4")})
+        state = np.stack([np.full(ROWS, 0.5), second, np.full(ROWS, float(number))], axis=1)
+        buffer.append_episode({"action": ORDINARY[:, None], "state": state})
+    data = load_data(DataConfig(paths, observations={"seen": ["state"]}))
+    constant, far = report(data, resolved(PolicyConfig({"seen": 3}, 1)))
+    assert "state[0] at 0.5" in constant
+    assert "state[2]" not in constant, "it is constant in each of them, at another value"
+    assert "state[1] reaches 10000 in episode 1 at step 9 " in far
 
 
 def test_many_columns_are_counted_and_short_episodes_too(tmp_path: Path) -> None:
