@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.demonstrations import ACTION, Demonstrations, load_demonstrations
 from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
@@ -24,8 +24,8 @@ def load_data(data: DataConfig) -> Demonstrations:
         raise ValueError(
             f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
         )
-    if data.workers < 0:
-        raise ValueError(f"data: workers {data.workers} must be at least 0")
+    if ACTION in data.observations:
+        raise ValueError(f"data: observations has the key {ACTION!r}, which names the actions; choose another name")
     paths = [data.path] if isinstance(data.path, str) else data.path
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
         raise ValueError(f"data: path is {data.path!r}, expected a path or a list of paths")
