@@ -69,7 +69,7 @@ SHELVES = {
         "analysis kinds",
     ),
     "safety": ("build memory projection", "samples", "choice", "layer"),
-    "system": ("schema tensor_file", "checkpoint distributed pixels pool tables"),
+    "system": ("lock schema tensor_file", "checkpoint pixels pool tables time_limits", "distributed"),
     "training": (
         "drawing mixture",
         "batches rendering evaluating run_folder run_log run_settings",
@@ -236,6 +236,17 @@ def test_no_file_is_longer_than_250_lines():
     files = [path for root in (LIBRARY, ENVS, SCRIPTS) for path in python_files(root)]
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > 250} == {}
+
+
+def test_no_function_has_40_lines():
+    found = {
+        f"{name_of(path)}: {node.name}"
+        for root in (LIBRARY, ENVS, SCRIPTS, EXAMPLES)
+        for path in python_files(root)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 39
+    }
+    assert found - {"diffpolicy/data/demonstrations.py: load_demonstrations"} == set()
 
 
 def test_a_script_is_a_call_of_its_command():

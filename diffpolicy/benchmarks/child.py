@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from diffpolicy.system import children
+from diffpolicy.system.schema import Range
+
+Threads = Annotated[int, Range(1, 1024)]
 
 
 class Child:

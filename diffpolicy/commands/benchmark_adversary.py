@@ -6,7 +6,7 @@ motion is judged at 1 kHz by code that the library does not use. Writes benchmar
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
@@ -15,7 +15,9 @@ from diffpolicy.benchmarks.adversary.scenarios import SCENARIOS
 from diffpolicy.benchmarks.adversary.trial import LIMITS, Trial
 from diffpolicy.benchmarks.files import write_rows
 from diffpolicy.commands.command import command
+from diffpolicy.evaluation.settings import InferenceBatch, Seed
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import Range
 from diffpolicy.system.tables import lookup
 
 NAME = "benchmark_adversary"
@@ -29,17 +31,13 @@ class BenchmarkAdversaryConfig:
     """All settings of `benchmark_adversary.py`; see configs/benchmark_adversary.yaml."""
 
     scenarios: list[str] | None = None
-    certified: int = 100_000
-    robots: int = 80
-    seed: int = 100_000
+    certified: Annotated[int, Range(1, 1_000_000_000)] = 100_000
+    robots: InferenceBatch = 80
+    seed: Seed = 100_000
 
 
 @command(NAME, BenchmarkAdversaryConfig)
 def main(config: BenchmarkAdversaryConfig, folder: Path) -> None:
-    if config.certified < 1 or config.robots < 1 or config.seed < 0:
-        raise ValueError(
-            f"certified {config.certified} and robots {config.robots} must be at least 1, seed {config.seed} at least 0"
-        )
     names = list(SCENARIOS) if config.scenarios is None else config.scenarios
     scenarios = {name: lookup(SCENARIOS, "scenario", name) for name in names}  # unknown names before any work
     if not scenarios:

@@ -8,13 +8,15 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from diffpolicy.benchmarks import env_worker
 from diffpolicy.benchmarks.child import Child, find_peer
 from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
+from diffpolicy.evaluation.settings import Seed
+from diffpolicy.system.schema import Range
 
 WORKER = Path(env_worker.__file__)
 WRAPPINGS = ("made", "bare")  # as gymnasium.make returns it, and without wrappers
@@ -24,10 +26,10 @@ WRAPPINGS = ("made", "bare")  # as gymnasium.make returns it, and without wrappe
 class BenchmarkEnvsConfig:
     """All settings of `benchmark_envs.py`; see configs/benchmark_envs.yaml."""
 
-    blocks: int = 7
-    episodes_per_block: int = 3
-    steps_per_episode: int = 300
-    seed: int = 0
+    blocks: Annotated[int, Range(2, 1000)] = 7
+    episodes_per_block: Annotated[int, Range(1, 1_000_000)] = 3
+    steps_per_episode: Annotated[int, Range(1, 1_000_000)] = 300
+    seed: Seed = 0
     peer_python: str | None = None
 
 
@@ -41,8 +43,6 @@ class Contestant(NamedTuple):
 
 @command("benchmark_envs", BenchmarkEnvsConfig)
 def main(config: BenchmarkEnvsConfig, folder: Path) -> None:
-    if config.blocks < 2 or config.episodes_per_block < 1 or config.steps_per_episode < 1:
-        raise ValueError(f"blocks {config.blocks} must be at least 2, episodes and steps at least 1")
     rows = measure(config)
     summary = summarise(rows)
     write(folder, config, rows, summary)

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -20,6 +20,7 @@ from diffpolicy.benchmarks.gpu_steps import SIZES, Step, acting, measurements, r
 from diffpolicy.benchmarks.limited import GRACE_S, Outcome, run_limited
 from diffpolicy.commands.command import command
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import Range
 from diffpolicy.system.tables import lookup
 
 EVALUATION_S = 60.0  # kept for the evaluations of the recipe
@@ -37,7 +38,7 @@ class BenchmarkGpuConfig:
 
     device: str = "cuda"
     size: str = "full"
-    minutes: float = 8.0
+    minutes: Annotated[float, Range(above=0, most=1e5)] = 8.0
     only: list[str] = field(default_factory=list)
 
 

@@ -15,20 +15,23 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import save_file
 
 from diffpolicy.benchmarks import inference_worker
-from diffpolicy.benchmarks.child import Child, find_peer
+from diffpolicy.benchmarks.child import Child, Threads, find_peer
 from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.benchmarks.inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
 from diffpolicy.commands.command import command
+from diffpolicy.evaluation.settings import InferenceBatch
 from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
 from diffpolicy.networks.layers import products
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import Count, Range
 
 WORKER = Path(inference_worker.__file__)
 OURS = "diffpolicy"
@@ -56,26 +59,22 @@ LEROBOT_NAMES = [  # (pattern of our parameter names, LeRobot's name), applied i
 class BenchmarkInferenceConfig:
     """All settings of `benchmark_inference.py`; see configs/benchmark_inference.yaml."""
 
-    models: dict[str, UNet1dConfig] = field(default_factory=dict)
-    threads: list[int] = field(default_factory=list)
+    models: Annotated[dict[str, UNet1dConfig], Count(1, 64)] = field(default_factory=dict)
+    threads: Annotated[list[Threads], Count(1, 64)] = field(default_factory=list)
     sampler: str = "ddim"
-    steps: int = 10
-    batch: int = 1
+    steps: Annotated[int, Range(1, LEVELS)] = 10
+    batch: InferenceBatch = 1
     device: str = "cpu"
-    blocks: int = 8
-    chunks_per_block: int = 3
+    blocks: Annotated[int, Range(2, 1000)] = 8
+    chunks_per_block: Annotated[int, Range(1, 1_000_000)] = 3
     peer_python: str | None = None
 
 
 @command("benchmark_inference", BenchmarkInferenceConfig)
 def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
-    if config.blocks < 2 or config.chunks_per_block < 1 or not config.models or not config.threads:
-        raise ValueError(f"blocks {config.blocks} must be at least 2; chunks, models and threads at least 1")
     if config.steps < 1 or LEVELS % config.steps:
         raise ValueError(f"steps {config.steps} must divide {LEVELS}: otherwise the DDIM of diffusers has another grid")
     device = choose_device(config.device)
-    if config.batch < 1:
-        raise ValueError(f"batch {config.batch} must be at least 1")
     pythons = interpreters(config, device)
     products.setting()  # refuses a wrong DIFFPOLICY_KERNELS before any work
     rows = [row for name, model in config.models.items() for row in measure(config, name, model, pythons)]

@@ -5,7 +5,7 @@ Controllers with and without safety drive the same episodes in turns. Writes ben
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -15,11 +15,13 @@ from diffpolicy.benchmarks.planning_time import WARM_UP, planning_times_ms
 from diffpolicy.benchmarks.safety_scenes import SCENES, register_scene
 from diffpolicy.commands.command import command
 from diffpolicy.control.controller import PolicyController
+from diffpolicy.evaluation.settings import Episodes, InferenceBatch, Seed, Ticks
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.safety.build import build_safety
+from diffpolicy.safety.build import Candidates, build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import Count
 from diffpolicy.system.tables import lookup
 
 NAME = "benchmark_planning"
@@ -32,19 +34,17 @@ class BenchmarkPlanningConfig:
     checkpoint: str
     scene: str = "narrow_gap"
     modes: list[str] = field(default_factory=lambda: ["last", "last_half", "every_step"])
-    candidates: list[int] = field(default_factory=lambda: [1, 4, 8])
-    batches: list[int] = field(default_factory=lambda: [1, 64])
+    candidates: Annotated[list[Candidates], Count(1, 64)] = field(default_factory=lambda: [1, 4, 8])
+    batches: Annotated[list[InferenceBatch], Count(1, 64)] = field(default_factory=lambda: [1, 64])
     sampler: Any = "ddim"
-    episodes: int = 6
-    max_ticks: int | None = None
-    seed: int = 60_000
+    episodes: Episodes = 6
+    max_ticks: Ticks | None = None
+    seed: Seed = 60_000
     device: str = "auto"
 
 
 @command(NAME, BenchmarkPlanningConfig)
 def main(config: BenchmarkPlanningConfig, folder: Path) -> None:
-    if config.episodes < 1 or min(config.batches, default=0) < 1:
-        raise ValueError(f"episodes {config.episodes} and batches {config.batches} must be at least 1")
     demands = lookup(SCENES, "scene", config.scene).demands
     policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     safety = build_safety(demands)

@@ -6,7 +6,7 @@ All methods use the same weights and seeds. Writes safety.json (`rows`), safety.
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,14 +18,14 @@ from diffpolicy.benchmarks.safety_scenes import FAULTS, SCENES, Faulty, register
 from diffpolicy.benchmarks.safety_summary import Watch, summary
 from diffpolicy.benchmarks.safety_table import markdown, plot
 from diffpolicy.commands.command import command
-from diffpolicy.evaluation.evaluate import check_evaluation
 from diffpolicy.evaluation.rollout import make_vector_env, rollout
-from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.settings import EnvConfig, Episodes, InferenceBatch, Seed, Ticks
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
+from diffpolicy.system.schema import Range
 from diffpolicy.system.tables import lookup
 
 NAME = "safety"
@@ -43,17 +43,16 @@ class BenchmarkSafetyConfig:
     methods: list[str] | None = None
     faults: list[str] = field(default_factory=lambda: ["none"])
     sampler: Any = "ddim"
-    episodes: int = 200
-    seed: int = 100_000
-    inference_batch: int = 64
-    latency_episodes: int = 2
-    max_ticks: int | None = None
+    episodes: Episodes = 200
+    seed: Seed = 100_000
+    inference_batch: InferenceBatch = 64
+    latency_episodes: Annotated[int, Range(0, 1_000_000)] = 2
+    max_ticks: Ticks | None = None
     device: str = "auto"
 
 
 @command("benchmark_safety", BenchmarkSafetyConfig)
 def main(config: BenchmarkSafetyConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch, config.seed)
     policy = DiffusionPolicy.from_pretrained(config.checkpoint, choose_device(config.device))
     check_scenes(policy, config.scenes)
     methods = config.methods or list(COMPARED)

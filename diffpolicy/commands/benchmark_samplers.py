@@ -11,7 +11,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from matplotlib.axes import Axes
@@ -22,15 +22,15 @@ from tqdm import tqdm
 from diffpolicy.benchmarks.files import write_rows
 from diffpolicy.commands.command import command
 from diffpolicy.commands.known import UNUSED
-from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, report
+from diffpolicy.evaluation.evaluate import latency_ms, load_for_evaluation, report
 from diffpolicy.evaluation.intervals import bootstrap_interval
-from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.settings import EnvConfig, Episodes, InferenceBatch, Seed
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.sampling import sampled
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
-from diffpolicy.system.schema import read_settings
+from diffpolicy.system.schema import Range, read_settings
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.system.tables import Choice
 
@@ -50,7 +50,7 @@ class Contestant:
     """A policy to compare: its checkpoint and, for each sampler, the numbers of steps."""
 
     checkpoint: str
-    samplers: dict[str, list[int]] = field(default_factory=dict)
+    samplers: dict[str, list[Annotated[int, Range(1, 10_000)]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,16 +66,15 @@ class BenchmarkSamplersConfig:
     window: Any = field(default=None, metadata=UNUSED)
     samplers: Any = None  # {name in configs/sampler: [steps, ...]}; Any, because hydra refuses new keys in a typed dict
     others: Any = None  # {label: {checkpoint: FOLDER, samplers: {...}}}
-    episodes: int = 200
-    seed: int = 100_000
-    inference_batch: int = 64
-    latency_calls: int = 50  # per sampler, in turns, before the episodes
+    episodes: Episodes = 200
+    seed: Seed = 100_000
+    inference_batch: InferenceBatch = 64
+    latency_calls: Annotated[int, Range(1, 1_000_000)] = 50  # per sampler, in turns, before the episodes
     device: str = "auto"
 
 
 @command(NAME, BenchmarkSamplersConfig)
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch, config.seed)
     contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
     contestants |= {
         label: read_settings(Contestant, one, f"others: {label}") for label, one in (config.others or {}).items()

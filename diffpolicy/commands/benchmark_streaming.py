@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from diffpolicy.data.store import open_root
 from diffpolicy.data.windows import window_indices
 from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system.pixels import PixelFormat
+from diffpolicy.system.schema import Count, Range
 from diffpolicy.training.batches import WindowBatches
 from diffpolicy.training.read_ahead import AHEAD
 
@@ -35,22 +37,15 @@ class BenchmarkStreamingConfig:
     """All settings of `benchmark_streaming.py`; see configs/benchmark_streaming.yaml."""
 
     data: str | None = None
-    images: int = 4000
-    workers: list[int] = field(default_factory=lambda: [0, 1, 2, 4])
-    batch_size: int = 256
-    rounds: int = 3
-    batches_per_round: int = 10
+    images: Annotated[int, Range(EPISODE, 10_000_000)] = 4000
+    workers: Annotated[list[Annotated[int, Range(0, 256)]], Count(1, 64)] = field(default_factory=lambda: [0, 1, 2, 4])
+    batch_size: Annotated[int, Range(1, 2**20)] = 256
+    rounds: Annotated[int, Range(1, 1000)] = 3
+    batches_per_round: Annotated[int, Range(1, 1_000_000)] = 10
 
 
 @command("benchmark_streaming", BenchmarkStreamingConfig)
 def main(config: BenchmarkStreamingConfig, folder: Path) -> None:
-    if (
-        config.rounds < 1
-        or config.batches_per_round < 1
-        or config.images < EPISODE
-        or min(config.workers, default=-1) < 0
-    ):
-        raise ValueError(f"rounds and batches must be at least 1, images {EPISODE}, every number of workers 0")
     path = Path(find_data_set(config.data)) if config.data else make_images(folder / "images.zarr", config.images)
     rows = [measure(path, config, workers) for _ in range(config.rounds) for workers in config.workers]
     lines = [summarise(rows, workers) for workers in config.workers]

@@ -10,14 +10,16 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from diffpolicy.benchmarks import training_worker
-from diffpolicy.benchmarks.child import Child
+from diffpolicy.benchmarks.child import Child, Threads
 from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
 from diffpolicy.commands.command import command
+from diffpolicy.system.schema import Count, Range
 from diffpolicy.system.tables import lookup
 
 WORKER = Path(training_worker.__file__)
@@ -35,19 +37,17 @@ MODELS = {
 class BenchmarkTrainingConfig:
     """All settings of `benchmark_training.py`; see configs/benchmark_training.yaml."""
 
-    models: list[str] = field(default_factory=list)
+    models: Annotated[list[str], Count(1, 64)] = field(default_factory=list)
     contestants: list[str] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
-    threads: list[int] = field(default_factory=list)
-    workers: int = 2
-    blocks: int = 5
-    steps_per_block: int = 10
+    threads: Annotated[list[Threads], Count(1, 64)] = field(default_factory=list)
+    workers: Annotated[int, Range(0, 256)] = 2
+    blocks: Annotated[int, Range(2, 1000)] = 5
+    steps_per_block: Annotated[int, Range(1, 1_000_000)] = 10
 
 
 @command("benchmark_training", BenchmarkTrainingConfig)
 def main(config: BenchmarkTrainingConfig, folder: Path) -> None:
-    if config.blocks < 2 or config.steps_per_block < 1 or not config.models or not config.threads:
-        raise ValueError(f"blocks {config.blocks} must be at least 2; steps, models and threads at least 1")
     if OURS not in config.contestants:
         raise ValueError(f"contestants: {config.contestants} must name {OURS}, which the others are compared with")
     for model in config.models:

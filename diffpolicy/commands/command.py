@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffpolicy.commands.composing import composing
 from diffpolicy.commands.known import check_known, hints
 from diffpolicy.commands.run_folders import RunFolders, begin_job, fail, open_standard_streams
+from diffpolicy.system.schema import check_settings
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.schemas import register_choices
 
@@ -46,15 +47,9 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
     Errors that the user can fix are printed as one line. The exit status is 1 after an error and 130 after Ctrl-C. In a
     sweep, the other jobs go on after an error.
     """
-    store = ConfigStore.instance().store
-    store(name=f"{name}_schema", node={"defaults": [f"{name}_settings", f"{name}_help", "run_folders"]})
-    folders = {"run_folders": {"_target_": f"{RunFolders.__module__}.{RunFolders.__name__}"}}
-    store(name="run_folders", node=folders, package="hydra.callbacks")
-    store(name=f"{name}_settings", node=schema)
-    register_choices()
 
     def decorate(function: Callable[[Config, Path], None]) -> Callable[[], None]:
-        store(name=f"{name}_help", node={"template": _help(function)}, package="hydra.help")
+        _register(name, schema, _help(function))
 
         @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
         @functools.wraps(function)
@@ -63,6 +58,7 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
             try:
                 check_known(settings, schema, HydraConfig.get().overrides.task)
                 config: Any = OmegaConf.to_object(settings)
+                check_settings(config, "")
                 function(config, Path(HydraConfig.get().runtime.output_dir))
             except MissingMandatoryValue as error:
                 fail(f"{error.full_key} is missing; give {error.full_key}=VALUE")
@@ -83,6 +79,17 @@ def command(name: str, schema: type[Config]) -> Callable[[Callable[[Config, Path
         return begin
 
     return decorate
+
+
+def _register(name: str, schema: type, help_text: str) -> None:
+    """Register what configs/NAME.yaml builds on: the settings and the help of a command, and run folders."""
+    store = ConfigStore.instance().store
+    store(name=f"{name}_schema", node={"defaults": [f"{name}_settings", f"{name}_help", "run_folders"]})
+    folders = {"run_folders": {"_target_": f"{RunFolders.__module__}.{RunFolders.__name__}"}}
+    store(name="run_folders", node=folders, package="hydra.callbacks")
+    store(name=f"{name}_settings", node=schema)
+    store(name=f"{name}_help", node={"template": help_text}, package="hydra.help")
+    register_choices()
 
 
 def _help(function: Callable[..., None]) -> str:

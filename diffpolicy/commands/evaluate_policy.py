@@ -12,17 +12,18 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from diffpolicy.commands.command import command
 from diffpolicy.commands.known import UNUSED
 from diffpolicy.evaluation.env_check import check_env, why_not_drawn
-from diffpolicy.evaluation.evaluate import check_evaluation, latency_ms, load_for_evaluation, record_videos, report
-from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.evaluate import latency_ms, load_for_evaluation, record_videos, report
+from diffpolicy.evaluation.settings import EnvConfig, Episodes, InferenceBatch, Seed
 from diffpolicy.safety.build import SafetyConfig, build_safety
 from diffpolicy.system.distributed import joined
 from diffpolicy.system.files import write_text
-from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.schema import Range
+from diffpolicy.system.time_limits import LimitsConfig
 
 LATENCY_CALLS = 100
 
@@ -40,24 +41,22 @@ class EvaluateConfig:
     window: Any = field(default=None, metadata=UNUSED)
     sampler: Any = "ddim"
     safety: SafetyConfig = field(default_factory=SafetyConfig)
-    episodes: int = 50
-    seed: int = 100_000
-    videos: int = 3
-    inference_batch: int = 64
+    episodes: Episodes = 50
+    seed: Seed = 100_000
+    videos: Annotated[int, Range(0, 1000)] = 3
+    inference_batch: InferenceBatch = 64
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     device: str = "auto"
 
 
 @command("evaluate", EvaluateConfig)
 def main(config: EvaluateConfig, folder: Path) -> None:
-    check_evaluation(config.episodes, config.inference_batch, config.seed)
-    config.limits.check()
+    safety = build_safety(config.safety)
     with joined(config.limits.ranks_s) as ranks:
         device = ranks.device(config.device)
         policy, env = load_for_evaluation(config.checkpoint, config.task, config.env, device, config.trust_env)
         check_env(env, policy, config.limits.env_s)
         seeds = range(config.seed, config.seed + config.episodes)
-        safety = build_safety(config.safety)
         found = report(policy, env, config.sampler, seeds, config.inference_batch, safety, ranks, config.limits)
     if not ranks.is_first:
         return

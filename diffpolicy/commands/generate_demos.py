@@ -10,14 +10,17 @@ bit for bit the same for any number of processes.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from diffpolicy.commands.command import command
 from diffpolicy.commands.known import UNUSED
 from diffpolicy.demos.generate import generate
+from diffpolicy.evaluation.settings import Episodes
 from diffpolicy.system.distributed import joined
+from diffpolicy.system.schema import Range
+from diffpolicy.system.time_limits import Seconds
 
 
 @dataclass
@@ -25,11 +28,11 @@ class GenerateConfig:
     """All settings of `generate_demos.py`; see configs/generate.yaml."""
 
     task: str = MISSING
-    episodes: int = 1750
-    seed: int = 0
+    episodes: Episodes = 1750
+    seed: Annotated[int, Range(0, 4000)] = 0
     output: str = MISSING
-    workers: int = 1
-    limit_s: float = 600.0  # how long a worker may take for one attempt
+    workers: Annotated[int, Range(1, 256)] = 1
+    limit_s: Seconds = 600.0  # how long a worker may take for one attempt
     expert: dict[str, Any] = field(default_factory=dict)
     data: Any = field(default=None, metadata=UNUSED)
     env: Any = field(default=None, metadata=UNUSED)

@@ -38,9 +38,14 @@ def hints(arguments: Sequence[str], schema: type) -> list[str]:
 
 
 def nearest(name: str, schema: type) -> str:
-    """A sentence that names the known setting that is spelled most like `name`."""
+    """A sentence that names the known setting that is spelled most like `name`, whose groups may have been left out."""
     known = sorted({found for found in _known(schema, "") if "." in found or not _is_unused(schema, found)})
-    return f"the nearest is {max(known, key=lambda each: difflib.SequenceMatcher(None, name, each).ratio())}"
+
+    def likeness(each: str) -> tuple[float, int]:
+        spellings = {each, each.rpartition(".")[2] if "." not in name else each}
+        return max(difflib.SequenceMatcher(None, name, one).ratio() for one in spellings), -each.count(".")
+
+    return f"the nearest is {max(known, key=likeness)}"
 
 
 def key_of(override: str) -> str:

@@ -5,7 +5,7 @@ Writes safety_plans.png (plans with and without projection) and projected_denois
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -23,10 +23,12 @@ from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.evaluation.readings import Readings
 from diffpolicy.evaluation.rollout import make_vector_env, observation_by_key
+from diffpolicy.evaluation.settings import Seed
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.projection import SafetyProjection
 from diffpolicy.safety.surroundings import Surroundings
+from diffpolicy.system.schema import Range
 
 SHOWN = ("symmetric", "blocked", "narrow_gap", "random")
 TICKS_AHEAD = 2  # ticks before the moment that is shown, so that the robot is moving
@@ -38,8 +40,8 @@ class PlotSafetyConfig:
 
     checkpoint: str
     output: str
-    seed: int
-    samples: int
+    seed: Seed
+    samples: Annotated[int, Range(1, 1024)]
 
 
 @dataclass(frozen=True)

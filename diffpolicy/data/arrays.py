@@ -12,7 +12,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from diffpolicy.data import checks, limits, store
+from diffpolicy.data import checks, memory_bounds, store
 from diffpolicy.system.plain import shown_text
 from diffpolicy.system.schema import read
 
@@ -140,7 +140,7 @@ def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
     checks.check_codecs(name, array)
     if array.ndim < 1:
         raise ValueError(f"{name}: is a single number, expected one row per step")
-    limits.limit(name, array)
+    memory_bounds.bound(name, array)
     return array
 
 
@@ -201,10 +201,10 @@ def _array_names(source: Any, path: str) -> list[str]:
     async def is_group(folder: str) -> bool:
         if await source.exists(f"{folder}/.zgroup"):
             return True
-        content = await source.get(f"{folder}/zarr.json", default_buffer_prototype())
         try:
+            content = await source.get(f"{folder}/zarr.json", default_buffer_prototype())
             metadata = json.loads(content.to_bytes()) if content is not None else {}
-        except ValueError:  # damaged: an array, until it is asked for
+        except ValueError:  # damaged or too large: an array, until it is asked for
             return False
         return isinstance(metadata, dict) and metadata.get("node_type") == "group"
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import zarr
 
 from diffpolicy.system.files import write_text
+from diffpolicy.system.plain import read_bounded
 
 
 def open_group(store: Any, mode: Literal["r", "r+"] = "r", path: str = "") -> zarr.Group:
@@ -19,6 +20,6 @@ def open_group(store: Any, mode: Literal["r", "r+"] = "r", path: str = "") -> za
 def forget_consolidated(path: Path) -> None:
     """Remove the consolidated metadata of our directory `path`, which other readers would trust after an append."""
     for group in (path, path / "data", path / "meta"):
-        content = json.loads((group / "zarr.json").read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(group / "zarr.json"))
         if content.pop("consolidated_metadata", None) is not None:
             write_text(group / "zarr.json", json.dumps(content, indent=2))

@@ -32,6 +32,18 @@ class Frames:
     plain: tuple[int, ...]
     are_equal: bool
 
+    @classmethod
+    def chained(cls, parts: Sequence[Frames]) -> Frames:
+        """Of several data sets, one after another; `are_equal` then says that none shows more than one picture."""
+        starts = np.cumsum([0, *(part.count for part in parts)])
+        rows = {
+            name: tuple(
+                int(start) + row for start, part in zip(starts, parts, strict=False) for row in getattr(part, name)
+            )
+            for name in ("black", "plain")
+        }
+        return cls(int(starts[-1]), rows["black"], rows["plain"], all(part.are_equal for part in parts))
+
 
 class FrameSurvey:
     """Looks at consecutive blocks of frames."""

@@ -19,9 +19,9 @@ from zarr.storage import ZipStore
 from diffpolicy.data.archive import other_format
 from diffpolicy.data.checks import Specs
 from diffpolicy.data.groups import open_group
-from diffpolicy.data.limits import LimitedStore, check_members
 from diffpolicy.data.mark import NAME as MARK
 from diffpolicy.data.mark import read_mark, write_mark
+from diffpolicy.data.memory_bounds import METADATA, BoundedStore, check_members, check_metadata
 from diffpolicy.data.replacing import discard_leftovers, finish_swap
 from diffpolicy.system.plain import shown_text
 
@@ -32,7 +32,7 @@ LEVEL, IMAGE_LEVEL = 9, 5  # of zstd: on images, 9 is forty times slower than 5 
 _CHUNK = re.compile(r"/c(/\d+)+$")
 
 
-class WholeStore(LimitedStore):
+class WholeStore(BoundedStore):
     """A read-only store of a buffer that we wrote: a missing chunk is an error, where zarr would read zeros.
 
     Files from other writers may omit chunks that hold only the fill value.
@@ -66,7 +66,7 @@ def open_root(location: str | os.PathLike[str], mode: str = "r") -> zarr.Group:
         return root
     try:
         is_whole = read_mark(root, str(location)) is not None
-        return open_group((WholeStore if is_whole else LimitedStore)(root.store), path=root.path)
+        return open_group((WholeStore if is_whole else BoundedStore)(root.store), path=root.path)
     except BaseException:
         root.store.close()
         raise
@@ -121,6 +121,8 @@ def _open_directory(path: Path, mode: str) -> zarr.Group:
             f"{path}: not a zarr group, found neither zarr.json (format 3) nor .zgroup (format 2); "
             "in training, data.format names another format"
         )
+    for file in (path / name for name in METADATA if (path / name).is_file()):
+        check_metadata(str(file), file.stat().st_size)
     with reading(str(path)):
         return open_group(str(path), mode="r" if mode == "r" else "r+")
 

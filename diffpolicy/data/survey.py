@@ -34,6 +34,29 @@ class Column:
     outlier: int | None
 
 
+def merged(columns: Sequence[Column], starts: Sequence[int]) -> Column:
+    """One column of several data sets, which begin at the rows `starts`, as if they were one.
+
+    The quantiles are the outermost ones. The outlier is one of a data set that is far from all others, too.
+    """
+    inner_low, inner_high = min(one.inner_low for one in columns), max(one.inner_high for one in columns)
+    found = [
+        (max(one.high - inner_high, inner_low - one.low), start + one.outlier)
+        for one, start in zip(columns, starts, strict=True)
+        if one.outlier is not None
+    ]
+    distance, row = max(found, default=(0.0, 0))
+    return Column(
+        columns[0].name,
+        low=min(one.low for one in columns),
+        high=max(one.high for one in columns),
+        inner_low=inner_low,
+        inner_high=inner_high,
+        rounding=max(one.rounding for one in columns),
+        outlier=row if distance > FAR * (inner_high - inner_low) else None,
+    )
+
+
 def survey(names: Sequence[str], blocks: Iterable[np.ndarray], n_rows: int) -> list[Column]:
     """Survey the columns `names` of consecutive blocks [rows, columns], which have `n_rows` rows together."""
     every = max(1, n_rows // SAMPLE_ROWS)

@@ -25,8 +25,8 @@ from diffpolicy.demos.recording import (
     open_recording,
 )
 from diffpolicy.system.distributed import ALONE, Ranks
-from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.system.lock import FileLock
+from diffpolicy.system.time_limits import LimitsConfig
 
 # Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings), which returns an Episode, or None if
 # the expert failed.
@@ -43,16 +43,13 @@ def generate(
     ranks: Ranks = ALONE,
     limit_s: float = LimitsConfig.data_s,
 ) -> Path:
-    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`; an existing one is kept.
+    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`, unless it exists; returns it.
 
     Args:
         seed: number of the set; its start states use the seeds from 1,000,000 * (seed + 1) on.
         workers: processes to record with; the result does not depend on their number.
         settings: fields of the expert's settings that differ from their defaults.
         limit_s: how long a worker may take for one attempt.
-
-    Returns:
-        `output`.
 
     Raises:
         ValueError: the task or a setting is unknown, a number is out of range, `output` was made with other arguments,
@@ -63,23 +60,17 @@ def generate(
     expert = _expert(task)
     _check(episodes, seed, output, workers)
     ranks.shard(range(episodes))
-    made_with = asdict(_settings(expert, settings or {}))
-    request = {"task": task, "expert_version": expert.VERSION, "seed": seed, "settings": made_with}
+    request = {"task": task, "expert_version": expert.VERSION, "seed": seed}
+    request["settings"] = asdict(_settings(expert, settings or {}))
     if output.exists():
         _check_finished(output, request, episodes)
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output.with_name(f".{output.name}.lock"), str(output))
-    with lock if ranks.is_first else nullcontext():
+    with FileLock(output.with_name(f".{output.name}.lock"), str(output)) if ranks.is_first else nullcontext():
         if ranks.count == 1:
             _record(output, expert, request, episodes, workers, limit_s)
-            return output
-        record_parts(output, expert, request, episodes, workers, ranks, limit_s)
-        if ranks.is_first:
-            with _packed(output, expert, request, episodes) as buffer:
-                join_parts(output, buffer, request, episodes, ranks)
-            remove_parts(output, ranks)
-        ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
+        else:
+            _record_together(output, expert, request, episodes, workers, ranks, limit_s)
     return output
 
 
@@ -111,6 +102,18 @@ def _record(output: Path, expert: ModuleType, request: Request, episodes: int, w
                 if episode is not None:
                     append(buffer, request, episode.arrays, {"seed": seed, **episode.attributes})
                     progress.update()
+
+
+def _record_together(
+    output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
+) -> None:
+    """Record a part in each process of torchrun; the first joins them."""
+    record_parts(output, expert, request, episodes, workers, ranks, limit_s)
+    if ranks.is_first:
+        with _packed(output, expert, request, episodes) as buffer:
+            join_parts(output, buffer, request, episodes, ranks)
+        remove_parts(output, ranks)
+    ranks.largest(0)  # wait: if a process ended now, torchrun would end the first, which may be writing
 
 
 def _check_finished(output: Path, request: dict[str, Any], episodes: int) -> None:

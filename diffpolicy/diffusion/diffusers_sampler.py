@@ -9,7 +9,7 @@ projected estimate. This is slower than a step table and cannot be exported.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from diffpolicy.diffusion.reverse import Denoise, Denoised, Project, all_finite
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, FloatArray, Schedule, check_steps
+from diffpolicy.system.schema import Range
 
 _LEVELS = "the levels are those of the policy's schedule"
 _FLOW = "the levels are not those of flow matching; on the schedule flow use flow_euler, flow_heun or dpmpp_2m"
@@ -40,7 +41,7 @@ class DiffusersConfig:
     """Settings of `DiffusersSampler`: the name of a scheduler class and its options, e.g. {use_karras_sigmas: true}."""
 
     name: str = "diffusers"
-    steps: int = 10
+    steps: Annotated[int, Range(1, 10_000)] = 10
     scheduler: str = "UniPCMultistepScheduler"
     scheduler_options: Any = None
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, V
+from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, Parameterization, V
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import Row
@@ -98,15 +98,21 @@ def classifier_free(weight: float, rescale: float = 0.0, rescale_of: str = "clea
             clean = (1.0 + weight) * conditional - weight * without(x, row)
             if rescale == 0.0 or (meaning.needs_signal and _has_no_signal(row)):
                 return clean
-            outputs = [meaning.output_from_clean(one, x, row.alpha, row.sigma) for one in (conditional, clean)]
-            wanted, found = (output.flatten(1).std(1) for output in outputs)
-            factor = 1.0 + rescale * (wanted / found.clamp_min(1e-12) - 1.0)
-            skip, out = meaning.clean_from_output(row.alpha, row.sigma)
-            return skip * x + out * factor[:, None, None] * outputs[1]
+            return _rescaled(meaning, conditional, clean, x, row, rescale)
 
         return guided
 
     return guide
+
+
+def _rescaled(
+    meaning: Parameterization, conditional: Tensor, clean: Tensor, x: Tensor, row: Row, rescale: float
+) -> Tensor:
+    outputs = [meaning.output_from_clean(one, x, row.alpha, row.sigma) for one in (conditional, clean)]
+    wanted, found = (output.flatten(1).std(1) for output in outputs)
+    factor = 1.0 + rescale * (wanted / found.clamp_min(1e-12) - 1.0)
+    skip, out = meaning.clean_from_output(row.alpha, row.sigma)
+    return skip * x + out * factor[:, None, None] * outputs[1]
 
 
 def dynamic_threshold(quantile: float) -> Guide:

@@ -6,6 +6,7 @@ range.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from diffpolicy.diffusion.schedule import (
     Schedule,
     variance_exploding,
 )
+from diffpolicy.system.schema import Range
 
 TIME_SCALE = 1000.0  # a sinusoidal embedding is nearly constant over t in [0, 1]
 MAX_BETA = 0.999
@@ -40,7 +42,7 @@ class VpConfig:
 
     name: str = "vp"
     beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_max: Annotated[float, Range(most=1_000_000)] = 20.0
 
 
 @dataclass
@@ -49,7 +51,7 @@ class SigmasConfig:
 
     name: str
     sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_max: Annotated[float, Range(most=1_000_000)] = 80.0
     sigma_data: float = 0.5
 
 

@@ -13,8 +13,9 @@ from diffpolicy.evaluation.rollout import make_vector_env, observation_by_key
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.protocol import Policy
-from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.system.patience import Patience
+from diffpolicy.system.schema import check_settings
+from diffpolicy.system.time_limits import LimitsConfig
 
 
 def check_env(config: EnvConfig, policy: Policy, limit_s: float = LimitsConfig.env_s) -> None:
@@ -26,8 +27,7 @@ def check_env(config: EnvConfig, policy: Policy, limit_s: float = LimitsConfig.e
     Raises:
         ValueError: one of these fails, or the env does not match the policy's observations and actions.
     """
-    if config.max_episode_steps is not None and config.max_episode_steps < 1:
-        raise ValueError(f"env: max_episode_steps {config.max_episode_steps} must be at least 1")
+    check_settings(config, "env")
     with Patience("the env", limit_s, "limits.env_s"):
         _try(config, policy)
 

@@ -24,9 +24,9 @@ from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.settings import Safety
 from diffpolicy.system.distributed import ALONE, Ranks
-from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.system.patience import Patience
 from diffpolicy.system.tables import Choice
+from diffpolicy.system.time_limits import LimitsConfig
 
 WARM_UP = 3  # untimed calls
 DEFAULT_FPS = 10
@@ -167,14 +167,6 @@ def summarize_safety(monitor: Monitor, ranks: Ranks = ALONE) -> dict[str, float]
         "unchecked_ticks": unchecked,
         "alarm_ticks": alarm,
     }
-
-
-def check_evaluation(episodes: int, inference_batch: int, seed: int = 0) -> None:
-    """Raise ValueError if a number is too small."""
-    if seed < 0:
-        raise ValueError(f"evaluation: seed {seed} must be at least 0")
-    if episodes < 1 or inference_batch < 1:
-        raise ValueError(f"evaluation: episodes {episodes} and inference_batch {inference_batch} must be at least 1")
 
 
 def load_for_evaluation(

@@ -4,8 +4,10 @@ An episode depends only on its seed: the seed determines the env and the noise, 
 fixed.
 """
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +82,24 @@ def rollout(
     then stay in step and are planned for in one call.
     """
     slots = _Slots(env.num_envs, seeds)
-    bar = tqdm(
-        total=len(seeds), desc="evaluation", unit="episode", leave=False, dynamic_ncols=True, disable=not progress
-    )
-    has_success_key = False
+    shown = {"desc": "evaluation", "unit": "episode", "leave": False, "dynamic_ncols": True, "disable": not progress}
+    with tqdm(total=len(seeds), **shown) as bar:
+        for ended in _run(controller, env, slots, reset_options, on_step, on_tick, max_episode_steps):
+            bar.update(ended)
+    _warn(slots.results, slots.has_success_key, max_episode_steps)
+    return slots.results
+
+
+def _run(
+    controller: Controller,
+    env: VectorEnv,
+    slots: _Slots,
+    reset_options: Mapping[str, Any],
+    on_step: OnStep | None,
+    on_tick: OnTick | None,
+    max_episode_steps: int | None,
+) -> Iterator[int]:
+    """Run until `slots` has all results; yields at each tick how many episodes it ended."""
     observation: Any = None
     readings = Readings()
     tick = 0
@@ -103,10 +119,8 @@ def rollout(
         done = terminated | truncated
         if max_episode_steps is not None:
             done |= slots.length + 1 >= max_episode_steps
-        success = reported_success(info, env.num_envs)
-        has_success_key |= success is not None
-        slots.record(reward, done, np.zeros_like(done) if success is None else success)
-        bar.update(int((done & slots.is_active).sum()))
+        slots.record(reward, done, reported_success(info, env.num_envs))
+        yield int((done & slots.is_active).sum())
         if on_step and (done & slots.is_active).any():
             on_step(env, np.where(done, slots.episode, -1), slots.score)
         if done.any():  # an ended env must be reset before it can step; it is not recorded until its refill
@@ -114,9 +128,6 @@ def rollout(
             readings.update(info, done)
             slots.release(done)
         tick += 1
-    bar.close()
-    _warn(slots.results, has_success_key, max_episode_steps)
-    return slots.results
 
 
 def _warn(episodes: Sequence[Episode], has_success_key: bool, max_episode_steps: int | None) -> None:
@@ -143,6 +154,7 @@ class _Slots:
         self.score = np.zeros(num_envs)
         self.success = np.zeros(num_envs, dtype=bool)
         self.length = np.zeros(num_envs, dtype=int)
+        self.has_success_key = False
         self._results: dict[int, Episode] = {}
 
     @property
@@ -176,9 +188,9 @@ class _Slots:
         return fresh
 
     def record(
-        self, reward: npt.NDArray[np.float64], done: npt.NDArray[np.bool_], success: npt.NDArray[np.bool_]
+        self, reward: npt.NDArray[np.float64], done: npt.NDArray[np.bool_], success: npt.NDArray[np.bool_] | None
     ) -> None:
-        """Take in the results of a step, and record the episodes that it ended.
+        """Take in the results of a step, and record the episodes that it ended. `success` is None if none is reported.
 
         Raises:
             ValueError: a reward is not finite.
@@ -190,7 +202,9 @@ class _Slots:
                 f"{self._slot_seeds[slot]}, expected a finite number"
             )
         self.score = np.maximum(self.score, reward)
-        self.success |= success
+        if success is not None:
+            self.has_success_key = True
+            self.success |= success
         self.length += 1
         for slot in np.flatnonzero(done & self.is_active).tolist():
             self._results[int(self.episode[slot])] = Episode(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffpolicy.diffusion import parameterization, schedules, weighting
@@ -39,6 +40,7 @@ from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.tables import Choice, Entry, NameOnly, lookup, made, settings_of
 
 Sampler = StepTable | DiffusersSampler
+MAX_PARAMETERS = 2**31  # of a network: 8.6 GB in float32
 
 SCHEDULES: Mapping[str, Entry[Schedule]] = {  # built from its settings and the number of levels
     "linear": Entry(BetasConfig, lambda own, levels: schedules.linear(levels, own.beta_start, own.beta_end)),
@@ -218,10 +220,15 @@ def build_network(config: PolicyConfig, encoded_shape: tuple[int, int], conditio
         condition: shapes of the encoder's output.
 
     Raises:
-        ValueError: the settings do not fit, or the backbone reads a field that the encoder does not return.
+        ValueError: the settings do not fit or make too large a network, or the backbone reads a field that the
+            encoder does not return.
     """
     config.window.check()
     try:
+        with torch.device("meta"):  # without memory or time
+            sizes = made(BACKBONES, "model", config.model, encoded_shape, condition).parameters()
+        if (count := sum(size.numel() for size in sizes)) > MAX_PARAMETERS:
+            raise ValueError(f"model: has {count} parameters, expected at most {MAX_PARAMETERS}; make it narrower")
         network: Any = made(BACKBONES, "model", config.model, encoded_shape, condition)
         for field in network.reads:
             condition.of(field)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -15,7 +15,9 @@ from diffpolicy.constraints.planar.obstacles import disc, together
 from diffpolicy.constraints.plant import LinearPlant, State, position_servo
 from diffpolicy.constraints.trajectory import PAST_COMMANDS, Start
 from diffpolicy.safety.settings import Safety
+from diffpolicy.system.schema import Range
 
+Candidates = Annotated[int, Range(1, 1024)]
 INSET = 0.02  # share of a limit on speed or acceleration by which the projection stays below it
 
 
@@ -24,7 +26,7 @@ class SafetyConfig:
     """Safety settings of a robot that is a disc in the plane; lengths in the units of its actions, times in seconds."""
 
     mode: str = "none"  # which reverse steps are projected: none, clip, last, last_half, every_step
-    candidates: int = 1  # the largest number of samples per chunk
+    candidates: Candidates = 1  # the largest number of samples per chunk
     robot_radius: float = 15.0
     clearance: float = 0.0  # required distance between robot and obstacles
     workspace: list[float] | None = None  # [low, high] for commands
@@ -32,15 +34,15 @@ class SafetyConfig:
     max_acceleration: float | None = None  # of the commands
     keep_out: list[Any] = field(default_factory=list)  # static discs [x, y, radius]
     inset: float = 3.0  # extra distance that the projection aims for, beyond clearance and declared errors
-    slots: int = 6  # the largest number of obstacles that the env may report
+    slots: Annotated[int, Range(0, 1024)] = 6  # the largest number of obstacles that the env may report
     position_error: float = 0.0  # bounds on the error of the measured state (A1)
     velocity_error: float = 0.0
     rest_speed: float = 1.0  # slower counts as standing: contact with moving obstacles is then excused (A3)
-    delay_substeps: int = 0  # bound on how late an action takes effect (A5)
+    delay_substeps: Annotated[int, Range(0, 1000)] = 0  # bound on how late an action takes effect (A5)
     stiffness: float = 100.0  # the plant; defaults are the agent of both envs
     damping: float = 20.0
     substep_s: float = 0.01
-    substeps: int = 10
+    substeps: Annotated[int, Range(1, 1000)] = 10
 
 
 def build_safety(config: SafetyConfig) -> Safety | None:

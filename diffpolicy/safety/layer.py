@@ -183,7 +183,7 @@ class SafetyLayer:
         limit = self.safety.assumptions.latency_s
         if not self.safety.certify or not 0.0 < limit < planning_s:
             return None
-        self._late = f"planning took {1e3 * planning_s:.0f} ms, more than latency_s allows, {1e3 * limit:.0f} ms"
+        self._late = f"plan: took {1e3 * planning_s:.0f} ms, expected at most {1e3 * limit:.0f} ms (latency_s)"
         self._memory.hold(self._may_hold)
         self._margin[:] = torch.nan
         return self.last_commands

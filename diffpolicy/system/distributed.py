@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpolicy.system.device import choose_device
-from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.time_limits import LimitsConfig
 
 Item = TypeVar("Item")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from diffpolicy.system.plain import parsed, read_bounded
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -97,7 +99,7 @@ class FileLock:
     def _in_use(self) -> str:
         found = {"host": "unknown", "pid": "unknown", "started": "unknown"}
         with suppress(OSError, ValueError, TypeError):
-            found |= json.loads(self._path.read_text(encoding="utf-8"))
+            found |= parsed(read_bounded(self._path), str(self._path))
         return (
             f"{self._what} is in use by process {found['pid']} on {found['host']}, started {found['started']}; wait "
             "until it has ended, or choose another folder"

@@ -50,14 +50,14 @@ class Count:
 
 
 class OneOf:
-    """The values that a text may take."""
+    """The values that a text may take; None passes."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
     def check(self, value: Any, where: str) -> None:
         """Raise ValueError unless `value` is one of the names."""
-        if value not in self.names:
+        if value is not None and value not in self.names:
             raise ValueError(f"{where} {shown(value)} must be one of {', '.join(self.names)}")
 
 
@@ -71,7 +71,11 @@ def read_settings(schema: type[Settings], content: Any, where: str) -> Settings:
 
 
 def check_settings(settings: Any, where: str) -> None:
-    """Check the types and ranges of the settings in a dataclass; raises ValueError as `read_settings`."""
+    """Check the types and ranges of the settings in a dataclass, and of those inside it.
+
+    Args:
+        where: begins the message of the ValueError, as in `read_settings`; "" if there is nothing around the settings.
+    """
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     _values(type(settings), values, where)
 
@@ -87,7 +91,7 @@ def _values(schema: type, content: Any, where: str) -> dict[str, Any]:
     if missing := sorted(required - set(content)):
         raise ValueError(f"{where}: {', '.join(missing)} is missing")
     hints = get_type_hints(schema, include_extras=True)
-    return {name: read(hints[name], value, f"{where}: {name}") for name, value in content.items()}
+    return {name: read(hints[name], value, f"{where}: {name}".removeprefix(": ")) for name, value in content.items()}
 
 
 def read(hint: Any, value: Any, where: str) -> Any:
@@ -106,7 +110,10 @@ def read(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (one for one in inner if one is not type(None))
         return read(hint, value, where)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else read_settings(hint, value, where)
+        if not isinstance(value, hint):
+            return read_settings(hint, value, where)
+        check_settings(value, where)
+        return value
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(read(inner[0], one, f"{where}[{index}]") for index, one in enumerate(value))
     if origin is dict:

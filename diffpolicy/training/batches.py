@@ -14,7 +14,7 @@ from torch import Tensor
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.windows import padded_steps, window_indices
 from diffpolicy.policy.settings import WindowConfig
-from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.time_limits import LimitsConfig
 from diffpolicy.training.mixture import weighted_order
 from diffpolicy.training.read_ahead import ReadAhead, Step
 

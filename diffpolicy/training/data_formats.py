@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
+from diffpolicy.data.demonstrations import ACTION, Demonstrations, load_demonstrations
 from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.system.schema import check_settings
 from diffpolicy.system.tables import lookup
+from diffpolicy.system.time_limits import LimitsConfig
 from diffpolicy.training.mixture import check_weights, joined_sets
 from diffpolicy.training.rendering import with_rendered
 from diffpolicy.training.settings import DataConfig, image_formats
@@ -30,8 +30,8 @@ def load_data(data: DataConfig, env: EnvConfig | None = None, limit_s: float = L
         raise ValueError(
             f"data: observations is {data.observations!r}, expected e.g. {{state: [state]}}: key to arrays"
         )
-    if data.workers < 0:
-        raise ValueError(f"data: workers {data.workers} must be at least 0")
+    if ACTION in data.observations:
+        raise ValueError(f"data: observations has the key {ACTION!r}, which names the actions; choose another name")
     paths = [data.path] if isinstance(data.path, str) else data.path
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
         raise ValueError(f"data: path is {data.path!r}, expected a path or a list of paths")

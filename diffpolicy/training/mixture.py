@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from diffpolicy.data.demonstrations import Demonstrations
+from diffpolicy.data.images import Frames
 from diffpolicy.data.stream import StreamedRows
+from diffpolicy.data.survey import Column, merged
 
 Rows = Tensor | StreamedRows
 
@@ -72,7 +74,13 @@ def joined_sets(sets: Mapping[str, Demonstrations]) -> Demonstrations:
         ),
         set_ends=tuple(row_ends.tolist()),
         auxiliary={key: torch.cat([one.auxiliary[key] for one in sets.values()]) for key in first.auxiliary},
+        columns={key: _merged([one.columns[key] for one in sets.values()], starts.tolist()) for key in first.columns},
+        frames={key: Frames.chained([one.frames[key] for one in sets.values()]) for key in first.frames},
     )
+
+
+def _merged(columns: Sequence[Sequence[Column]], starts: Sequence[int]) -> list[Column]:
+    return [merged(same, starts) for same in zip(*columns, strict=True)]
 
 
 def _all(data: Demonstrations) -> dict[str, Rows]:

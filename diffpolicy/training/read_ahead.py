@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diffpolicy.data.stream import StreamedRows
-from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.system.pool import Pool
+from diffpolicy.system.time_limits import LimitsConfig
 
 AHEAD = 2  # batches per worker that are being read or are waiting
 

@@ -6,7 +6,8 @@
 
 `last` moves only once its new target is complete, so a process that is killed at any point leaves a checkpoint to
 resume from. The newest two keep their training state, in case the newest one is damaged. Where `last` was lost, or was
-copied as a folder, the newest whole step is used.
+copied as a folder, the newest whole step is used. A step that was saved only because it was the best so far is removed
+once there is a better one.
 """
 
 import shlex
@@ -22,7 +23,10 @@ from diffpolicy.policy.migration import migrated, migrated_tensors
 from diffpolicy.policy.settings import check_metadata
 from diffpolicy.system import checkpoint
 from diffpolicy.system.advice import override
+from diffpolicy.system.files import write_text
+from diffpolicy.system.plain import read_bounded
 
+ONLY_BEST = ".only_best"  # a list of steps, one a line
 Content = tuple[dict[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]]
 """(config.json, tensors of the averaged model, tensors of the training state)."""
 
@@ -33,6 +37,7 @@ class RunCheckpoints:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "checkpoints"
         self._written: set[int] = set()
+        self._only_best: set[int] = set()  # steps that were saved for no other reason
 
     def check(self, resume: bool) -> None:
         """Raise ValueError unless there is a run to resume or, without `resume`, none that would be overwritten."""
@@ -50,6 +55,9 @@ class RunCheckpoints:
         """
         for stale in self._folder.glob(".step_*"):
             shutil.rmtree(stale, ignore_errors=True)
+        note = self._folder / ONLY_BEST
+        found = read_bounded(note).decode(errors="replace").split() if note.is_file() else []
+        self._only_best = {int(step) for step in found if step.isdecimal() and len(step) < 20}
         for name in ("best", "last"):
             self._adopt(self._folder / name)
         last = self._folder / "last"
@@ -60,6 +68,8 @@ class RunCheckpoints:
                 f"resume: {last} was missing or not a link; it now points to {newest.name}, the newest intact step",
                 stacklevel=2,
             )
+        if self._only_best:
+            self._remove_former()
 
     def write(
         self,
@@ -78,13 +88,39 @@ class RunCheckpoints:
         if step not in self._written:
             if folder.exists():  # newer than the step that the run resumed from, perhaps damaged
                 shutil.rmtree(folder)
+            if is_best:
+                self._keep_note(self._only_best | {step})
             checkpoint.write(folder, config, {"model": model, "training_state": state})
             self._written.add(step)
+        if not is_best:
+            self._keep_note(self._only_best - {step})
         if is_best:  # before `last`, because a run that resumes from `last` does not choose again
             checkpoint.point(self._folder / "best", folder)
         checkpoint.point(self._folder / "last", folder)
+        if is_best:
+            self._remove_former()
         for older in sorted(number for number in self._steps() if number < step)[:-1]:
             (self._of(older) / "training_state.safetensors").unlink(missing_ok=True)
+
+    def _keep_note(self, only_best: set[int]) -> None:
+        if only_best == self._only_best:
+            return
+        self._only_best, path = only_best, self._folder / ONLY_BEST
+        if only_best:
+            self._folder.mkdir(exist_ok=True)
+            write_text(path, "".join(f"{step}\n" for step in sorted(only_best)))
+        else:
+            path.unlink(missing_ok=True)
+
+    def _remove_former(self) -> None:
+        """Remove the steps that were saved only as the best, and are neither that nor the last any more."""
+        named = {checkpoint.resolve(self._folder / name).resolve().name for name in ("best", "last")}
+        former = {step for step in self._only_best if self._of(step).name not in named}
+        for folder in (self._of(step) for step in former if self._of(step).exists()):
+            leaving = folder.rename(folder.with_name(f".{folder.name}.old"))  # `begin` removes it, if this is killed
+            shutil.rmtree(leaving)
+        self._written -= former
+        self._keep_note(self._only_best - former)
 
     def read_last(self) -> Content:
         """Read and verify the checkpoint that `last` points at.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from diffpolicy.system.files import write_text
-from diffpolicy.system.plain import parsed
+from diffpolicy.system.plain import MAX_BYTES, parsed, read_bounded
 from diffpolicy.system.schema import Range, read
 from diffpolicy.training.settings import LoggerConfig
 
@@ -16,14 +16,6 @@ PANELS = {  # title -> metrics drawn in the panel
     "learning rate": ("learning_rate",),
     "gradient norm": ("grad_norm",),
 }
-
-
-def check_logger(logger: LoggerConfig) -> None:
-    """Raise ValueError unless the name and the mode of the logger are known."""
-    if logger.name not in ("none", "wandb"):
-        raise ValueError(f"logger: {logger.name!r} is unknown, expected none or wandb")
-    if logger.mode not in (None, "online", "offline"):
-        raise ValueError(f"logger: mode {logger.mode!r} must be online, offline or null, which is what WANDB_MODE says")
 
 
 class Metrics:
@@ -99,9 +91,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """Read the rows; a last line that a killed process left unfinished is dropped.
 
     Raises:
-        ValueError: a line is no row of finite numbers.
+        ValueError: a line is no row of finite numbers, or the file is too large.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    content = read_bounded(path) if path.exists() else b""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes; move it away to go on without its rows")
+    lines = content.split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"

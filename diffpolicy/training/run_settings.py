@@ -1,4 +1,4 @@
-"""What is derived from a run's settings: checks, the policy, the learning rate, and what a resumed run must share."""
+"""What is derived from a run's settings: the policy, the learning rate, and what a resumed run must share."""
 
 import hashlib
 import math
@@ -20,7 +20,7 @@ from diffpolicy.policy.kinds import build_policy
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.plain import shown_text
-from diffpolicy.system.schema import check_settings, read_settings
+from diffpolicy.system.schema import read_settings
 from diffpolicy.system.tables import settings_of
 from diffpolicy.training.settings import DataConfig, TrainConfig, TrainerConfig, image_formats
 
@@ -28,27 +28,6 @@ CHOICES = ("model", "diffusion", "encoder", "codec")
 # These may differ on resume; those of the data do not change the batches.
 REPORTING = ("log_every", "validate_every", "evaluate_every", "checkpoint_every")
 WHERE = ("format", "stream", "workers", "cache")
-AT_LEAST_1 = ("steps", "batch_size", *REPORTING)
-ABOVE_0 = ("learning_rate", "max_grad_norm", "ema_power")
-AT_LEAST_0 = ("warmup_steps", "weight_decay", "ema_max_decay")
-
-
-def check_trainer(trainer: TrainerConfig, seed: int = 0) -> None:
-    """Raise ValueError if a setting of the training loop is of the wrong type or out of range."""
-    check_settings(trainer, "trainer")
-    for names, low, is_above in ((AT_LEAST_1, 1, False), (ABOVE_0, 0, True), (AT_LEAST_0, 0, False)):
-        for name in names:
-            value = getattr(trainer, name)
-            if not (math.isfinite(value) and (value > low if is_above else value >= low)):
-                raise ValueError(f"trainer: {name} {value} must be {'above' if is_above else 'at least'} {low}")
-    if seed < 0:
-        raise ValueError(f"seed {seed} must be at least 0")
-    if trainer.ema_max_decay >= 1:
-        raise ValueError(f"trainer: ema_max_decay {trainer.ema_max_decay} must be below 1")
-    if trainer.precision not in ("float32", "bfloat16"):
-        raise ValueError(f"trainer: precision {trainer.precision!r} must be float32 or bfloat16")
-    if len(trainer.betas) != 2 or not all(0 <= beta < 1 for beta in trainer.betas):
-        raise ValueError(f"trainer: betas {list(trainer.betas)} must be two numbers in [0, 1)")
 
 
 def policy_settings(config: TrainConfig, data: Demonstrations) -> PolicyConfig:
@@ -156,7 +135,12 @@ def check_same_settings(policy: Policy, found: Mapping[str, Any], expected: Mapp
 def differences(before: Mapping[str, str], now: Mapping[str, str], where: str) -> list[str]:
     """A phrase on each difference between flattened settings; `where` says where those before were found."""
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [f"{shown_text(name)} {before.get(name)} {where}, {now.get(name)} given" for name in different]
+    parents = {name.rpartition(".")[0] for name in different}  # None there, where the other has settings inside
+    return [
+        f"{shown_text(name)} {before.get(name, 'absent')} {where}, {now.get(name, 'absent')} given"
+        for name in different
+        if name not in parents
+    ]
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.evaluation.settings import EnvConfig, Episodes, InferenceBatch, Seed
 from diffpolicy.policy.settings import WindowConfig
-from diffpolicy.system.limits import LimitsConfig
 from diffpolicy.system.pixels import PixelFormat
-from diffpolicy.system.schema import Range, read
+from diffpolicy.system.schema import Count, OneOf, Range, read
+from diffpolicy.system.time_limits import LimitsConfig
+
+Steps = Annotated[int, Range(1, 1_000_000_000)]
 
 
 @dataclass
@@ -33,11 +35,11 @@ class DataConfig:
     auxiliary: Any = None  # {array: weight}, e.g. {keypoint: 0.1}
     normalizer: Any = "limits"  # a choice for all keys, or one for each: {state: gaussian, action: quantiles}
     format: str = "zarr"
-    validation_fraction: float = 0.02
+    validation_fraction: Annotated[float, Range(least=0, below=1)] = 0.02
     stream: list[str] = field(default_factory=list)  # observations that stay on disk and are read for every batch
-    workers: int = 2  # processes that read streamed observations or draw rendered ones
-    weights: list[float] | None = None  # one per data set
-    episodes: Annotated[int | None, Range(least=1)] = None
+    workers: Annotated[int, Range(0, 256)] = 2  # processes that read streamed observations or draw rendered ones
+    weights: list[Annotated[float, Range(above=0)]] | None = None  # one per data set
+    episodes: Annotated[int | None, Range(1, 1_000_000_000)] = None
     images: Any = None
     render: Any = None
     cache: str | None = None
@@ -62,40 +64,42 @@ def image_formats(data: DataConfig) -> dict[str, PixelFormat]:
 class TrainerConfig:
     """The training loop; all lengths are in optimiser steps."""
 
-    steps: int = 5000
+    steps: Steps = 5000
     batch_size: Annotated[int, Range(1, 2**20)] = 256
-    learning_rate: float = 2e-3
-    warmup_steps: int = 200
-    weight_decay: float = 1e-6
-    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
-    max_grad_norm: float = 1.0
-    ema_power: float = 0.75
-    ema_max_decay: float = 0.9999
-    precision: str = "float32"  # or bfloat16, with autocast
+    learning_rate: Annotated[float, Range(above=0)] = 2e-3
+    warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 200
+    weight_decay: Annotated[float, Range(least=0)] = 1e-6
+    betas: Annotated[list[Annotated[float, Range(least=0, below=1)]], Count(2, 2)] = field(
+        default_factory=lambda: [0.95, 0.999]
+    )
+    max_grad_norm: Annotated[float, Range(above=0)] = 1.0
+    ema_power: Annotated[float, Range(above=0)] = 0.75
+    ema_max_decay: Annotated[float, Range(least=0, below=1)] = 0.9999
+    precision: Annotated[str, OneOf("float32", "bfloat16")] = "float32"  # bfloat16 with autocast
     compile: bool = False  # the network by torch.compile; on a GPU also the gradient of a batch as one CUDA graph
     mask_padding: bool = False  # leave actions that only repeat, beyond the ends of an episode, out of the loss
-    log_every: int = 50
-    validate_every: int = 500
-    evaluate_every: int = 2500
-    checkpoint_every: int = 1000
+    log_every: Steps = 50
+    validate_every: Steps = 500
+    evaluate_every: Steps = 2500
+    checkpoint_every: Steps = 1000
 
 
 @dataclass
 class EvaluationConfig:
     """Evaluation during training; its seeds differ from those of reported results."""
 
-    episodes: int = 20
-    seed: int = 50_000
-    inference_batch: int = 64  # fixed, so that a result does not depend on the number of episodes
+    episodes: Episodes = 20
+    seed: Seed = 50_000
+    inference_batch: InferenceBatch = 64  # fixed, so that a result does not depend on the number of episodes
 
 
 @dataclass
 class LoggerConfig:
     """Where to log metrics besides metrics.jsonl."""
 
-    name: str = "none"  # or wandb
+    name: Annotated[str, OneOf("none", "wandb")] = "none"
     project: str = "diffpolicy"
-    mode: str | None = None  # wandb: online or offline; None is what WANDB_MODE says, else online
+    mode: Annotated[str | None, OneOf("online", "offline")] = None  # None: what WANDB_MODE says, else online
 
 
 @dataclass
@@ -116,7 +120,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"  # the first available of cuda, mps and cpu
     resume: bool = False  # continue the run in this folder
     init_from: str | None = None  # begin with the weights and normalisation of a checkpoint, with the same settings

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffpolicy.evaluation.env_check import check_env
-from diffpolicy.evaluation.evaluate import check_evaluation
 from diffpolicy.policy.pretrained import checkpoint_config
 from diffpolicy.system.device import conditions
 from diffpolicy.system.distributed import ALONE, Ranks, lost_ranks_named
+from diffpolicy.system.schema import check_settings
 from diffpolicy.system.stopping import StoppedError, StopSignals
 from diffpolicy.training.data_formats import load_data
 from diffpolicy.training.data_report import log_report
@@ -28,11 +28,10 @@ from diffpolicy.training.evaluating import Evaluation
 from diffpolicy.training.optimization import Optimization
 from diffpolicy.training.recent import RecentSteps
 from diffpolicy.training.run_folder import RunFolder
-from diffpolicy.training.run_log import Metrics, NoMetrics, check_logger
+from diffpolicy.training.run_log import Metrics, NoMetrics
 from diffpolicy.training.run_settings import (
     REPORTING,
     check_same_settings,
-    check_trainer,
     learning_rate,
     new_policy,
     settings_of_run,
@@ -57,10 +56,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, folder: str | Path, ranks: Ranks = ALONE) -> None:
-        check_trainer(config.trainer, config.seed)
-        check_logger(config.logger)
-        check_evaluation(config.evaluation.episodes, config.evaluation.inference_batch, config.evaluation.seed)
-        config.limits.check()
+        check_settings(config, "")
         if config.env is not None:
             ranks.shard(range(config.evaluation.episodes))
         self.config = config

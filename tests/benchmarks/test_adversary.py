@@ -11,7 +11,7 @@ import torch
 from one_case import over
 
 from diffpolicy.benchmarks.adversary import trial
-from diffpolicy.benchmarks.adversary.limits import Limits, rests
+from diffpolicy.benchmarks.adversary.demands import Limits, rests
 from diffpolicy.benchmarks.adversary.policy import KINDS
 from diffpolicy.benchmarks.adversary.scenario import Scenario
 from diffpolicy.benchmarks.adversary.scenarios import NOISY, QUICK, SCENARIOS, SHIPPED, SMOOTH, SPRINGY, STIFF

@@ -45,7 +45,7 @@ def test_writes_json_csv_and_figure(tmp_path):
     "override, message",
     [
         ("peer_python=no/such/python", "peer_python: no/such/python does not exist"),
-        ("blocks=1", "blocks 1 must be at least 2"),
+        ("blocks=1", "blocks 1 must be between 2 and 1000"),
     ],
 )
 def test_errors_name_the_cause(tmp_path, override, message):

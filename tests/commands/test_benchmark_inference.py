@@ -62,7 +62,7 @@ def test_the_kernels_of_our_process_are_reported_per_model() -> None:
     "override, message",
     [
         ("peer_python=no/such/python", "peer_python: no/such/python does not exist"),
-        ("blocks=1", "blocks 1 must be at least 2"),
+        ("blocks=1", "blocks 1 must be between 2 and 1000"),
         ("steps=30", "steps 30 must divide 100"),
     ],
 )

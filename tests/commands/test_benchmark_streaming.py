@@ -18,4 +18,4 @@ def test_batches_are_measured_with_and_without_workers(tmp_path: Path) -> None:
 
 
 def test_numbers_that_cannot_work_are_refused(tmp_path: Path) -> None:
-    assert "every number of workers 0" in error_of("benchmark_streaming", tmp_path, "workers=[-1]")
+    assert "workers[0] -1 must be between 0 and 256" in error_of("benchmark_streaming", tmp_path, "workers=[-1]")

@@ -33,7 +33,7 @@ def test_contestants_start_from_the_same_loss_and_files_are_written(tmp_path: Pa
     [
         ("models=[large]", "model: 'large' is unknown, expected one of dit_small, transformer_small, unet, u"),
         ("contestants=[plain]", r"must name diffpolicy"),
-        ("blocks=1", "blocks 1 must be at least 2"),
+        ("blocks=1", "blocks 1 must be between 2 and 1000"),
     ],
 )
 def test_errors_name_the_cause(tmp_path: Path, override: str, message: str) -> None:

@@ -49,11 +49,11 @@ def test_a_run_folder_that_is_a_file_is_one_clear_message(tmp_path: Path) -> Non
 
 
 NONSENSE = {
-    "seed": (["seed=-1"], "seed -1 must be at least 0"),
-    "evaluation seed": (["evaluation.seed=-1"], "evaluation: seed -1 must be at least 0"),
+    "seed": (["seed=-1"], "seed -1 must be between 0 and 4000000000"),
+    "evaluation seed": (["evaluation.seed=-1"], "evaluation: seed -1 must be between 0 and 4000000000"),
     "no env": (["env.id="], "cannot be made: Malformed environment ID"),
     "no module": (["env.id=:x"], "env: :x "),
-    "limit": (["limits.env_s=0"], "limits: env_s 0.0 must be above 0 and finite"),
+    "limit": (["limits.env_s=0"], "limits: env_s 0.0 must be above 0 and at most 1000000"),
 }
 
 
@@ -71,7 +71,7 @@ def check_sweep(result: subprocess.CompletedProcess[str], sweep: Path) -> None:
     (line,) = (sweep / "failed.txt").read_text().splitlines()
     assert line.startswith("1: ")
     assert "trainer.steps=-1" in line
-    assert line.endswith("trainer: steps -1 must be at least 1")
+    assert line.endswith("trainer: steps -1 must be between 1 and 1000000000")
     assert line in result.stderr.splitlines()
 
 

@@ -175,7 +175,7 @@ EVALUATION_ERRORS = {
     "no checkpoint named": ([], "checkpoint"),
     "missing checkpoint": (["checkpoint=nowhere"], "checkpoint 'nowhere' not found; looked at "),
     "another task": (["checkpoint={run}", "task=pusht_human"], "trained for task pusht, not pusht_human"),
-    "no episodes": (["checkpoint={run}", "episodes=0"], "episodes 0 and inference_batch 64 must be at least 1"),
+    "no episodes": (["checkpoint={run}", "episodes=0"], "error: episodes 0 must be between 1 and 1000000"),
     "guidance without a null token": (["checkpoint={run}", "sampler.guidance.weight=1"], "condition_dropout above 0"),
     "flow sampler on another schedule": (["checkpoint={run}", "sampler=flow_heun"], "needs the straight path"),
     "too many steps": (["checkpoint={run}", "sampler.steps=101"], "steps 101 must be between 1 and 100"),

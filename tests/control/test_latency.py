@@ -54,7 +54,7 @@ def test_a_late_plan_is_told_and_its_robots_are_left_with_their_last_commands(sm
     assert report.rung.tolist() == ["stored"] * 2
     assert report.certified.all()
     assert not report.alarm.any()
-    assert all("planning took 30 ms, more than latency_s allows, 20 ms" in why for why in report.reason)
+    assert all("plan: took 30 ms, expected at most 20 ms (latency_s)" in why for why in report.reason)
     others = [one for tick, one in enumerate(world.reports) if tick != late]
     assert not any(one.is_late for one in others)
     assert {rung for one in others for rung in one.rung} <= {"plan", "prefix", "slower"}

@@ -20,6 +20,7 @@ import zarr
 from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.system.plain import MAX_BYTES
 
 
 def as_directory(source: Path, folder: Path) -> str:
@@ -119,6 +120,14 @@ def test_opening_and_reading_one_array_leaves_the_others_alone(recorded):
         if chunk.is_file():
             chunk.write_bytes(b"not a chunk")
     assert ReplayBuffer.open(recorded)["action"].shape == (11, 2)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "data/state/zarr.json"])
+def test_metadata_that_are_too_large_are_refused_unread(recorded: Path, name: str):
+    with (recorded / name).open("r+b") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ValueError, match=f"{name} has 67108865 bytes, expected at most 67108864"):
+        ReplayBuffer.open(recorded)
 
 
 def test_chunks_that_hold_only_zeros_are_written(tmp_path):

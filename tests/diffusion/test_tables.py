@@ -115,10 +115,10 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
         ({"name": "heun", "churn_min": 2.0, "churn_max": 1.0}, "churn_min 2.0 and churn_max 1.0 must rise from 0"),
         ({"name": "heun", "churn_noise": -1.0}, "churn_noise -1.0 must be at least 0"),
         ({"name": "heun", "max_weight": 0.0}, "max_weight 0.0 must be above 0"),
-        ({"name": "langevin", "langevin_steps": 0}, "0 Langevin steps per level, expected at least 1"),
-        ({"name": "predictor_corrector", "langevin_steps": -1}, "-1 Langevin steps per level, expected at least 0"),
+        ({"name": "langevin", "langevin_steps": 0}, "langevin_steps 0 must be between 1 and 100"),
+        ({"name": "predictor_corrector", "langevin_steps": -1}, "langevin_steps -1 must be between 0 and 100"),
         ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
-        ({"name": "unipc", "order": 4}, "order 4 must be 1, 2 or 3"),
+        ({"name": "unipc", "order": 4}, "order 4 must be between 1 and 3"),
         ({"name": "nonsense"}, f"sampler: 'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS))}"),
         (
             {"name": "ddim", "spacing": "nonsense"},

@@ -123,7 +123,7 @@ def test_an_episode_without_an_end_is_ended(policy: DiffusionPolicy, monkeypatch
         ({"fault": "step"}, r"env: test/Odd-v0: step\(\[0.0\]\) fails with AttributeError: no motor"),
         ({"fault": "shape"}, r"step\(\[0.0\]\) fails with ValueError|state has shape \[1, 3\], expected \[1, 2\]"),
         ({"fault": "reward"}, r"env: test/Odd-v0 gives the reward nan, expected a finite number"),
-        ({"max_episode_steps": 0}, "max_episode_steps 0 must be at least 1"),
+        ({"max_episode_steps": 0}, "env: max_episode_steps 0 must be between 1 and"),
     ],
 )
 def test_a_fault_of_an_env_is_found_before_any_work(policy: DiffusionPolicy, changes: dict, message: str) -> None:

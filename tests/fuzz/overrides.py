@@ -100,6 +100,7 @@ def _call(main: Any, name: str, folder: Path, overrides: list[str], instead: Cal
         try:
             main(settings)
         except SystemExit as error:
-            if error.code != 1 or not (line := said.getvalue()).startswith("error: "):
+            line = said.getvalue().strip().rpartition("\n")[2]  # after what is odd about the data
+            if error.code != 1 or not line.startswith("error: ") or "Traceback" in said.getvalue():
                 raise
-            raise ValueError(line.strip().splitlines()[-1] if "Warning" in line else line.strip()) from None
+            raise ValueError(line) from None

@@ -35,6 +35,13 @@ def test_what_fits_is_read_with_defaults_and_whole_numbers_as_floats() -> None:
     check_settings(found, "file")
 
 
+def test_settings_made_in_python_are_checked_at_any_depth() -> None:
+    with pytest.raises(ValueError, match=r"^file: inner: share 1.0 must be at least 0 and below 1$"):
+        check_settings(Outer(1, inner=Inner(1.0)), "file")
+    with pytest.raises(ValueError, match=r"^inner: share 1.0 must be at least 0 and below 1$"):
+        check_settings(Outer(1, inner=Inner(1.0)), "")
+
+
 @over(
     "content, message",
     [

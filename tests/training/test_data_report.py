@@ -11,12 +11,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffpolicy.codecs.normalizer import NormalizerConfig
 from diffpolicy.data.demonstrations import load_demonstrations
+from diffpolicy.data.images import Frames
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.policy.build import resolved
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
 from diffpolicy.system.pixels import PixelFormat
+from diffpolicy.training.data_formats import load_data
 from diffpolicy.training.data_report import log_report, report
+from diffpolicy.training.settings import DataConfig
 
 ROWS = 300
 random = np.random.default_rng(0)
@@ -72,6 +75,20 @@ def test_settings_of_the_key_decide(tmp_path: Path) -> None:
     assert "data.normalizer" not in line
 
 
+def test_several_data_sets_are_reported_as_one(tmp_path: Path) -> None:
+    paths, spike = [], np.where(np.arange(ROWS) == 9, 1e4, ORDINARY)
+    for number, second in enumerate([ORDINARY, spike]):
+        paths.append(str(tmp_path / f"{number}.zarr"))
+        buffer = ReplayBuffer.create(paths[-1], {"action": ((1,), "f4"), "state": ((3,), "f4")})
+        state = np.stack([np.full(ROWS, 0.5), second, np.full(ROWS, float(number))], axis=1)
+        buffer.append_episode({"action": ORDINARY[:, None], "state": state})
+    data = load_data(DataConfig(paths, observations={"seen": ["state"]}))
+    constant, far = report(data, resolved(PolicyConfig({"seen": 3}, 1)))
+    assert "state[0] at 0.5" in constant
+    assert "state[2]" not in constant, "it is constant in each of them, at another value"
+    assert "state[1] reaches 10000 in episode 1 at step 9 " in far
+
+
 def test_many_columns_are_counted_and_short_episodes_too(tmp_path: Path) -> None:
     columns = {str(i): np.zeros(ROWS) for i in range(9)}
     constant, short = lines_of(tmp_path, columns, window=WindowConfig(horizon=128, n_action_steps=8))
@@ -112,3 +129,8 @@ def test_a_camera_that_shows_nothing_is_named(tmp_path: Path, stream: bool) -> N
         "data: covered: 1 of 30 frames are of a single colour, the first in episode 0 at step 5",
         "data: stuck: all 30 frames are the same picture; they tell a policy nothing",
     ]
+
+
+def test_frames_of_several_data_sets_are_reported_by_their_rows_in_all_of_them() -> None:
+    first, second = Frames(10, (2,), (), False), Frames(5, (), (1, 4), True)
+    assert Frames.chained([first, second]) == Frames(15, (2,), (11, 14), False)

@@ -207,7 +207,7 @@ def test_images_are_refused_by_name_where_no_network_sees_them(images: Path, tmp
     ("changes", "message"),
     [
         ({"stream": ["picture"]}, r"stream names \['picture'\], expected some of \['state'\]"),
-        ({"workers": -1}, r"data: workers -1 must be at least 0"),
+        ({"workers": -1}, r"data: workers -1 must be between 0 and 256"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(data_set: Path, tmp_path: Path, changes: dict, message: str) -> None:

@@ -18,7 +18,7 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.system import checkpoint
-from diffpolicy.system.limits import LimitsConfig
+from diffpolicy.system.time_limits import LimitsConfig
 from diffpolicy.training.settings import DataConfig, EvaluationConfig, TrainConfig
 from diffpolicy.training.trainer import Trainer
 

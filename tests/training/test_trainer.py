@@ -14,13 +14,18 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.system import checkpoint
 from diffpolicy.system.device import choose_device
+from diffpolicy.system.plain import MAX_BYTES
 from diffpolicy.training.batches import WindowBatches
 from diffpolicy.training.ema import Ema
-from diffpolicy.training.settings import EvaluationConfig, LoggerConfig
+from diffpolicy.training.run_log import Metrics
+from diffpolicy.training.run_settings import differences, flattened
+from diffpolicy.training.settings import DataConfig, EvaluationConfig, LoggerConfig
 from diffpolicy.training.trainer import Trainer
+from diffpolicy.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +140,34 @@ def test_evaluation_during_training_picks_the_best(data_set: Path, tmp_path: Pat
     assert (tmp_path / "checkpoints" / "last").resolve().name == "step_24"
 
 
+def test_without_an_env_only_the_newest_best_and_the_regular_saves_are_kept(
+    data_set: Path, tmp_path: Path, monkeypatch
+) -> None:
+    errors = iter([5.0, 4.0, 3.0, 9.0, 2.0, 9.0])  # at steps 4, 8, ..., 24
+
+    monkeypatch.setattr(Validation, "__call__", lambda *_: {"validation_action_error": next(errors)})
+    often = {"validate_every": 4, "checkpoint_every": 8}
+    Trainer(settings(data_set, trainer={**often, "steps": 16}), tmp_path).run()
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"best", "last", "step_8", "step_12", "step_16", ".only_best"}
+    with pytest.warns(UserWarning, match="raised from 16 to 24"):  # another process knows which was only the best
+        Trainer(settings(data_set, trainer={**often, "steps": 24}, resume=True), tmp_path).run()
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"best", "last", "step_8", "step_16", "step_20", "step_24", ".only_best"}
+    assert (tmp_path / "checkpoints" / "best").resolve().name == "step_20"
+
+
+def test_a_best_step_that_a_killed_run_left_behind_is_removed_on_resume(data_set: Path, tmp_path: Path) -> None:
+    Trainer(settings(data_set, trainer={"steps": 16}), tmp_path).run()
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step_8", folder / "step_6")
+    (folder / ".only_best").write_text("6\n16\nx\n")  # step 16 is what `last` names
+    trainer = Trainer(settings(data_set, trainer={"steps": 16}, resume=True), tmp_path)
+    trainer.run()
+    assert not (folder / "step_6").exists()
+    assert trainer.step == 16
+
+
 def test_the_first_training_run_is_the_same_every_time(data_set: Path, whole: Path, tmp_path: Path) -> None:
     Trainer(settings(data_set), tmp_path / "again").run()
     first, second = (tensors(folder / "checkpoints" / "last") for folder in (whole, tmp_path / "again"))
@@ -154,19 +187,22 @@ def test_bfloat16_autocast_trains(data_set: Path, tmp_path: Path) -> None:
 @over(
     "changes, message",
     [
-        ({"trainer": {"steps": 0}}, "steps 0 must be at least 1"),
+        ({"trainer": {"steps": 0}}, "trainer: steps 0 must be between 1 and 1000000000"),
         ({"trainer": {"batch_size": -1}}, "batch_size -1"),
         ({"trainer": {"learning_rate": float("nan")}}, "learning_rate is nan, expected a finite number"),
         ({"trainer": {"max_grad_norm": -1.0}}, "max_grad_norm -1.0 must be above 0"),
-        ({"trainer": {"ema_max_decay": 1.5}}, "ema_max_decay 1.5 must be below 1"),
+        ({"trainer": {"ema_max_decay": 1.5}}, "ema_max_decay 1.5 must be at least 0 and below 1"),
         ({"evaluation": EvaluationConfig(episodes=0)}, "episodes 0"),
         ({"env": EnvConfig("nowhere/Env-v0")}, "nowhere/Env-v0 .* cannot be made"),
-        ({"trainer": {"precision": "int8"}}, "precision 'int8' must be float32 or bfloat16"),
-        ({"trainer": {"betas": [0.9]}}, "betas"),
+        ({"trainer": {"precision": "int8"}}, "precision 'int8' must be one of float32, bfloat16"),
+        ({"trainer": {"betas": [0.9]}}, "trainer: betas has 1 entries, expected 2 to 2"),
         ({"device": "tpu"}, "device: 'tpu' is not available, expected auto or one of .*cpu"),
+        ({"model": UNet1dConfig([32768, 65536])}, "model: has 234183[0-9]* parameters, expected at most 2147483648"),
+        ({"seed": 10**12}, "^seed 1000000000000 must be between 0 and 4000000000$"),
+        ({"data": DataConfig("x", observations={"action": ["state"]})}, "'action', which names the actions"),
         ({"window": WindowConfig(horizon=15)}, r"horizon 15 must be divisible by 2"),
         ({"sampler": {"name": "ddim", "steps": 1000}}, "steps 1000 must be between 1 and 100"),
-        ({"logger": LoggerConfig(name="tensorboard")}, "'tensorboard' is unknown, expected none or wandb"),
+        ({"logger": LoggerConfig(name="tensorboard")}, "logger: name 'tensorboard' must be one of none, wandb"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(
@@ -199,6 +235,19 @@ def test_every_window_is_seen_once_an_epoch_and_batches_depend_on_the_step_alone
     late = batches().batch(first.steps_per_epoch + 3)
     assert torch.equal(late.actions, first.batch(first.steps_per_epoch + 3).actions)
     assert not torch.equal(batches(1).batch(0).actions, epoch[0].actions)
+
+
+def test_differences_between_settings_name_what_is_absent_and_no_parents() -> None:
+    before, now = flattened({"env": None, "seed": 1}), flattened({"env": {"id": "x"}, "seed": 1, "more": 2})
+    assert differences(before, now, "there") == ["env.id absent there, 'x' given", "more absent there, 2 given"]
+    assert differences(now, before, "there") == ["env.id 'x' there, absent given", "more 2 there, absent given"]
+
+
+def test_metrics_that_are_too_large_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has more than 67108864 bytes; move it away"):
+        Metrics(tmp_path, LoggerConfig(), {}, step=4)
 
 
 def test_the_average_follows_its_definition(small_policy: DiffusionPolicy) -> None:

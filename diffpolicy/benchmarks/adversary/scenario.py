@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from diffpolicy.benchmarks.adversary.limits import Limits
+from diffpolicy.benchmarks.adversary.demands import Limits
 from diffpolicy.benchmarks.adversary.servo import Servo
 from diffpolicy.constraints.assumptions import Assumptions
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from diffpolicy.benchmarks.adversary.limits import Limits
+from diffpolicy.benchmarks.adversary.demands import Limits
 from diffpolicy.benchmarks.adversary.scenario import Scenario
 from diffpolicy.benchmarks.adversary.servo import Servo
 from diffpolicy.constraints.assumptions import Assumptions

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffpolicy.benchmarks.adversary.limits import rests
+from diffpolicy.benchmarks.adversary.demands import rests
 from diffpolicy.benchmarks.adversary.policy import KINDS, Adversary
 from diffpolicy.benchmarks.adversary.scenario import Scenario
 from diffpolicy.benchmarks.adversary.servo import MS

@@ -7,12 +7,14 @@ sigma^2; rate, the length of a Langevin step divided by sigma^2; decay, exp(-rat
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import Levels
+from diffpolicy.system.schema import Range
 
 _Rows = list[tuple[int, float, float, float]]  # index of the level, a, b, s
 
@@ -22,8 +24,8 @@ class LangevinConfig(SamplerConfig):
     """Settings of `langevin`; `steps` is the number of levels."""
 
     name: str = "langevin"
-    steps: int = 20
-    langevin_steps: int = 5  # per level
+    steps: Annotated[int, Range(1, 1000)] = 20
+    langevin_steps: Annotated[int, Range(1, 100)] = 5  # per level
     langevin_rate: float = 1.0  # length of a Langevin step divided by sigma^2
 
 
@@ -32,7 +34,7 @@ class PredictorCorrectorConfig(SamplerConfig):
     """Settings of `predictor_corrector`."""
 
     name: str = "predictor_corrector"
-    langevin_steps: int = 1  # per level
+    langevin_steps: Annotated[int, Range(0, 100)] = 1  # per level
     langevin_rate: float = 0.1  # length of a Langevin step divided by sigma^2
 
 

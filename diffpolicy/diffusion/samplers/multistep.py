@@ -9,12 +9,14 @@ and the step after it has order 1.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import FloatArray, Levels
+from diffpolicy.system.schema import Range
 
 SHORT = 15  # fewer steps than this end with one of order 2 before the one of order 1
 
@@ -32,7 +34,7 @@ class UnipcConfig(SamplerConfig):
     """Settings of `unipc`."""
 
     name: str = "unipc"
-    order: int = 2  # of the predictor: 1 to 3
+    order: Annotated[int, Range(1, 3)] = 2  # of the predictor: 1 to 3
 
 
 def dpmpp_2m(now: Levels) -> StepTable:

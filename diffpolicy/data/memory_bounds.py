@@ -19,6 +19,8 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
+from diffpolicy.system.plain import MAX_BYTES
+
 FREE_BYTES = 64 * 2**20  # what any array or chunk may hold
 MOST_INFLATION = 1000  # bytes in memory for each byte on disk, beyond that
 COMPRESSORS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
@@ -29,11 +31,11 @@ _STREAMS = {
     "bz2": bz2.BZ2Decompressor,
     "lzma": lzma.LZMADecompressor,
 }
-_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 @dataclass(frozen=True)
-class Limit:
+class Bound:
     """What a chunk of an array may decode to: at most `most_bytes`, with the compressor of that name."""
 
     compressor: str
@@ -49,25 +51,34 @@ class Limit:
             raise ValueError(f"chunk {key} decodes to more than the {self.most_bytes} bytes that its shape needs")
 
 
-class LimitedStore(WrapperStore[Store]):
-    """A store that refuses chunks beyond the limits of their arrays, which `limit` adds."""
+class BoundedStore(WrapperStore[Store]):
+    """A store that refuses chunks beyond the bounds of their arrays, which `bound` adds."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self.limits: dict[str, Limit] = {}
+        self.bounds: dict[str, Bound] = {}
 
-    def _with_store(self, store: Store) -> LimitedStore:
+    def _with_store(self, store: Store) -> BoundedStore:
         made = type(self)(store)
-        made.limits = self.limits
+        made.bounds = self.bounds
         return made
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        is_metadata = key.endswith(METADATA)
+        if is_metadata and isinstance(self._store, LocalStore | ZipStore) and await self._store.exists(key):
+            check_metadata(key, await self._store.getsize(key))
         found = await super().get(key, prototype, byte_range)
-        if found is not None and byte_range is None and not key.endswith(_METADATA):
-            for path, limit in self.limits.items():
+        if found is not None and byte_range is None and not is_metadata:
+            for path, bound in self.bounds.items():
                 if key.startswith(f"{path}/"):
-                    limit.check(key, found.to_bytes())
+                    bound.check(key, found.to_bytes())
         return found
+
+
+def check_metadata(name: str, n_bytes: int) -> None:
+    """Raise ValueError if a file of metadata is too large to be some; zarr reads it whole."""
+    if n_bytes > MAX_BYTES:
+        raise ValueError(f"{name} has {n_bytes} bytes, expected at most {MAX_BYTES}")
 
 
 def codec_names(array: zarr.Array) -> list[str]:
@@ -76,8 +87,8 @@ def codec_names(array: zarr.Array) -> list[str]:
     return [str(getattr(each, "codec_id", type(each).__name__.removesuffix("Codec"))).lower() for each in codecs]
 
 
-def limit(name: str, array: zarr.Array) -> None:
-    """Check what an array claims and limit its chunks; `name` begins the error message.
+def bound(name: str, array: zarr.Array) -> None:
+    """Check what an array claims and bound its chunks; `name` begins the error message.
 
     Raises:
         ValueError: it claims more memory than its files on disk can stand for.
@@ -95,15 +106,17 @@ def limit(name: str, array: zarr.Array) -> None:
         raise ValueError(f"{name}: chunks of shape {array.chunks} need {chunk} bytes each, more than the whole array")
     if whole > FREE_BYTES and (stored := _stored_bytes(array)) is not None and whole > MOST_INFLATION * stored:
         raise ValueError(f"{name}: shape {array.shape} needs {whole} bytes, but its files hold {stored}")
-    if used and isinstance(array.store, LimitedStore):
+    if used and isinstance(array.store, BoundedStore):
         filters = 8 if len(names) > 1 else 1  # a filter may change the type
         path = array.path
-        array.store.limits[path] = Limit(used[0], filters * chunk + 2**16)
+        array.store.bounds[path] = Bound(used[0], filters * chunk + 2**16)
 
 
 def check_members(location: str, archive: zipfile.ZipFile) -> None:
     """Raise ValueError if a member of a zip unpacks to much more than it holds."""
     for entry in archive.infolist():
+        if entry.filename.endswith(METADATA):
+            check_metadata(f"{location}: member {entry.filename!r}", entry.file_size)
         if entry.file_size > max(FREE_BYTES, MOST_INFLATION * entry.compress_size):
             raise ValueError(
                 f"{location}: member {entry.filename!r} unpacks from {entry.compress_size} to {entry.file_size} bytes"
