@@ -6,11 +6,12 @@ from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
+from diffpolicy.formats.table import READERS
 from diffpolicy.system.tables import lookup
 from diffpolicy.training.mixture import check_weights, joined_sets
 from diffpolicy.training.settings import DataConfig
 
-FORMATS: Mapping[str, Callable[[str], DataSource]] = {"zarr": ReplayBuffer.open}
+FORMATS: Mapping[str, Callable[[str], DataSource]] = {**READERS, "zarr": ReplayBuffer.open}
 
 
 def load_data(data: DataConfig) -> Demonstrations:
