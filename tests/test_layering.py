@@ -59,7 +59,7 @@ SHELVES = {
     ),
     "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
     "formats": (
-        "images statistics",
+        "images statistics zarr_source",
         "hdf5 parquet video",
         "lerobot_meta minari robomimic",
         "lerobot_names",

@@ -15,6 +15,7 @@ from diffpolicy.formats.bounds import decoding
 
 AHEAD_FRAMES = 32  # a frame no further ahead than this is reached by decoding, another one by seeking
 MOST_ERROR = 0.25  # of the time between two frames
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # before, it was the default
 
 
 class Video:
@@ -42,7 +43,7 @@ class Video:
         except BaseException:
             self._container.close()
             raise
-        self._stream.codec_context.thread_count = 1  # parallel is what the processes are
+        self._stream.codec_context.thread_count = 1  # conversions run in several processes instead
 
     def frames(self, times_s: np.ndarray) -> np.ndarray:
         """The frames at increasing times, uint8 [n, height, width, 3].
@@ -55,7 +56,7 @@ class Video:
             frame = self._at(float(time_s))
             with decoding(self._where, av.FFmpegError, ValueError):
                 height, width, _ = self._shape
-                found[index] = self._rgb.reformat(frame, width, height, "rgb24").to_ndarray()
+                found[index] = self._rgb.reformat(frame, width, height, "rgb24", **ONE_THREAD).to_ndarray()
         return found
 
     def close(self) -> None:
