@@ -4,8 +4,9 @@
     python scripts/convert_data.py source=FILE.zarr output=FOLDER to=lerobot fps=10 images=video
     python scripts/convert_data.py source=FILE.zarr output=FILE.hdf5 to=robomimic
 
-Reads LeRobot (v3.0 and v2.1), robomimic, Minari (HDF5) and zarr; docs/formats.md says what is kept. Nothing is at `output`
-before all of it is. You can interrupt a conversion to zarr at any time and run it again: it continues where it stopped.
+Reads LeRobot (v3.0 and v2.1), robomimic, Minari (HDF5) and zarr; docs/formats.md says what is kept. Nothing is at
+`output` before all of it is. You can interrupt a conversion to zarr at any time and run it again: it continues where it
+stopped.
 """
 
 from dataclasses import dataclass, field

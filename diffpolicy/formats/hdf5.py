@@ -37,9 +37,9 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
         ValueError: there is nothing, or a link, or it is damaged.
     """
     with decoding(f"{where}: {name}", *ERRORS):
-        kind = group.get(name, getclass=True, getlink=True)
+        kind: Any = group.get(name, getclass=True, getlink=True)
     if kind is None:
-        raise ValueError(f"{where}: holds no {name!r}, expected one; found {', '.join(list(group)[:10]) or 'nothing'}")
+        raise ValueError(f"{where}: holds no {name!r}, expected one; found {', '.join(names(group)[:10]) or 'nothing'}")
     if kind is not h5py.HardLink:
         raise ValueError(f"{where}: {name!r} is a {kind.__name__}, which is refused: it may lead to another file")
     with decoding(f"{where}: {name}", *ERRORS):
@@ -47,6 +47,11 @@ def member(group: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
     if not isinstance(found, h5py.Group | h5py.Dataset):
         raise ValueError(f"{where}: {name!r} is a {type(found).__name__}, expected a group or an array")
     return found
+
+
+def names(parent: h5py.Group) -> list[str]:
+    """The names of what lies in a group; nothing is opened."""
+    return [str(name) for name in parent]
 
 
 def group(parent: h5py.Group, name: str, where: str) -> h5py.Group:
@@ -62,7 +67,7 @@ def arrays(parent: h5py.Group, where: str, prefix: str = "", depth: int = MOST_D
     if not depth:
         raise ValueError(f"{where}: groups are nested more than {MOST_DEPTH} times")
     found: dict[str, h5py.Dataset] = {}
-    for name in parent:
+    for name in names(parent):
         each = member(parent, name, where)
         if isinstance(each, h5py.Group):
             found |= arrays(each, where, f"{prefix}{name}/", depth - 1)

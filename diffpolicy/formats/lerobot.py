@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpolicy.formats.bounds import existing
+from diffpolicy.formats.bounds import check_claim, existing
 from diffpolicy.formats.lerobot_meta import INDICES, Metadata, read_metadata
 from diffpolicy.formats.lerobot_names import Names, read_names
 from diffpolicy.formats.parquet import Columns
@@ -35,8 +35,10 @@ def open_lerobot(location: str | os.PathLike[str]) -> Recording:
     root = Path(os.path.abspath(location))
     metadata = read_metadata(root)
     names = read_names(root, metadata)
+    files = {episode.data: existing(root, episode.data, "the data set") for episode in metadata.episodes}
+    stored = sum(path.stat().st_size for path in files.values())
+    check_claim(f"{root}: the data set", metadata.info.total_frames, stored)  # a byte per frame, at least
     for episode in metadata.episodes:
-        existing(root, episode.data, "the data set")
         for feature, (path, _) in episode.videos.items():
             existing(root, path, f"feature {feature!r}")
     readable, unreadable = {}, {}

@@ -1,7 +1,8 @@
-"""The metadata of a LeRobot data set, of version 3.0 or 2.1: features, episodes, and where their rows and frames lie."""
+"""The metadata of a LeRobot data set, of version 3.0 or 2.1: features, episodes, and where rows and frames lie."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from diffpolicy.system.schema import Count, Range, read, read_settings
 VERSIONS = ("v3.0", "v2.1")
 INFO, STATISTICS = "meta/info.json", "meta/stats.json"
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # columns of every data set
+MOST_ROW_BYTES = 2**28  # of one step of a feature
 _NUMBER = re.compile(r"(u?int(8|16|32|64)|float(16|32|64)|bool)")
 Size = Annotated[int, Range(1, 2**20)]
 
@@ -131,7 +133,12 @@ def read_info(root: Path) -> Info:
     info = read_settings(Info, known, where)
     for name, feature in info.features.items():
         if feature.is_image and len(feature.shape) != 3:
-            raise ValueError(f"{where}: feature {name!r} is a {feature.dtype} of shape {feature.shape}, expected 3 sizes")
+            raise ValueError(
+                f"{where}: feature {name!r} is a {feature.dtype} of shape {feature.shape}, expected 3 sizes"
+            )
+        shape, dtype = feature.row or ((), np.dtype("bool"))
+        if (size := math.prod(shape) * dtype.itemsize) > MOST_ROW_BYTES:
+            raise ValueError(f"{where}: feature {name!r} has rows of {size} bytes, expected at most {MOST_ROW_BYTES}")
         if feature.dtype == "video" and not info.video_path:
             raise ValueError(f"{where}: feature {name!r} is a video, but there is no video_path")
     return info
@@ -146,7 +153,9 @@ def _episodes_v3(root: Path) -> list[dict[str, Any]]:
     names += [f"videos/{name}/{part}" for name in videos for part in (*parts, "from_timestamp")]
     files = sorted((root / "meta/episodes").glob("*/*.parquet"))
     if not files:
-        raise FileNotFoundError(f"{root / 'meta/episodes'}: holds no Parquet files; copy or download the data set again")
+        raise FileNotFoundError(
+            f"{root / 'meta/episodes'}: holds no Parquet files; copy or download the data set again"
+        )
     return [row for path in files for row in read_rows(path, names)]
 
 
@@ -168,7 +177,9 @@ def _episode(row: dict[str, Any], info: Info, where: str) -> Episode:
         return episode
     place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
     episode.data = filled(info.data_path, place, where)
-    episode.videos = {name: (filled(info.video_path or "", {"video_key": name, **place}, where), 0.0) for name in videos}
+    episode.videos = {
+        name: (filled(info.video_path or "", {"video_key": name, **place}, where), 0.0) for name in videos
+    }
     return episode
 
 

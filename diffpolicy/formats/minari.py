@@ -31,9 +31,11 @@ def open_minari(location: str | os.PathLike[str]) -> Recording:
     path = find_file(Path(os.path.abspath(location)))
     about = _about(path.with_name("metadata.json"))
     with hdf5.open_file(path) as file:
-        names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: _number(name, path))
+        names = sorted(
+            (name for name in hdf5.names(file) if name.startswith("episode_")), key=lambda name: _number(name, path)
+        )
         if not names:
-            raise ValueError(f"{path}: holds no episode_0, episode_1, ...; found {list(file)[:5]}")
+            raise ValueError(f"{path}: holds no episode_0, episode_1, ...; found {hdf5.names(file)[:5]}")
         episodes, attributes = [], []
         for name in names:
             group = hdf5.group(file, name, str(path))

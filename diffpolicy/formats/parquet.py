@@ -136,7 +136,9 @@ def as_numbers(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: np.dtype,
         elif pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
             lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
             if len(lengths) and (not sizes or lengths.tolist() != [sizes[0]]):
-                raise ValueError(f"{where}: rows have lengths {lengths[:5].tolist()}, expected shape {shape} (info.json)")
+                raise ValueError(
+                    f"{where}: rows have lengths {lengths[:5].tolist()}, expected shape {shape} (info.json)"
+                )
             sizes, values = sizes[1:], values.flatten()
         else:
             break
@@ -144,5 +146,7 @@ def as_numbers(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: np.dtype,
         raise ValueError(f"{where}: holds {values.type}, expected {dtype}")
     numbers = values.to_numpy(zero_copy_only=False)
     if not np.can_cast(numbers.dtype, dtype, "same_kind") or len(numbers) != n_rows * math.prod(shape):
-        raise ValueError(f"{where}: holds {len(numbers)} numbers of {numbers.dtype}, expected {n_rows} x {shape} {dtype}")
+        raise ValueError(
+            f"{where}: holds {len(numbers)} numbers of {numbers.dtype}, expected {n_rows} x {shape} {dtype}"
+        )
     return numbers.astype(dtype).reshape(n_rows, *shape)

@@ -30,9 +30,11 @@ def open_robomimic(location: str | os.PathLike[str]) -> Recording:
     path = Path(os.path.abspath(location))
     with hdf5.open_file(path) as file:
         data = hdf5.group(file, "data", str(path))
-        names = sorted((name for name in data if name.startswith("demo_")), key=lambda name: _number(name, path))
+        names = sorted(
+            (name for name in hdf5.names(data) if name.startswith("demo_")), key=lambda name: _number(name, path)
+        )
         if not names:
-            raise ValueError(f"{path}: data holds no demo_0, demo_1, ...; found {list(data)[:5]}")
+            raise ValueError(f"{path}: data holds no demo_0, demo_1, ...; found {hdf5.names(data)[:5]}")
         ours = _ours(data, path)
         before = ours.get("arrays", {})
         episodes = []
@@ -97,8 +99,9 @@ def _env(data: h5py.Group, path: Path) -> dict[str, Any]:
         return {}
     args = parsed(told.encode(), f"{path}: attribute 'env_args' of data")
     rate = args.get("env_kwargs", {}).get("control_freq") if isinstance(args, dict) else None
-    is_rate = isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0
-    return {"env_args": args, "fps": float(rate)} if is_rate else {"env_args": args}
+    if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0:
+        return {"env_args": args, "fps": float(rate)}
+    return {"env_args": args}
 
 
 def _masks(file: h5py.File, path: Path) -> dict[str, set[str]]:
@@ -120,7 +123,9 @@ def write_robomimic(source: Recording, keys: list[str], output: Path, env_name: 
     """
     names = {key: _robomimic_name(key) for key in keys}
     if len(set(names.values())) < len(names):
-        raise ValueError(f"two arrays would get the same name in robomimic: {names}; leave one out with leave_out=[NAME]")
+        raise ValueError(
+            f"two arrays would get the same name in robomimic: {names}; leave one out with leave_out=[NAME]"
+        )
     ends = source.episode_ends
     with h5py.File(output, "w") as file:
         data = file.create_group("data")

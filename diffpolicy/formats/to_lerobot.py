@@ -180,7 +180,7 @@ class Writer:
             features[name] = feature
         index = {"dtype": "int64", "shape": [1], "names": None}
         features |= {"timestamp": {**index, "dtype": "float32"}}
-        features |= {name: index for name in ("frame_index", "episode_index", "index", "task_index")}
+        features |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), index)
         return {
             "codebase_version": "v3.0",
             "robot_type": self._source.about.get("robot_type"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from diffpolicy.formats.bounds import decoding
@@ -36,7 +37,7 @@ class Video:
         self._frames: Iterator[Any] = iter(())
         self._current: Any = None
         self._rgb = VideoReformatter()
-        with decoding(where, av.FFmpegError, OSError):
+        with decoding(where, FFmpegError, OSError):
             self._container = av.open(str(path))
         try:
             self._stream = self._checked_stream()
@@ -54,7 +55,7 @@ class Video:
         found = np.empty((len(times_s), *self._shape), np.uint8)
         for index, time_s in enumerate(times_s):
             frame = self._at(float(time_s))
-            with decoding(self._where, av.FFmpegError, ValueError):
+            with decoding(self._where, FFmpegError, ValueError):
                 height, width, _ = self._shape
                 found[index] = self._rgb.reformat(frame, width, height, "rgb24", **ONE_THREAD).to_ndarray()
         return found
@@ -88,12 +89,12 @@ class Video:
         return self._current
 
     def _seek(self, time_s: float) -> None:
-        with decoding(self._where, av.FFmpegError):
+        with decoding(self._where, FFmpegError):
             offset = int(Fraction(time_s + MOST_ERROR / self._fps) / self._stream.time_base)
             self._container.seek(offset, stream=self._stream)
             self._frames = self._container.decode(self._stream)
         self._advance()
 
     def _advance(self) -> None:
-        with decoding(self._where, av.FFmpegError):
+        with decoding(self._where, FFmpegError):
             self._current = next(self._frames, None)

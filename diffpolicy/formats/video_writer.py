@@ -37,7 +37,7 @@ class VideoFiles:
             ValueError: a video cannot hold images of this size.
         """
         if self._container is None:
-            self._begin(*images.shape[1:])
+            self._container = self._begin(*images.shape[1:])
         for image in images:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = self._frames, 1 / self._fps
@@ -72,7 +72,8 @@ class VideoFiles:
         described = {"video.is_depth_map": False, "video.fps": rate, "video.channels": channels, "has_audio": False}
         return {**sizes, **described}
 
-    def _begin(self, height: int, width: int, channels: int) -> None:
+    def _begin(self, height: int, width: int, channels: int) -> Any:
+        """Open the next file."""
         if channels != 3 or height % 2 or width % 2 or min(height, width) < LEAST_SIZE:
             raise ValueError(
                 f"feature {self._name!r}: images of {height} x {width} x {channels} do not go into a video, expected "
@@ -84,7 +85,8 @@ class VideoFiles:
         self._path = self._folder / self._template.format(**place)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("SVT_LOG", "1")  # errors only; the encoder reads it when it begins
-        self._container = av.open(str(self._path), "w")
-        self._stream = self._container.add_stream(CODEC, rate=self._fps, options=OPTIONS)
+        container: Any = av.open(str(self._path), "w")
+        self._stream = container.add_stream(CODEC, rate=self._fps, options=OPTIONS)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, PIXELS
         self._frames = self._begun = 0
+        return container

@@ -65,8 +65,12 @@ def test_the_human_push_t_data_come_back_bit_for_bit(tmp_path: Path):
     except FileNotFoundError:
         pytest.skip(f"{DATA_VARIABLE} has no {HUMAN}")
     before = ReplayBuffer.open(location)
-    back = round_trip(location, tmp_path, "lerobot", WriteSettings(fps=10), ["img"])
-    assert_same(back, before, ["action", "state", "keypoint", "n_contacts"])
+    convert(open_recording(location, "zarr"), tmp_path / "out", "lerobot", WriteSettings(fps=10), ["img"])
+    back = open_recording(str(tmp_path / "out"), "lerobot")
+    assert back.episode_ends.tolist() == before.episode_ends.tolist()
+    for key in ("action", "state", "keypoint", "n_contacts"):
+        assert back.specs[key] == before.specs[key]
+        np.testing.assert_array_equal(back[key], before[key])
 
 
 def test_float_images_of_whole_numbers_are_stored_as_bytes_and_fractions_are_refused(tmp_path: Path):
