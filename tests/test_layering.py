@@ -109,6 +109,10 @@ NOT_IN_THE_CORE = [
     "pymunk",
     "pygame",
     "tqdm",
+    "pyarrow",
+    "av",
+    "h5py",
+    "PIL",
 ]
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load"}
