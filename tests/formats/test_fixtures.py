@@ -10,6 +10,7 @@ from diffpolicy.data.demonstrations import load_demonstrations
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.formats import convert, open_recording, recognise
 from diffpolicy.formats.recording import Recording
+from diffpolicy.formats.table import WriteSettings
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LOSS = 20  # of a pixel, by AV1 at the quality that LeRobot takes; found: 15
@@ -113,6 +114,16 @@ def test_a_conversion_to_zarr_holds_the_same(name: str, tmp_path: Path):
     assert [first, *others] == source.episode_attributes
     buffer.append_episode(buffer.episode(0))  # it is a data set of ours like any other
     assert [each.name for each in tmp_path.iterdir()] == ["made.zarr"]
+
+
+def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path):
+    for workers in (1, 2):
+        convert(opened("lerobot_v3_mp4"), tmp_path / f"{workers}.zarr", "zarr", WriteSettings(workers=workers))
+    one, two = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "1.zarr", tmp_path / "2.zarr")
+    )
+    assert one == two
 
 
 def test_demonstrations_are_loaded_from_a_lerobot_folder_without_converting_it():
