@@ -23,7 +23,12 @@ from walk import CONTEXT, PATIENCE_S
 
 REPOSITORY = Path(__file__).parents[1]
 # Commands whose settings have another name.
-SETTINGS = {"train_policy": "train", "evaluate_policy": "evaluate", "generate_demos": "generate"}
+SETTINGS = {
+    "train_policy": "train",
+    "evaluate_policy": "evaluate",
+    "generate_demos": "generate",
+    "convert_data": "convert",
+}
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

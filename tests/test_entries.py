@@ -13,6 +13,8 @@ from traced import MODELS
 from walk import record
 
 from diffpolicy import DiffusionPolicy
+from diffpolicy.formats import convert, open_recording
+from diffpolicy.formats.table import WriteSettings
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS
@@ -175,9 +177,32 @@ def npz(folder: Path) -> Path:
     return target
 
 
+def minari(folder: Path) -> Path:
+    """The walk's data set as Minari stores one, with an observation after the last action."""
+    h5py = pytest.importorskip("h5py")
+    source = FORMATS["zarr"](str(record(folder / "walk.zarr")))
+    with h5py.File(folder / "main_data.hdf5", "w") as file:
+        for index, stop in enumerate(source.episode_ends.tolist()):
+            observations = source.rows("state", stop - 20, stop)
+            file[f"episode_{index}/observations"] = np.concatenate([observations, observations[-1:]])
+            file[f"episode_{index}/actions"] = source.rows("action", stop - 20, stop)
+    return folder
+
+
+def in_format(name: str, folder: Path) -> Path:
+    """The walk's data set in a format."""
+    if name in ("npz", "minari"):
+        return {"npz": npz, "minari": minari}[name](folder)
+    recorded = record(folder / "walk.zarr")
+    if name == "zarr":
+        return recorded
+    convert(open_recording(str(recorded), "zarr"), folder / "made", name, WriteSettings(fps=10))
+    return folder / "made"
+
+
 @pytest.mark.parametrize("name", [*FORMATS, "npz"])
 def test_a_data_source_gives_the_same_rows_whichever_way_it_is_asked(name: str, tmp_path: Path) -> None:
-    path = npz(tmp_path) if name == "npz" else record(tmp_path / "data.zarr")
+    path = in_format(name, tmp_path)
     source = {**FORMATS, "npz": NpzFolder}[name](str(path))
     assert (source.n_episodes, source.n_steps) == (10, 200)
     assert source.episode_ends.tolist() == list(range(20, 201, 20))

@@ -21,7 +21,7 @@ EXAMPLES = REPOSITORY / "examples"
 FLOORS = (
     {"_version", "system"},
     {"codecs", "constraints", "data", "diffusion", "networks"},
-    {"policy", "safety"},
+    {"formats", "policy", "safety"},
     {"control"},
     {"evaluation"},
     {"demos", "training"},
@@ -36,7 +36,7 @@ SHELVES = {
     "commands": (
         "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
-        "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training evaluate_policy "
+        "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training convert_data evaluate_policy "
         "generate_demos plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
@@ -58,6 +58,15 @@ SHELVES = {
         "likelihood",
     ),
     "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
+    "formats": (
+        "images statistics zarr_source",
+        "hdf5 parquet video",
+        "lerobot_meta minari robomimic",
+        "lerobot_names",
+        "lerobot to_lerobot to_zarr",
+        "table",
+        "convert recognise",
+    ),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "normalizers",
@@ -100,6 +109,10 @@ NOT_IN_THE_CORE = [
     "pymunk",
     "pygame",
     "tqdm",
+    "pyarrow",
+    "av",
+    "h5py",
+    "PIL",
 ]
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load"}

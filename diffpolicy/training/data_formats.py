@@ -7,6 +7,7 @@ from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.data.source import DataSource
 from diffpolicy.evaluation.settings import EnvConfig
+from diffpolicy.formats.table import READERS
 from diffpolicy.system.schema import check_settings
 from diffpolicy.system.tables import lookup
 from diffpolicy.system.time_limits import LimitsConfig
@@ -14,7 +15,7 @@ from diffpolicy.training.mixture import check_weights, joined_sets
 from diffpolicy.training.rendering import with_rendered
 from diffpolicy.training.settings import DataConfig, image_formats
 
-FORMATS: Mapping[str, Callable[[str], DataSource]] = {"zarr": ReplayBuffer.open}
+FORMATS: Mapping[str, Callable[[str], DataSource]] = {**READERS, "zarr": ReplayBuffer.open}
 
 
 def load_data(data: DataConfig, env: EnvConfig | None = None, limit_s: float = LimitsConfig.data_s) -> Demonstrations:

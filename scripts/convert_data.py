@@ -1,0 +1,6 @@
+"""Convert a data set from one format to another: python scripts/convert_data.py source=FOLDER output=FILE.zarr"""
+
+from diffpolicy.commands.convert_data import main
+
+if __name__ == "__main__":
+    main()
