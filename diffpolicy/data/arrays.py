@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numcodecs.errors import UnknownCodecError
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from diffpolicy.data import checks, memory_bounds, store
+from diffpolicy.data.image_codecs import registered
 from diffpolicy.system.plain import shown_text
 from diffpolicy.system.schema import read
 
@@ -134,7 +136,7 @@ def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
     path = shown_text(f"{group.path}/{key}")  # the key may come from a damaged file
     name = f"{location}: array {path}"
     with store.reading(name):
-        array = group.get(key)
+        array = _member(group, key)
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{location}: no array {path}, expected data/<key> arrays and meta/episode_ends")
     checks.check_codecs(name, array)
@@ -142,6 +144,15 @@ def find_array(group: zarr.Group, key: str, location: str) -> zarr.Array:
         raise ValueError(f"{name}: is a single number, expected one row per step")
     memory_bounds.bound(name, array)
     return array
+
+
+def _member(group: zarr.Group, key: str) -> object:
+    try:
+        return group.get(key)
+    except UnknownCodecError:
+        if not registered():
+            raise
+        return group.get(key)
 
 
 def read_ends(array: zarr.Array, location: str, ours: bool) -> np.ndarray:

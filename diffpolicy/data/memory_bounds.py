@@ -19,11 +19,12 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
+from diffpolicy.data.image_codecs import IMAGE_CODECS, decoded_bytes
 from diffpolicy.system.plain import MAX_BYTES
 
 FREE_BYTES = 64 * 2**20  # what any array or chunk may hold
 MOST_INFLATION = 1000  # bytes in memory for each byte on disk, beyond that
-COMPRESSORS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma")
+COMPRESSORS = ("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma", *IMAGE_CODECS)
 PLAIN = ("crc32c", "bytes", "transpose", "delta", "shuffle", "fixedscaleoffset", "quantize", "bitround", "packbits")
 _STREAMS = {
     "gzip": lambda: zlib.decompressobj(31),
@@ -139,6 +140,8 @@ def _stored_bytes(array: zarr.Array) -> int | None:
 
 def _claimed(compressor: str, data: bytes) -> int:
     """The decoded size in the header of a chunk; 0 if the chunk is too short to have one, which decoding reports."""
+    if compressor in IMAGE_CODECS:
+        return decoded_bytes(compressor, data)
     if compressor == "blosc":
         return int.from_bytes(data[4:8], "little")
     if compressor == "lz4":

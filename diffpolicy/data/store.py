@@ -19,6 +19,7 @@ from zarr.storage import ZipStore
 from diffpolicy.data.archive import other_format
 from diffpolicy.data.checks import Specs
 from diffpolicy.data.groups import open_group
+from diffpolicy.data.image_codecs import IMAGE_CODECS
 from diffpolicy.data.mark import NAME as MARK
 from diffpolicy.data.mark import read_mark, write_mark
 from diffpolicy.data.memory_bounds import METADATA, BoundedStore, check_members, check_metadata
@@ -177,4 +178,6 @@ def reading(what: str) -> Iterator[None]:
         state, cure = "truncated or corrupt, cannot", "copy or download the data set again"
         if kind == "UnknownCodecError":
             state, cure = "cannot", "install the package that has its codec"
+            if any(codec in str(error) for codec in IMAGE_CODECS):
+                cure = "pip install 'diffpolicy[images]'"
         raise ValueError(f"{what}: {state} be decoded ({kind}: {shown_text(str(error))}); {cure}") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from diffpolicy.data.limits import FREE_BYTES, MOST_INFLATION
+from diffpolicy.data.memory_bounds import FREE_BYTES, MOST_INFLATION
 from diffpolicy.system.plain import shown, shown_text
 
 _FIELD = re.compile(r"\{(\w+)(?::0(\d)d)?\}")
