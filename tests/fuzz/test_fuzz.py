@@ -36,7 +36,9 @@ def test_extreme_settings_are_refused_in_one_line(tmp_path: Path) -> None:
         folder = tmp_path / setting
         folder.mkdir()
         verdict = judged(setting, partial(overrides._train, tmp_path, folder, [setting]))
-        assert (verdict.kind, verdict.megabytes < 1000) == ("refused", True), (setting, verdict)
+        assert verdict.kind in ("refused", "over budget"), verdict  # a busy machine may take longer
+        assert "ValueError: error: " in verdict.said, verdict
+        assert verdict.megabytes < 1000, verdict
 
 
 @pytest.mark.slow
