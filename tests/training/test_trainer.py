@@ -197,7 +197,10 @@ def test_bfloat16_autocast_trains(data_set: Path, tmp_path: Path) -> None:
         ({"trainer": {"precision": "int8"}}, "precision 'int8' must be one of float32, bfloat16"),
         ({"trainer": {"betas": [0.9]}}, "trainer: betas has 1 entries, expected 2 to 2"),
         ({"device": "tpu"}, "device: 'tpu' is not available, expected auto or one of .*cpu"),
-        ({"model": UNet1dConfig(widths=[32768, 65536])}, "model: has 2[0-9]{11} parameters, expected at most 2147483648"),
+        (
+            {"model": UNet1dConfig(widths=[32768, 65536])},
+            "model: has 2[0-9]{11} parameters, expected at most 2147483648",
+        ),
         ({"seed": 10**12}, "^seed 1000000000000 must be between 0 and 4000000000$"),
         ({"data": DataConfig("x", observations={"action": ["state"]})}, "'action', which names the actions"),
         ({"window": WindowConfig(horizon=15)}, r"horizon 15 must be divisible by 2"),

@@ -74,8 +74,6 @@ class Resnet(nn.Module):
                 "nothing; set encoder.pool=average, or give larger images"
             )
         check_source(weights, self._where)
-        if weights is not None and channels != 3:
-            raise ValueError(f"{self._where}: weights are for images of 3 channels, not {channels}; set weights=null")
         self.colours = nn.Identity() if weights is None else ImageNetColours()
         self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
         self.norm1 = _norm(width)
