@@ -49,7 +49,7 @@ SHELVES = {
         "fallback",
     ),
     "control": ("controller wrapper", "latency"),
-    "data": ("images limits replacing", "store stream", "arrays", "replay_buffer", "demonstrations locate"),
+    "data": ("images memory_bounds replacing", "store stream", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("parts", "generate"),
     "diffusion": (
         "samplers/table schedules weighting",

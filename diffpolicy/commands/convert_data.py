@@ -11,6 +11,7 @@ stopped.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from omegaconf import MISSING
 
@@ -20,6 +21,7 @@ from diffpolicy.formats.convert import convert
 from diffpolicy.formats.recognise import recognise
 from diffpolicy.formats.recording import Recording
 from diffpolicy.formats.table import WriteSettings, open_recording
+from diffpolicy.system.schema import Range
 
 
 @dataclass
@@ -34,8 +36,8 @@ class ConvertConfig:
     fps: float | None = None
     images: str = "png"
     task: str = ""
-    workers: int = 1
-    limit_s: float = 600.0  # how long a worker may take for one part
+    workers: Annotated[int, Range(1, 256)] = 1
+    limit_s: Annotated[float, Range(above=0)] = 600.0  # how long a worker may take for one part
 
 
 @command("convert", ConvertConfig)

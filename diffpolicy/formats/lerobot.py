@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,18 @@ def open_lerobot(location: str | os.PathLike[str]) -> Recording:
     for episode in metadata.episodes:
         for feature, (path, _) in episode.videos.items():
             existing(root, path, f"feature {feature!r}")
+    readable, unreadable = _features(metadata)
+    attributes = names.episodes or [{"tasks": each.tasks} for each in metadata.episodes]
+    lengths = [each.length for each in metadata.episodes]
+    reader = LeRobotReader(root, metadata, names)
+    specs = {names.key(name): names.spec(name, row) for name, row in readable.items()}
+    return Recording(
+        str(root), reader, specs, lengths, attributes, names.about or _about(metadata, readable), unreadable
+    )
+
+
+def _features(metadata: Metadata) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The features that can be read, with the shape of a row, and the others, with the reason."""
     readable, unreadable = {}, {}
     for name, feature in metadata.info.features.items():
         if name in INDICES and not (name == "task_index" and len(metadata.tasks) > 1):
@@ -49,22 +61,21 @@ def open_lerobot(location: str | os.PathLike[str]) -> Recording:
             unreadable[name] = f"feature {name!r} is {feature.dtype}, expected numbers, images or video"
         else:
             readable[name] = feature.row
+    return readable, unreadable
+
+
+def _about(metadata: Metadata, readable: Collection[str]) -> dict[str, Any]:
+    """What the data set says of itself, to be kept in ours."""
     info = metadata.info
-    described = {name: asdict(info.features[name]) for name in readable}
-    about = {
+    return {
         "format": "lerobot",
         "version": info.codebase_version,
         "fps": info.fps,
         "robot_type": info.robot_type,
         "tasks": metadata.tasks,
-        "features": described,
+        "features": {name: asdict(info.features[name]) for name in readable},
         "statistics": {name: each for name, each in metadata.statistics.items() if name in readable},
     }
-    attributes = names.episodes or [{"tasks": each.tasks} for each in metadata.episodes]
-    lengths = [each.length for each in metadata.episodes]
-    reader = LeRobotReader(root, metadata, names)
-    specs = {names.key(name): names.spec(name, row) for name, row in readable.items()}
-    return Recording(str(root), reader, specs, lengths, attributes, names.about or about, unreadable)
 
 
 class LeRobotReader:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made import FPS, LENGTHS, TASKS, episode
 
 from diffpolicy.data.demonstrations import load_demonstrations
@@ -11,6 +12,8 @@ from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.formats import convert, open_recording, recognise
 from diffpolicy.formats.recording import Recording
 from diffpolicy.formats.table import WriteSettings
+from diffpolicy.system.pixels import PixelFormat
+from diffpolicy.training.data_formats import FORMATS as TRAINING
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LOSS = 20  # of a pixel, by AV1 at the quality that LeRobot takes; found: 15
@@ -127,19 +130,16 @@ def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path):
 
 
 def test_demonstrations_are_loaded_from_a_lerobot_folder_without_converting_it():
-    from diffpolicy.training.data_formats import FORMATS as TRAINING
-
     for name in ("lerobot_v3_png", "lerobot_v3_mp4"):
         folder = str(FIXTURES / name)
         asked = {"state": ["observation.state", "action[:1]"], "top": ["observation.images.top"]}
-        found = load_demonstrations(folder, asked, "action", ["top"], TRAINING["lerobot"])
+        images = {"top": PixelFormat()}
+        found = load_demonstrations(folder, asked, "action", ["top"], TRAINING["lerobot"], images=images)
         size, _ = ARRAYS[name]
         assert found.actions.shape == (8, 2)
         assert found.observations["state"].shape == (8, 4)
         assert found.observations["top"].shape == (8, size, size, 3)
         source = opened(name)
         rows = np.array([[0, 0], [6, 7], [3, 4]])
-        import torch
-
         streamed = found.observations["top"][torch.from_numpy(rows)]
         np.testing.assert_array_equal(streamed.numpy(), source["observation.images.top"][rows])
