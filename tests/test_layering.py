@@ -22,7 +22,7 @@ FLOORS = (
     {"_version", "system"},
     {"codecs", "constraints", "data", "diffusion", "networks"},
     {"policy", "safety"},
-    {"control"},
+    {"control", "interop"},
     {"evaluation"},
     {"demos", "training"},
     {"benchmarks"},
@@ -58,6 +58,7 @@ SHELVES = {
         "likelihood",
     ),
     "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
+    "interop": ("machine views", "names", "pickles", "torch_file"),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "normalizers",
