@@ -58,7 +58,14 @@ SHELVES = {
         "likelihood",
     ),
     "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
-    "interop": ("machine views", "names", "pickles", "torch_file"),
+    "interop": (
+        "lerobot_statistics machine plain_config schedulers unet_tensors views",
+        "building names",
+        "lerobot pickles",
+        "torch_file",
+        "diffusion_policy",
+        "importing",
+    ),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (
         "normalizers",

@@ -1,1 +1,6 @@
 """Checkpoints of other libraries: to ours and from ours."""
+
+from diffpolicy.interop.importing import import_policy
+from diffpolicy.interop.torch_file import TorchFile
+
+__all__ = ["TorchFile", "import_policy"]

@@ -76,9 +76,11 @@ class RefusedError(ValueError):
 def is_key(value: Any) -> bool:
     """Whether a value may be a key.
 
-    Nobody may choose keys that all fall on one place of a hash table, as numbers of 2^61 - 1 and its multiples would,
-    or hash a tuple of tuples of tuples: a thousand bytes could then take hours.
+    Nobody may choose keys that all fall on one place of a hash table, as multiples of 2^61 - 1 would, or hash a tuple
+    of tuples of tuples: a thousand bytes could then take hours. Tuples of texts are the keys of omegaconf's caches.
     """
+    if isinstance(value, tuple):
+        return len(value) <= 16 and all(isinstance(one, str) for one in value)
     if isinstance(value, int):
         return abs(value) < 2**60
     return isinstance(value, str | bytes | Name | Stub | None)
