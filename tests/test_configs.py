@@ -20,7 +20,7 @@ from diffpolicy.training.schemas import register_choices
 from diffpolicy.training.settings import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-CONDITION = ConditionShape(vector=(40,))
+CONDITION = ConditionShape(vector=(40,), tokens=(2, 20))
 CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "safety"]
 MODES_OF_SAFETY = sorted(path.stem for path in CONFIGS.glob("safety/*.yaml"))
 

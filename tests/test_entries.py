@@ -9,8 +9,10 @@ import pytest
 import torch
 from seams import CosineCodec, NpzFolder, TokenEncoder, TokenReader
 from torch.testing import assert_close
+from traced import MODELS
 from walk import record
 
+from diffpolicy import DiffusionPolicy
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.observation import vector
 from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS
@@ -21,6 +23,7 @@ from diffpolicy.training.data_formats import FORMATS
 SEES = {"goal": vector(2), "position": vector(3)}
 SHAPE = (8, 2)
 GIVEN = ConditionShape(vector=(10,), tokens=(4, 16))
+HAS_LEVELS = ("dit", "reader")  # backbones that take a time for each waypoint
 
 
 def encoders() -> dict[str, Any]:
@@ -30,7 +33,11 @@ def encoders() -> dict[str, Any]:
 def backbones() -> dict[str, Any]:
     torch.manual_seed(0)
     ours = {name: made(BACKBONES, "model", name, SHAPE, GIVEN) for name in BACKBONES}
-    return {**ours, "reader": TokenReader.from_settings(None, SHAPE, GIVEN)}
+    networks = {**ours, "reader": TokenReader.from_settings(None, SHAPE, GIVEN)}
+    for network in networks.values():
+        for parameter in network.parameters():
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))  # some layers begin with zeros
+    return networks
 
 
 def codecs() -> dict[str, Any]:
@@ -60,9 +67,36 @@ def test_a_backbone_keeps_the_shape_and_is_the_same_at_a_fixed_condition(name: s
         assert expected.shape == x.shape
         for times in ((), (99.0, 7.0)):
             assert_close(network.at_condition(condition, times, SHAPE[0])(x, 7.0), expected, rtol=0, atol=1e-8)
+        for times in ((), (99.0, 7.0)):
+            levels = torch.full((SHAPE[0],), 7.0)
+            at = network.at_condition(condition, times, SHAPE[0])
+            if name in HAS_LEVELS:
+                assert_close(at(x, levels), expected, rtol=0, atol=1e-8)
+            else:
+                with pytest.raises(ValueError, match=r"time has shape \[3, 8\], expected \[batch\]"):
+                    at(x, levels)
     grouped = [parameter for group in network.parameter_groups() for parameter in group["params"]]
     assert {id(one) for one in grouped} == {id(one) for one in network.parameters()}
     assert len(grouped) == len(list(network.parameters())), "each in one group"
+
+
+@pytest.mark.parametrize("name", ["dit", "transformer"])
+def test_weight_decay_spares_norms_biases_and_embeddings(name: str) -> None:
+    dropping = {"name": "denoising", "condition_dropout": 0.5}
+    policy = DiffusionPolicy(PolicyConfig({"goal": 2}, 2, model=name, diffusion=dropping))
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    with_decay, without = ({names[id(one)] for one in group["params"]} for group in policy.parameter_groups())
+    assert policy.parameter_groups()[1]["weight_decay"] == 0.0
+    assert "weight_decay" not in policy.parameter_groups()[0], "the trainer's"
+    assert {one for one in names.values() if one.endswith(".bias") or "norm" in one or "positions" in one} <= without
+    assert {one for one in names.values() if one.startswith("null_condition")} <= without
+    assert with_decay == set(names.values()) - without
+    assert all(one.endswith(".weight") for one in with_decay)
+
+
+def test_every_backbone_is_in_the_tables_of_the_tests() -> None:
+    """Which check that a loop can be captured, and that a replay is the loop."""
+    assert set(MODELS) == set(BACKBONES)
 
 
 @pytest.mark.parametrize("name", codecs())

@@ -100,10 +100,20 @@ def test_an_image_of_another_type_or_shape_is_refused(bad: torch.Tensor, message
 
 
 def test_a_backbone_that_reads_what_the_encoder_does_not_give_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"reader reads tokens .*, but the encoder low_dim gives .*vector"):
-        DiffusionPolicy(PolicyConfig({"state": 2}, 2, window=WINDOW, model="reader"))
-    with pytest.raises(ValueError, match=r"unet1d reads vector .*, but the encoder tokens gives .*tokens"):
-        seeing_policy(model="unet1d")
+    for model in ("unet1d", "dit"):
+        with pytest.raises(ValueError, match=rf"{model} reads vector .*, but the encoder tokens gives .*tokens"):
+            seeing_policy(model=model)
+
+
+@over("model, read", [("unet1d", "vector"), ("dit", "vector"), ("transformer", "tokens"), ("reader", "tokens")])
+def test_a_policy_keeps_only_the_fields_of_the_condition_that_its_backbone_reads(model: str, read: str) -> None:
+    dropping = {"name": "denoising", "condition_dropout": 0.5}
+    policy = DiffusionPolicy(PolicyConfig({"state": 2}, 2, window=WINDOW, model=model, diffusion=dropping))
+    assert {name for name in policy.state_dict() if "null" in name} == {f"null_condition.{read}"}
+    share = torch.linspace(0.0, 1.0, 20)[:, None].expand(-1, 2)
+    policy.fit({"state": share}, share)
+    condition = policy.condition({"state": torch.rand(3, 2, 2)}).repeated(2)
+    assert {name for name in ("vector", "tokens") if getattr(condition, name) is not None} == {read}
 
 
 def test_the_encoder_for_vectors_refuses_an_image_by_name() -> None:
@@ -122,7 +132,7 @@ def test_dropout_of_tokens_learns_null_tokens_which_guide() -> None:
 
 def test_a_condition_repeats_and_mixes_all_of_its_fields_by_row() -> None:
     one = Condition(torch.tensor([[1.0], [2.0]]), torch.tensor([[[3.0]], [[4.0]]]))
-    null = Condition.null(ConditionShape((1,), (1, 1)).null(), 2)
+    null = Condition.null(ConditionShape((1,), (1, 1)).null(("vector", "tokens")), 2)
     mixed = one.mixed(torch.tensor([True, False]), null)
     assert mixed.vector.tolist() == [[0.0], [2.0]]
     assert mixed.tokens.tolist() == [[[0.0]], [[4.0]]]

@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
+from diffpolicy.networks.backbones.dit import DiTConfig
+from diffpolicy.networks.backbones.transformer import TransformerConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.build import TABLES
 from diffpolicy.system.replay import Function, Replay
@@ -43,17 +45,27 @@ class Traced:
         return contextlib.nullcontext()
 
 
-def make_policy(sampler: str = "ddim") -> DiffusionPolicy:
+MODELS: dict[str, Any] = {
+    "unet1d": UNet1dConfig(widths=[8, 8], time_embedding_dim=8),
+    "transformer": TransformerConfig(layers=2, heads=2, width=8),
+    "dit": DiTConfig(layers=2, heads=2, width=8),
+}
+
+
+def make_policy(sampler: str = "ddim", model: str = "unet1d") -> DiffusionPolicy:
     """An untrained policy with the schedule that the sampler needs; observations in [0, 1], actions in [0, 10]."""
     torch.manual_seed(0)
     observations = {"position": 3, "goal": 2}
-    config = PolicyConfig(observations, 2, model=UNet1dConfig(widths=[8, 8], time_embedding_dim=8))
+    config = PolicyConfig(observations, 2, model=MODELS[model])
     if sampler.startswith("flow"):
         config.diffusion = DenoisingConfig(schedule="flow", parameterization="flow")
     policy = DiffusionPolicy(config)
     share = torch.linspace(0.0, 1.0, 100)[:, None]
     statistics = {key: share.expand(-1, dim) for key, dim in observations.items()}
     policy.fit(statistics, 10.0 * share.expand(-1, 2))
+    if model == "dit":  # which begins with zeros
+        for parameter in policy.network.parameters():
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
     return policy.eval()
 
 

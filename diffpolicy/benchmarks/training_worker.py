@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
 from diffpolicy.data.locate import find_data_set
 from diffpolicy.data.windows import split_episodes, window_indices
+from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.layers import conv
 from diffpolicy.system.shipped import CONFIGS
 from diffpolicy.training.schemas import register_choices
@@ -82,7 +83,7 @@ def ours_compiled(config: TrainConfig, workers: int) -> Step:
 def plain(config: TrainConfig, workers: int) -> Step:
     """The usual stack: DataLoader workers, torch's own layers, diffusers' scheduler, EMA parameter by parameter."""
     conv.SMALL_BATCH = sys.maxsize  # makes every layer torch's own
-    policy = Trainer(config, Path(tempfile.gettempdir())).policy
+    policy: Any = Trainer(config, Path(tempfile.gettempdir())).policy
     device = policy.device
     average = [parameter.detach().clone() for parameter in policy.network.parameters()]
     batches = plain_batches(config, workers)
@@ -96,11 +97,12 @@ def plain(config: TrainConfig, workers: int) -> Step:
 
     def step() -> Tensor:
         batch = {key: value.to(device) for key, value in next(batches).items()}
-        clean, condition = batch["action"], batch["observation"].flatten(1)
+        clean, observation = batch["action"], batch["observation"]
+        condition = Condition(observation.flatten(1), observation).fields(policy.network.reads)
         noise = torch.randn_like(clean)
         level = torch.randint(0, config.diffusion.num_levels, (len(clean),), device=device)
         noisy: Any = scheduler.add_noise(clean, noise, level)  # pyright: ignore[reportArgumentType]
-        loss = F.mse_loss(policy.network(noisy, level.float(), condition), clean)
+        loss = F.mse_loss(policy.network(noisy, level.float(), *condition), clean)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.network.parameters(), config.trainer.max_grad_norm)
         optimizer.step()

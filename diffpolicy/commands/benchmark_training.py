@@ -26,6 +26,8 @@ MODELS = {
     "unet_small": ["model=unet_small"],
     "unet_medium": ["model.widths=[64,128,256]", "window.horizon=16"],
     "unet": ["model=unet", "window.horizon=16"],  # 65.8 M parameters
+    "transformer_small": ["model=transformer_small"],
+    "dit_small": ["model=dit_small"],
 }
 
 

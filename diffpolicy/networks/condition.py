@@ -35,9 +35,13 @@ class ConditionShape:
             raise NotGivenError(field)
         return shape
 
-    def null(self) -> nn.ParameterDict:
-        """Learned values that stand for a missing observation: one parameter per field, initialised to zero."""
-        return nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in self.given().items()})
+    def null(self, names: tuple[str, ...]) -> nn.ParameterDict:
+        """Learned values that stand for a missing observation: one parameter for each named field, initialised to zero.
+
+        Raises:
+            NotGivenError: the encoder does not return a field.
+        """
+        return nn.ParameterDict({name: nn.Parameter(torch.zeros(self.of(name))) for name in names})
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class Condition:
         if missing := [name for name, value in zip(names, found, strict=True) if value is None]:
             raise NotGivenError(missing[0])
         return found
+
+    def only(self, names: tuple[str, ...]) -> "Condition":
+        """A copy without the other fields; raises NotGivenError as `fields`."""
+        return Condition(**dict(zip(names, self.fields(names), strict=True)))
 
     def mixed(self, mask: Tensor, other: "Condition") -> "Condition":
         """A copy in which the rows where `mask` [B] is true come from `other`."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpolicy.networks.condition import Condition, ConditionShape
 
@@ -74,6 +74,24 @@ def plain(network: Backbone, condition: Condition) -> AtCondition:
         return network(x, now, *fields, *then)
 
     return at
+
+
+def known_times(network: nn.Module, kind: type, times: Sequence[Time]) -> list[float]:
+    """The different times for which `network` may be computed in another way than by a call; each is one number.
+
+    There are none if it is compiled or of a subclass of `kind`, which may compute something else, or under autocast,
+    where another order of products would round more.
+    """
+    if torch.compiler.is_compiling() or any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+        return []
+    if type(network) is not kind or network._compiled_call_impl is not None:
+        return []
+    return list(dict.fromkeys(time for time in times if not isinstance(time, Tensor)))
+
+
+def as_tensor(times: Sequence[float], like: Tensor) -> Tensor:
+    """Times as float32 [R] on the device of `like`. Filling does not wait for a GPU, as copying would."""
+    return torch.cat([like.new_full((1,), time, dtype=torch.float32) for time in times])
 
 
 def _of_batch(time: Time, x: Tensor) -> Tensor:

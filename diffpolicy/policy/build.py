@@ -28,6 +28,8 @@ from diffpolicy.diffusion.weighting import (
     P2Config,
     Weighting,
 )
+from diffpolicy.networks.backbones.dit import DiT, DiTConfig
+from diffpolicy.networks.backbones.transformer import Transformer, TransformerConfig
 from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
 from diffpolicy.networks.condition import ConditionShape, NotGivenError
 from diffpolicy.networks.encoders.low_dim import LowDimEncoder
@@ -129,6 +131,8 @@ SAMPLERS: Mapping[str, Entry[Sampler]] = {
 
 BACKBONES: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the encoded shape and the condition's shape
     "unet1d": Entry(UNet1dConfig, UNet1d.from_settings),
+    "transformer": Entry(TransformerConfig, Transformer.from_settings),
+    "dit": Entry(DiTConfig, DiT.from_settings),
 }
 
 ENCODERS: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the observations and n_obs_steps

@@ -19,6 +19,7 @@ from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.networks.condition import Condition
+from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.normalizers import observation_normalizer
@@ -47,9 +48,11 @@ class DiffusionPolicy(nn.Module):
         self.codec: Codec = build.build_codec(config)
         self.encoder: Encoder = build.build_encoder(config)
         self.objective: Objective = build.build_objective(config.diffusion)
-        self.null_condition = self.encoder.output.null() if self.objective.condition_dropout > 0 else nn.ParameterDict()
+        self.null_condition = nn.ParameterDict()
         self._encoded_shape = self.codec.encoded_shape(config.window.horizon)
         self.network = build.build_network(config, self._encoded_shape, self.encoder.output)
+        if self.objective.condition_dropout > 0:
+            self.null_condition.update(self.encoder.output.null(self.network.reads))
         self.objective.attach(self.network)
         self._vectors = sorted(key for key, spec in config.observations.items() if spec.kind == "vector")
         self.normalizers = nn.ModuleList(observation_normalizer(config, key) for key in self._vectors)
@@ -147,10 +150,8 @@ class DiffusionPolicy(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the parameters that are needed to act, then of those that only the objective trains."""
-        first, *others = self.network.parameter_groups()
-        besides = [self.null_condition, self.encoder, self.codec]
-        own = [parameter for module in besides for parameter in module.parameters()]
-        return [{**first, "params": [*own, *first["params"]]}, *others, *self.objective.parameter_groups()]
+        besides: Any = [self.null_condition, self.encoder, self.codec]
+        return [*joined(self.network.parameter_groups(), besides), *self.objective.parameter_groups()]
 
     def stepped(self, step: int) -> None:
         """Called after optimiser step `step`."""
@@ -217,10 +218,10 @@ class DiffusionPolicy(nn.Module):
         return {key: module for key, module in pairs if isinstance(module, Normalizer)}
 
     def condition(self, observations: Mapping[str, Tensor]) -> Condition:
-        """Normalise and encode checked observations into the network's condition."""
+        """Normalise and encode checked observations into those fields of the condition that the network reads."""
         seen = {key: like_parameters(observations[key], self.network) for key in self._vectors}
         normalized = {key: normalizer.encode(seen[key]) for key, normalizer in self._observation_normalizers().items()}
-        return self.encoder({**observations, **normalized})
+        return self.encoder({**observations, **normalized}).only(self.network.reads)
 
     def denoiser_at(self, condition: Condition, times: Sequence[float] = ()) -> Denoise:
         """The denoiser at a condition; it is faster at `times` that are given in advance."""
@@ -244,7 +245,6 @@ class DiffusionPolicy(nn.Module):
         if self._is_fitted:
             return
         normalizers = {**self._observation_normalizers(), "action": self.codec}
-        missing = [key for key, normalizer in normalizers.items() if not normalizer.is_fitted]
-        if missing:
+        if missing := [key for key, one in normalizers.items() if not one.is_fitted]:
             raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
         self._is_fitted = True

@@ -31,7 +31,7 @@ def test_contestants_start_from_the_same_loss_and_files_are_written(tmp_path: Pa
 @over(
     "override, message",
     [
-        ("models=[large]", "model: 'large' is unknown, expected one of unet, unet_medium, unet_small"),
+        ("models=[large]", "model: 'large' is unknown, expected one of dit_small, transformer_small, unet, u"),
         ("contestants=[plain]", r"must name diffpolicy"),
         ("blocks=1", "blocks 1 must be at least 2"),
     ],

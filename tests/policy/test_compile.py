@@ -10,7 +10,7 @@ import torch
 from one_case import over
 from torch import Tensor
 from torch.testing import assert_close
-from traced import EVERY_SAMPLER, compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
+from traced import EVERY_SAMPLER, MODELS, compiled, in_place, make_policy, new_memory, plan, recorded, sampler_config
 from world import both, safety, start
 
 from diffpolicy import DiffusionPolicy
@@ -31,14 +31,15 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("sampler", "network"), [("unipc", "unrolled"), ("ddim", "itself"), ("dpmpp_2m_sde", "itself")]
+    ("sampler", "network"),
+    [("unipc", "unrolled"), ("ddim", "itself"), ("dpmpp_2m_sde", "itself"), ("ddim", "transformer"), ("ddim", "dit")],
 )
 def test_replays_make_the_plans_of_the_plain_path(
     traced, monkeypatch: pytest.MonkeyPatch, sampler: str, network: str
 ) -> None:
     if network == "itself":  # as on a GPU
         monkeypatch.setattr(unet1d, "may_unroll", lambda _: False)
-    plain = make_policy(sampler)
+    plain = make_policy(sampler, network if network in MODELS else "unet1d")
     replaying = compiled(plain)
     for seed in range(2):
         plans = [plan(policy, seed, sampler=sampler, steps=3) for policy in (replaying, plain)]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from traced import EVERY_SAMPLER, sampler_config
+from traced import EVERY_SAMPLER, MODELS, sampler_config
 from world import CONSTRAINTS, safety, start
 
 from diffpolicy import DiffusionPolicy, PolicyConfig
@@ -18,7 +18,6 @@ from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.constraints.trajectory import Start
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
-from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.sampling import sampled
 from diffpolicy.safety.projection import SafetyProjection
@@ -56,8 +55,8 @@ def on_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta")
 
 
-def make_policy(sampler: str) -> DiffusionPolicy:
-    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=UNet1dConfig(widths=[8, 8], time_embedding_dim=8))
+def make_policy(sampler: str, model: str) -> DiffusionPolicy:
+    config = PolicyConfig({"position": 3, "goal": 2}, 2, model=MODELS[model])
     if sampler.startswith("flow"):
         config.diffusion = DenoisingConfig(schedule="flow", parameterization="flow")
     policy = DiffusionPolicy(config)
@@ -67,7 +66,16 @@ def make_policy(sampler: str) -> DiffusionPolicy:
 
 @pytest.mark.parametrize("sampler", EVERY_SAMPLER)
 def test_nothing_in_the_loop_reads_a_value_or_leaves_the_device(sampler: str) -> None:
-    policy, batch = make_policy(sampler), 2
+    check_loop(sampler, "unet1d")
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "unet1d"])
+def test_nor_does_any_other_backbone(model: str) -> None:
+    check_loop("heun", model)
+
+
+def check_loop(sampler: str, model: str) -> None:
+    policy, batch = make_policy(sampler, model), 2
     controller, _ = start(policy, safety(ALL_CONSTRAINTS, mode="every_step"), np.full((batch, 2), 3.0))
     assert controller._layer is not None
     projector = controller._layer._projector

@@ -1,4 +1,4 @@
-"""The encoder that concatenates low-dimensional observations into one conditioning vector."""
+"""The encoder that concatenates low-dimensional observations, into one vector and into a token for each step."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ from diffpolicy.networks.observation import ObservationSpec
 
 
 class LowDimEncoder(nn.Module):
-    """Flatten normalised vectors over time and keys; an `Encoder`.
+    """Concatenate normalised vectors, within a step in alphabetical order of their keys; an `Encoder`.
 
-    {key: [batch, n_obs_steps, features]} -> vector [batch, n_obs_steps * sum of features]. Within a step the keys are
-    in alphabetical order.
+    {key: [batch, n_obs_steps, features]} -> tokens [batch, n_obs_steps, sum of features], and the same numbers as a
+    vector [batch, n_obs_steps * sum of features].
 
     Raises:
         ValueError: an observation is not a vector.
@@ -25,7 +25,9 @@ class LowDimEncoder(nn.Module):
             if spec.kind != "vector":
                 raise ValueError(f"encoder low_dim: observation {key!r} is an {spec.kind}, expected vectors only")
         self.keys = sorted(observations)
-        self.output = ConditionShape(vector=(n_obs_steps * sum(spec.features for spec in observations.values()),))
+        features = sum(spec.features for spec in observations.values())
+        self.output = ConditionShape(vector=(n_obs_steps * features,), tokens=(n_obs_steps, features))
 
     def forward(self, observation: Mapping[str, Tensor]) -> Condition:
-        return Condition(vector=torch.cat([observation[key] for key in self.keys], dim=-1).flatten(1))
+        tokens = torch.cat([observation[key] for key in self.keys], dim=-1)
+        return Condition(vector=tokens.flatten(1), tokens=tokens)

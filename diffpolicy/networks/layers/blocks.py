@@ -13,7 +13,7 @@ from diffpolicy.networks.layers.conv import Conv1d, GroupNormMish
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of a scalar at geometrically spaced frequencies (Vaswani et al. 2017): [B] -> [B, dim]."""
+    """Sines and cosines of a scalar at geometrically spaced frequencies (Vaswani et al. 2017): [...] -> [..., dim]."""
 
     frequency: Tensor  # [dim / 2]
 
@@ -24,7 +24,7 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("frequency", frequency.float(), persistent=False)
 
     def forward(self, time: Tensor) -> Tensor:
-        angle = time[:, None] * self.frequency  # [B, dim / 2]
+        angle = time[..., None] * self.frequency  # [..., dim / 2]
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
