@@ -37,7 +37,7 @@ SHELVES = {
         "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
         "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training evaluate_policy "
-        "generate_demos plot_diffusion plot_safety train_policy training_cost",
+        "generate_demos import_policy plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
         "plant planar/obstacles",
@@ -59,11 +59,11 @@ SHELVES = {
     ),
     "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
     "interop": (
-        "lerobot_statistics machine plain_config schedulers unet_tensors views",
+        "lerobot_statistics machine network_tensors plain_config schedulers transformer_names views",
         "building names",
         "lerobot pickles",
         "torch_file",
-        "diffusion_policy",
+        "diffusion_policy to_lerobot",
         "importing",
     ),
     "networks": ("layers", "protocols", "backbones encoders"),

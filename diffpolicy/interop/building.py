@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from diffpolicy.interop.network_tensors import expected_of
 from diffpolicy.interop.reading import Imported
-from diffpolicy.interop.unet_tensors import expected_of
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.system import tensor_file
 

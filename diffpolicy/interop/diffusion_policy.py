@@ -1,29 +1,30 @@
 """Checkpoints of the published code (real-stanford/diffusion_policy, *.ckpt), as a policy of ours."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from diffpolicy.interop import schedulers, statistics
+from diffpolicy.interop import schedulers, statistics, transformer_names
 from diffpolicy.interop.inert import TensorView
+from diffpolicy.interop.network_tensors import network_tensors
 from diffpolicy.interop.plain_config import plain_config
 from diffpolicy.interop.reading import Imported, Settings
 from diffpolicy.interop.torch_file import TorchFile
-from diffpolicy.interop.unet_names import DIFFUSION_POLICY, columns
-from diffpolicy.interop.unet_tensors import unet_tensors
+from diffpolicy.interop.unet_names import DIFFUSION_POLICY, published_name
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
 from diffpolicy.system.plain import shown
 
 HEAD_GROUPS = 8  # of the last block, whatever n_groups is
 OBSERVATION, ACTION = "obs", "action"
+Found = tuple[PolicyConfig, dict[str, Tensor]]
 LOST = [
-    "the optimizer's state, the step and the epoch",
+    "dropout, the optimizer's state, the step and the epoch",
     "the settings of the data set, the training and the evaluation",
 ]
-STEP_SETTINGS = {"eta", "use_clipped_model_output"}  # of a scheduler's step, given to the policy
 
 
 def read_diffusion_policy(path: Path, weights: str = "ema") -> Imported:
@@ -60,26 +61,38 @@ def _weights(file: TorchFile, states: Mapping[str, Any], weights: str, where: st
     return {key: file.tensor(view) for key, view in views.items()}
 
 
-def _unet_low_dim(
-    config: Settings, tensors: Mapping[str, Tensor], where: str
-) -> tuple[PolicyConfig, dict[str, Tensor]]:
+def _unet_low_dim(config: Settings, tensors: Mapping[str, Tensor], where: str) -> Found:
     config.require("obs_as_global_cond", True, "ours conditions on all observations at once", False)
     config.require("obs_as_local_cond", False, "ours conditions on all observations at once", False)
-    config.require(
-        "pred_action_steps_only", False, "the first action of our plans is that of the first observation", False
-    )
     config.require("oa_step_convention", True, "ours acts from the step of the present observation on", False)
-    model, features = config.within("model"), {OBSERVATION: config.get("obs_dim", int)}
-    policy = PolicyConfig(
-        features,
+    policy = _low_dim(config, tensors, _unet(config.within("model")), where)
+    named = partial(published_name, style=DIFFUSION_POLICY)
+    network = network_tensors(policy, tensors, named, DIFFUSION_POLICY.prefix, where)
+    return policy, network | _buffers(tensors, where)
+
+
+def _transformer_low_dim(config: Settings, tensors: Mapping[str, Tensor], where: str) -> Found:
+    config.require("obs_as_cond", True, "ours has the observations as tokens of the memory", False)
+    model = transformer_names.settings(config.within("model"))
+    policy = _low_dim(config, tensors, model, where)
+    named = partial(transformer_names.published_name, condition_layers=model.condition_layers)
+    learned = transformer_names.learned(tensors)
+    network = network_tensors(policy, learned, named, transformer_names.PREFIX, where)
+    return policy, network | _buffers(tensors, where)
+
+
+def _low_dim(config: Settings, tensors: Mapping[str, Tensor], model: Any, where: str) -> PolicyConfig:
+    config.require(
+        "pred_action_steps_only", False, "the first row of our plans is that of the first observation", False
+    )
+    return PolicyConfig(
+        {OBSERVATION: config.get("obs_dim", int)},
         config.get("action_dim", int),
         normalizer=_normalizers(config, tensors, where),
         window=WindowConfig(*(config.get(name, int) for name in ("horizon", "n_obs_steps", "n_action_steps"))),
-        model=_unet(model),
+        model=model,
         diffusion=schedulers.objective(config.within("noise_scheduler")),
     )
-    order = columns([OBSERVATION], [OBSERVATION], features, policy.window.n_obs_steps)
-    return policy, unet_tensors(policy, tensors, DIFFUSION_POLICY, order, where) | _buffers(tensors, where)
 
 
 def _unet(model: Settings) -> UNet1dConfig:
@@ -133,4 +146,4 @@ def _sampler(config: Settings) -> dict[str, Any]:
     return schedulers.sampler(scheduler, kind, levels if steps is None else steps, eta, clipped)
 
 
-READERS = {"DiffusionUnetLowdimPolicy": _unet_low_dim}
+READERS = {"DiffusionUnetLowdimPolicy": _unet_low_dim, "DiffusionTransformerLowdimPolicy": _transformer_low_dim}

@@ -1,5 +1,6 @@
 """Diffusion policies of LeRobot: config.json, model.safetensors and the statistics, as a policy of ours."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ from torch import Tensor
 
 from diffpolicy.interop import schedulers, statistics
 from diffpolicy.interop.lerobot_statistics import ACTION, Statistics
+from diffpolicy.interop.network_tensors import network_tensors
 from diffpolicy.interop.reading import Imported, Settings, read_json, read_safetensors
-from diffpolicy.interop.unet_names import LEROBOT, columns
-from diffpolicy.interop.unet_tensors import unet_tensors
+from diffpolicy.interop.unet_names import LEROBOT, columns, published_name, reordered
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
 
@@ -48,13 +49,13 @@ def read_lerobot(folder: Path) -> Imported:
         model=_model(config),
         diffusion=schedulers.objective(config),
     )
-    order = columns(
-        [STATE, ENVIRONMENT] if ENVIRONMENT in vectors else [STATE], sorted(vectors), vectors, policy.window.n_obs_steps
-    )
-    network = unet_tensors(policy, tensors, LEROBOT, order, str(folder / "model.safetensors"))
+    theirs = [STATE, ENVIRONMENT] if ENVIRONMENT in vectors else [STATE]
+    order = columns(theirs, sorted(vectors), vectors, policy.window.n_obs_steps)
+    where = str(folder / "model.safetensors")
+    network = network_tensors(policy, tensors, partial(published_name, style=LEROBOT), LEROBOT.prefix, where)
     return Imported(
         policy,
-        {**network, **buffers, **statistics.as_tensors("codec", values)},
+        {**reordered(network, order), **buffers, **statistics.as_tensors("codec", values)},
         _sampler(config),
         {"format": "lerobot", "file": folder.name},
         LOST,

@@ -69,7 +69,7 @@ class Statistics:
         if found is None:
             return "none", statistics.identity(features)
         if "min" in found:
-            return "limits", statistics.limits(found["min"], found["max"])
+            return "limits", statistics.limits(found["min"], found["max"], is_pinned=key == ACTION)
         return "gaussian", statistics.gaussian(found["mean"], found["std"], 0.0 if key == ACTION else EPS)
 
     def _name(self, key: str, statistic: str) -> str:

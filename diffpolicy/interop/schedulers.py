@@ -79,3 +79,25 @@ def _known(scheduler: Settings, name: str, table: dict[str, str], default: str) 
     if found not in table:
         raise ValueError(f"{scheduler.where}: {name} {found!r} is not imported; {', '.join(table)} are")
     return table[found]
+
+
+def of_objective(own: DenoisingConfig) -> dict[str, Any]:
+    """The settings of a scheduler for our objective, the reverse of `objective`.
+
+    Raises:
+        ValueError: its schedule or parameterization is none of diffusers' that ours knows.
+    """
+    schedules, predictions = ({ours: theirs for theirs, ours in one.items()} for one in (SCHEDULES, PREDICTIONS))
+    schedule, prediction = own.schedule.name, own.parameterization.name
+    if own.zero_terminal_snr or schedule not in schedules or prediction not in predictions:
+        raise ValueError(
+            f"the schedule {schedule}{' with zero_terminal_snr' * own.zero_terminal_snr} and the parameterization "
+            f"{prediction} are not exported; {', '.join(schedules)} and {', '.join(predictions)} are"
+        )
+    return {
+        "num_train_timesteps": own.num_levels,
+        "beta_schedule": schedules[schedule],
+        "beta_start": getattr(own.schedule, "beta_start", 1e-4),
+        "beta_end": getattr(own.schedule, "beta_end", 0.02),
+        "prediction_type": predictions[prediction],
+    }

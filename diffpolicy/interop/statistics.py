@@ -9,11 +9,17 @@ from torch import Tensor
 QUANTILES_OF_ALL = {"name": "quantiles", "low": 0.0, "high": 1.0}  # as limits, but for clipping
 
 
-def limits(low: Tensor, high: Tensor) -> dict[str, Tensor]:
-    """[low, high] to [-1, 1]; a feature without a range is constant, as ours are."""
+def limits(low: Tensor, high: Tensor, is_pinned: bool) -> dict[str, Tensor]:
+    """[low, high] to [-1, 1].
+
+    Args:
+        is_pinned: whether a feature without a range decodes to its one value, as that of an action must. Otherwise the
+            one value is encoded as -1, as LeRobot does.
+    """
     low, high = low.double(), high.double()
     is_constant = high <= low
     scale = 2.0 / torch.where(is_constant, 2.0, high - low)
+    is_constant &= is_pinned
     offset = torch.where(is_constant, -low, -1.0 - low * scale)
     return {"scale": scale.float(), "offset": offset.float(), "is_constant": is_constant}
 

@@ -61,7 +61,11 @@ def columns(theirs: Sequence[str], ours: Sequence[str], features: Mapping[str, i
     return (torch.tensor(step) + at * torch.arange(steps)[:, None]).flatten()
 
 
-def reordered(film: Tensor, order: Tensor) -> Tensor:
-    """The weights of a FiLM layer [channels, time + condition] for a condition whose numbers are in this order."""
-    time = film.shape[1] - len(order)
-    return torch.cat([film[:, :time], film[:, time:][:, order]], dim=1)
+def reordered(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    """Our tensors of a U-Net for a condition whose numbers are in this order, of `columns`."""
+
+    def moved(film: Tensor) -> Tensor:  # [channels, time + condition]
+        time = film.shape[1] - len(order)
+        return torch.cat([film[:, :time], film[:, time:][:, order]], dim=1)
+
+    return {name: moved(value) if name.endswith("film.1.weight") else value for name, value in tensors.items()}

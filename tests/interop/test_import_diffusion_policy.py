@@ -14,7 +14,7 @@ from diffpolicy.interop.reading import Settings
 from diffpolicy.interop.schedulers import sampler
 from diffpolicy.policy.diffusion import DiffusionPolicy
 
-NAMES = peers.names("diffusion_policy_unet_")
+NAMES = peers.names("diffusion_policy_")
 
 
 def policy_settings(path: Path) -> dict[str, Any]:
