@@ -22,7 +22,7 @@ FLOORS = (
     {"_version", "system"},
     {"codecs", "constraints", "data", "diffusion", "networks"},
     {"formats", "policy", "safety"},
-    {"control"},
+    {"control", "interop"},
     {"evaluation"},
     {"demos", "training"},
     {"benchmarks"},
@@ -37,7 +37,7 @@ SHELVES = {
         "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
         "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training convert_data evaluate_policy "
-        "generate_demos plot_diffusion plot_safety train_policy training_cost",
+        "generate_demos import_policy plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
         "plant planar/obstacles",
@@ -66,6 +66,14 @@ SHELVES = {
         "lerobot to_lerobot to_zarr",
         "table",
         "convert recognise",
+    ),
+    "interop": (
+        "lerobot_statistics machine network_tensors plain_config schedulers transformer_names views",
+        "building names",
+        "lerobot pickles",
+        "torch_file",
+        "diffusion_policy to_lerobot",
+        "importing",
     ),
     "networks": ("layers", "protocols", "backbones encoders"),
     "policy": (

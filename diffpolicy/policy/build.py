@@ -101,8 +101,11 @@ def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -
 
 
 TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the schedule
-    "ddpm": _table(DdpmConfig, lambda now, schedule, own: ancestral.ddpm(now, own.variance)),
-    "ddim": _table(DdimConfig, lambda now, schedule, own: ancestral.ddim(now, own.eta, own.clipped_epsilon)),
+    "ddpm": _table(DdpmConfig, lambda now, schedule, own: ancestral.started(ancestral.ddpm(now, own.variance), own)),
+    "ddim": _table(
+        DdimConfig,
+        lambda now, schedule, own: ancestral.started(ancestral.ddim(now, own.eta, own.clipped_epsilon), own),
+    ),
     "euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
     "flow_euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
     "dpmpp_2m": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m(now)),

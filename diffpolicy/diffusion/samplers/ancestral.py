@@ -10,17 +10,31 @@ Legend: now and after, the levels at the start and the end of a step; beta, the 
 between them; s, the standard deviation of the fresh noise; eta, the ratio of s to the posterior's standard deviation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 
 from diffpolicy.diffusion.samplers.settings import SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import FloatArray, Levels
+from diffpolicy.system.schema import Range
 
 
 @dataclass
-class DdimConfig(SamplerConfig):
+class AncestralConfig(SamplerConfig):
+    """What both samplers share.
+
+    Attributes:
+        start: standard deviation of the noise that sampling starts from; None for the sigma of the first level. The
+            samplers of diffusers start from 1, which differs where the first level is not the last trained one.
+    """
+
+    start: Annotated[float | None, Range(above=0.0, most=1e3)] = None
+
+
+@dataclass
+class DdimConfig(AncestralConfig):
     """Settings of `ddim`."""
 
     name: str = "ddim"
@@ -29,7 +43,7 @@ class DdimConfig(SamplerConfig):
 
 
 @dataclass
-class DdpmConfig(SamplerConfig):
+class DdpmConfig(AncestralConfig):
     """Settings of `ddpm`."""
 
     name: str = "ddpm"
@@ -74,6 +88,11 @@ def ddpm(now: Levels, variance: str = "posterior") -> StepTable:
     after = now.followed_by_clean()
     s = np.sqrt(_beta(now, after)) * (after.sigma > 0)  # the last step, to clean, adds no noise
     return StepTable(now, a=posterior.a, b=posterior.b, s=s)
+
+
+def started(table: StepTable, own: AncestralConfig) -> StepTable:
+    """The table with the start of the settings."""
+    return table if own.start is None else replace(table, start=own.start)
 
 
 def _beta(now: Levels, after: Levels) -> FloatArray:

@@ -1,0 +1,101 @@
+"""Diffusion policies of LeRobot: config.json, model.safetensors and the statistics, as a policy of ours."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffpolicy.interop import schedulers, statistics
+from diffpolicy.interop.lerobot_statistics import ACTION, Statistics
+from diffpolicy.interop.network_tensors import network_tensors
+from diffpolicy.interop.reading import Imported, Settings, read_json, read_safetensors
+from diffpolicy.interop.unet_names import LEROBOT, columns, published_name, reordered
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.policy.settings import PolicyConfig, WindowConfig
+
+STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
+HEAD_GROUPS = 8  # of the last block, whatever n_groups is
+LOST = [
+    "do_mask_loss_for_padding, drop_n_last_frames and all settings of the optimizer",
+    "crop_is_random and the file's own version of LeRobot",
+]
+
+
+def read_lerobot(folder: Path) -> Imported:
+    """Read a diffusion policy that LeRobot has saved (`save_pretrained`).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or the policy has what ours cannot represent.
+    """
+    config = read_json(folder / "config.json")
+    config.require("type", "diffusion", "only diffusion policies are", "unknown")
+    vectors = _vectors(config)
+    (action_dim,) = _shape(config, "output_features", ACTION)
+    tensors = read_safetensors(folder / "model.safetensors")
+    found = Statistics(folder, config, tensors)
+    settings, buffers = {}, {}
+    for index, key in enumerate(sorted(vectors)):
+        kind = "ENV" if key == ENVIRONMENT else "STATE"
+        settings[key], values = found.normalizer(key, kind, vectors[key])
+        buffers |= statistics.as_tensors(f"normalizers.{index}", values)
+    settings[ACTION], values = _action(found, action_dim, schedulers.clips(config))
+    policy = PolicyConfig(
+        vectors,
+        action_dim,
+        normalizer=settings,
+        window=WindowConfig(*(config.get(name, int) for name in ("horizon", "n_obs_steps", "n_action_steps"))),
+        model=_model(config),
+        diffusion=schedulers.objective(config),
+    )
+    theirs = [STATE, ENVIRONMENT] if ENVIRONMENT in vectors else [STATE]
+    order = columns(theirs, sorted(vectors), vectors, policy.window.n_obs_steps)
+    where = str(folder / "model.safetensors")
+    network = network_tensors(policy, tensors, partial(published_name, style=LEROBOT), LEROBOT.prefix, where)
+    return Imported(
+        policy,
+        {**reordered(network, order), **buffers, **statistics.as_tensors("codec", values)},
+        _sampler(config),
+        {"format": "lerobot", "file": folder.name},
+        LOST,
+    )
+
+
+def _vectors(config: Settings) -> dict[str, int]:
+    """The features of each observation."""
+    features = config.get("input_features", dict[str, Any])
+    if unknown := sorted(set(features) - {STATE, ENVIRONMENT}):
+        raise ValueError(f"{config.where}: the observations {', '.join(unknown)} are not imported; vectors are")
+    if STATE not in features:
+        raise ValueError(f"{config.where}: input_features has no {STATE}, which LeRobot's policy needs")
+    return {key: _shape(config, "input_features", key)[0] for key in features}
+
+
+def _shape(config: Settings, group: str, key: str) -> list[int]:
+    return config.within(group).within(key).get("shape", list[int])
+
+
+def _action(found: Statistics, features: int, is_clipped: bool) -> tuple[Any, dict[str, Tensor]]:
+    """The normaliser of the actions: whatever the statistics are, `limits` alone clips estimates to [-1, 1]."""
+    name, values = found.normalizer(ACTION, "ACTION", features)
+    if is_clipped:
+        return "limits", values
+    return (dict(statistics.QUANTILES_OF_ALL) if name == "limits" else name), values
+
+
+def _model(config: Settings) -> UNet1dConfig:
+    return UNet1dConfig(
+        widths=config.get("down_dims", list[int]),
+        time_embedding_dim=config.get("diffusion_step_embed_dim", int),
+        kernel_size=config.get("kernel_size", int),
+        groups=config.get("n_groups", int),
+        head_groups=HEAD_GROUPS,
+        film_scale=config.get("use_film_scale_modulation", bool),
+    )
+
+
+def _sampler(config: Settings) -> dict[str, Any]:
+    levels = config.get("num_train_timesteps", int)
+    steps = config.get("num_inference_steps", int | None, None)
+    return schedulers.sampler(config, config.get("noise_scheduler_type", str), levels if steps is None else steps)
