@@ -1,5 +1,6 @@
 """docs/images.md: its encoder trains and acts, and its settings, defaults and sizes are right."""
 
+import importlib.util
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -19,16 +20,21 @@ from diffpolicy.system.tables import Entry, NameOnly, made
 PAGE = (Path(__file__).parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
 
 
-def shown() -> Any:
+def shown(folder: Path) -> Any:
     """The class that the page shows."""
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(program, names)
-    return names["MeanColour"]
+    path = folder / "mean_colour.py"
+    path.write_text(program, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.MeanColour
 
 
-def test_the_encoder_that_it_shows_trains_and_acts(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = shown()
+def test_the_encoder_that_it_shows_trains_and_acts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = shown(tmp_path)
     entry = Entry(NameOnly, lambda own_settings, observations, steps: own(observations, steps))
     monkeypatch.setattr(build, "ENCODERS", MappingProxyType({**ENCODERS, "mean_colour": entry}))
     sees = {"camera": ObservationSpec("image", (8, 8, 3)), "state": vector(2)}

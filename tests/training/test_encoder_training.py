@@ -1,0 +1,108 @@
+"""Encoders that crop, change the light and are taught: all of it is a function of seed and step, so a run resumes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import walk
+
+from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.kinds import load_policy
+from diffpolicy.system import checkpoint
+from diffpolicy.training.settings import DataConfig, TrainConfig
+from diffpolicy.training.trainer import Trainer
+
+ENCODER = {"name": "resnet18_narrow", "brightness": 0.2, "pool": "average"}
+
+
+def record(path: Path) -> Path:
+    """Six episodes of a bright dot that moves along a line; the action is its next place."""
+    arrays = {"action": ((1,), "float32"), "camera": ((24, 24, 3), "uint8"), "dot": ((1,), "float32")}
+    buffer = ReplayBuffer.create(path, {**arrays, "state": ((2,), "float32")})
+    generator = np.random.default_rng(0)
+    for _ in range(6):
+        dot = np.linspace(*generator.uniform(0.0, 23.0, size=2), 11)
+        camera = np.zeros((10, 24, 24, 3), dtype=np.uint8)
+        camera[np.arange(10), 12, dot[:-1].round().astype(int)] = 255
+        state = generator.normal(size=(10, 2)).astype("float32")
+        columns = dot.astype("float32")[:, None]
+        buffer.append_episode({"action": columns[1:], "camera": camera, "dot": columns[:-1], "state": state})
+    return path
+
+
+def settings(data: Path, auxiliary: Any = None, **changes: Any) -> TrainConfig:
+    seen = {"camera": ["camera"], "state": ["state"]}
+    config = DataConfig(
+        str(data), observations=seen, images={"camera": {}}, auxiliary=auxiliary, validation_fraction=0.2
+    )
+    short = {"steps": 8, "batch_size": 8, "checkpoint_every": 4, "validate_every": 4}
+    short |= changes.pop("trainer", {})
+    return walk.settings(data, data=config, encoder=ENCODER, trainer=short, **changes)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, masked: bool) -> None:
+    data, more = record(tmp_path / "dots.zarr"), {"auxiliary": {"dot": 0.1, "state[:1]": 0.5}}
+    trainer = {"mask_padding": masked}
+    whole = Trainer(settings(data, **more, trainer=trainer), tmp_path / "whole")
+    whole.run()
+
+    class StopError(Exception):
+        pass
+
+    cut = Trainer(settings(data, **more, trainer=trainer), tmp_path / "cut")
+    step = cut.train_step
+    cut.train_step = lambda: step() if cut.step < 6 else (_ for _ in ()).throw(StopError)  # after checkpoint 4
+    with pytest.raises(StopError):
+        cut.run()
+    resumed = Trainer(settings(data, **more, trainer=trainer, resume=True), tmp_path / "cut")
+    assert resumed.step == 4
+    resumed.run()
+    ends = [walk.tensors(tmp_path / run / "checkpoints" / "step_8") for run in ("whole", "cut")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert any(name.startswith("model.auxiliary.heads.") for name in ends[0]), "part of the training state"
+    acting = checkpoint.read_tensors(tmp_path / "whole" / "checkpoints" / "step_8", "model")
+    assert not any("auxiliary" in name for name in acting)
+    assert load_policy(tmp_path / "whole" / "checkpoints" / "last").config == whole.policy.config
+
+
+def test_taught_heads_learn_and_change_what_the_encoder_learns(tmp_path: Path) -> None:
+    data, trainer = record(tmp_path / "dots.zarr"), {"steps": 30, "learning_rate": 3e-3, "batch_size": 16}
+    with_heads = Trainer(settings(data, {"dot": 1.0}, trainer=trainer), tmp_path / "with")
+    without = Trainer(settings(data, trainer=trainer), tmp_path / "without")
+    first = {name: value.clone() for name, value in without.policy.state_dict().items()}
+    assert all(torch.equal(value, with_heads.policy.state_dict()[name]) for name, value in first.items())
+    policy = with_heads.policy
+    assert isinstance(policy, DiffusionPolicy)
+    assert policy.auxiliary is not None
+
+    def error() -> float:
+        batch = with_heads.batches.first(32)
+        with torch.inference_mode():
+            seen = policy._normalized(batch.observations)
+            return float(policy.auxiliary(policy.encoder.frames(seen), batch.auxiliary))
+
+    before = error()
+    with_heads.run()
+    without.run()
+    assert error() < 0.5 * before
+    changed = [one.policy.encoder.eyes[0].conv1.weight for one in (with_heads, without)]
+    assert not torch.equal(*changed)
+
+
+def test_settings_of_taught_arrays_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    data = record(tmp_path / "dots.zarr")
+    for auxiliary, message in (
+        ({"angle": 0.1}, "no array 'angle'"),
+        ({"dot": -1.0}, r"data: auxiliary\['dot'\] -1.0 must be above 0"),
+        (["dot"], "data: auxiliary is .*expected a mapping"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(settings(data, auxiliary), tmp_path / "run")
+    config = walk.settings(data, data=DataConfig(str(data), observations={"s": ["state"]}, auxiliary={"dot": 1.0}))
+    with pytest.raises(ValueError, match="auxiliary needs an encoder with features of each frame"):
+        Trainer(config, tmp_path / "run")
