@@ -74,38 +74,47 @@ def load_demonstrations(
         ValueError: an array or name is unknown, a range is empty, an image is named as a vector or a vector as an
             image, values are NaN or inf or not those of its format, or there are no episodes.
     """
-    images = images or {}
     with contextlib.ExitStack() as opened:
-        buffer = open_source(str(location))
-        opened.callback(buffer.close)
-        if not buffer.n_episodes:
-            raise ValueError(f"{location}: holds no episodes; record some with append_episode")
-        if episodes is not None and episodes < buffer.n_episodes:
-            buffer = FirstEpisodes(buffer, episodes)
-        if not observations:
-            raise ValueError(f'{location}: no observations named, expected e.g. {{"state": ["state"]}}')
-        for setting, names in (("stream", stream), ("images", images)):
-            if unknown := sorted(set(names) - set(observations)):
-                raise ValueError(f"{location}: {setting} names {unknown}, expected some of {sorted(observations)}")
-        actions, action_columns = _read(buffer, ACTION, [action])
-        pictures = {name: _pictures(buffer, name, observations[name], images[name], name in stream) for name in images}
-        vectors = {
-            name: _stream(buffer, name, parts) if name in stream else _read(buffer, name, parts)
-            for name, parts in observations.items()
-            if name not in images
-        }
-        both = {**pictures, **vectors}
-        found = Demonstrations(
-            actions=actions,
-            observations={name: both[name][0] for name in observations},
-            episode_ends=buffer.episode_ends,
-            auxiliary={part: _read(buffer, part, [part])[0] for part in auxiliary},
-            columns={ACTION: action_columns, **{name: columns for name, (_, columns) in vectors.items()}},
-            frames={name: frames for name, (_, frames) in pictures.items()},
-        )
+        source = open_source(str(location))
+        opened.callback(source.close)
+        buffer = source if episodes is None or episodes >= source.n_episodes else FirstEpisodes(source, episodes)
+        found = _assembled(buffer, observations, action, stream, auxiliary, images or {})
         if stream:
             opened.pop_all()  # keep the source open: streamed rows are read later
         return found
+
+
+def _assembled(
+    buffer: DataSource,
+    observations: Mapping[str, Sequence[str]],
+    action: str,
+    stream: Sequence[str],
+    auxiliary: Sequence[str],
+    images: Mapping[str, PixelFormat],
+) -> Demonstrations:
+    if not buffer.n_episodes:
+        raise ValueError(f"{buffer.location}: holds no episodes; record some with append_episode")
+    if not observations:
+        raise ValueError(f'{buffer.location}: no observations named, expected e.g. {{"state": ["state"]}}')
+    for setting, names in (("stream", stream), ("images", images)):
+        if unknown := sorted(set(names) - set(observations)):
+            raise ValueError(f"{buffer.location}: {setting} names {unknown}, expected some of {sorted(observations)}")
+    actions, action_columns = _read(buffer, ACTION, [action])
+    pictures = {name: _pictures(buffer, name, observations[name], images[name], name in stream) for name in images}
+    vectors = {
+        name: _stream(buffer, name, parts) if name in stream else _read(buffer, name, parts)
+        for name, parts in observations.items()
+        if name not in images
+    }
+    both = {**pictures, **vectors}
+    return Demonstrations(
+        actions=actions,
+        observations={name: both[name][0] for name in observations},
+        episode_ends=buffer.episode_ends,
+        auxiliary={part: _read(buffer, part, [part])[0] for part in auxiliary},
+        columns={ACTION: action_columns, **{name: columns for name, (_, columns) in vectors.items()}},
+        frames={name: frames for name, (_, frames) in pictures.items()},
+    )
 
 
 def _pictures(
