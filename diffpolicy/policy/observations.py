@@ -24,7 +24,8 @@ def checked_observation(
 ) -> dict[str, Tensor]:
     """Convert an observation to tensors {key: [*leading, *shape]}: vectors as float32, images as uint8.
 
-    An image is delivered as its spec says, or as uint8 [height, width, 3].
+    An image is delivered as its spec says, or as uint8 [height, width, 3]. Instead of an array, there may be a list of
+    images, one for each index of the first dimension, with None where the camera delivered nothing.
 
     Args:
         leading: sizes of the leading dimensions: (batch,) or (batch, n_obs_steps).
@@ -83,6 +84,8 @@ def _checked(
 def _image(
     key: str, value: npt.ArrayLike | Tensor, spec: ObservationSpec, leading: tuple[int, ...]
 ) -> tuple[Tensor, Unseen]:
+    if isinstance(value, list) and any(frame is None for frame in value):
+        return _image_of_some(key, value, spec, leading)
     image = value if isinstance(value, Tensor) else _as_tensor(key, np.asarray(value))
     if image.dtype == torch.uint8 and image.shape == (*leading, *spec.shape):  # as policies hold it
         return image, {}
@@ -96,6 +99,18 @@ def _image(
     frames, reasons = converted(image.reshape(-1, *delivered), spec.pixels)
     unseen = {index: f"observation: {key} {why}{_cure(key, why)}" for index, why in reasons.items()}
     return frames.reshape(*leading, *spec.shape), unseen
+
+
+def _image_of_some(
+    key: str, value: list[npt.ArrayLike | None], spec: ObservationSpec, leading: tuple[int, ...]
+) -> tuple[Tensor, Unseen]:
+    """Like `_image` for a list that has None where a camera delivered nothing, which comes out black."""
+    there = next((np.asarray(frame) for frame in value if frame is not None), None)
+    empty = np.zeros((*leading[1:], *spec.shape), np.uint8) if there is None else np.zeros_like(there)
+    image, unseen = _image(key, np.stack([empty if frame is None else frame for frame in value]), spec, leading)
+    each = math.prod(leading[1:])
+    lost = [each * index + step for index, frame in enumerate(value) if frame is None for step in range(each)]
+    return image, unseen | dict.fromkeys(lost, f"observation: {key} is None, expected an image")
 
 
 def _cure(key: str, why: str) -> str:
