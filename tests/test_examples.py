@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from walk import PATIENCE_S
 
-from diffpolicy import DiffusionPolicy, PolicyController
-from diffpolicy.networks.observation import vector
+from diffpolicy import DiffusionPolicy, PolicyConfig, PolicyController
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.networks.encoders.resnet import ResnetConfig
+from diffpolicy.networks.observation import ObservationSpec, vector
 
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "examples" / "control_loop.py"
@@ -254,3 +257,25 @@ def test_the_monitor_tells_shifted_observations_from_familiar_ones() -> None:
     assert result.returncode == 0, result.stderr
     (auroc,) = re.findall(r"shifted by 80 px: median .* nats, AUROC ([\d.]+)", result.stdout)
     assert float(auroc) > 0.9
+
+
+def test_the_camera_monitor_scores_every_disturbance(tmp_path: Path) -> None:
+    """Of an untrained policy, whose figures say nothing but are probabilities within their intervals."""
+    torch.manual_seed(0)
+    sees = {"agent_pos": vector(2), "pixels": ObservationSpec("image", (96, 96, 3))}
+    encoder, model = ResnetConfig(pool="average", crop=0.5), UNet1dConfig(widths=[8, 16], time_embedding_dim=8)
+    policy = DiffusionPolicy(PolicyConfig(sees, 2, model=model, encoder=encoder))
+    pixels = torch.linspace(0.0, 512.0, 100)[:, None].expand(-1, 2)
+    policy.fit({"agent_pos": pixels}, pixels)
+    policy.metadata = {"env": {"id": "diffpolicy_envs:diffpolicy/PushT-v0", "kwargs": {"obs_type": "pixels_agent_pos"}}}
+    policy.save_pretrained(tmp_path / "seeing")
+    command = [sys.executable, str(REPOSITORY / "examples" / "camera_monitor.py"), str(tmp_path / "seeing")]
+    result = subprocess.run(
+        [*command, "--episodes", "3", "--ticks", "2"], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert result.returncode == 0, result.stderr
+    lines = re.findall(r"^(.+): AUROC ([\d.]+) \[([\d.]+), ([\d.]+)\] of", result.stdout, flags=re.MULTILINE)
+    assert [name for name, *_ in lines] == ["light x 0.6", "grey square", "black frame"]
+    for _, *figures in lines:
+        area, low, high = map(float, figures)
+        assert 0.0 <= low <= area <= high <= 1.0

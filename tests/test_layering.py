@@ -57,7 +57,7 @@ SHELVES = {
         "diffusers_sampler guidance objectives ode",
         "likelihood",
     ),
-    "evaluation": ("monitor outcome saved_env video", "rollout", "env_check sharded", "evaluate"),
+    "evaluation": ("monitor outcome saved_env", "rollout", "env_check sharded views", "video", "evaluate"),
     "formats": (
         "images statistics zarr_source",
         "hdf5 parquet video",
@@ -294,7 +294,8 @@ def test_library_and_envs_know_neither_each_other_nor_scripts():
 
 
 def test_examples_need_the_core_only():
-    allowed = {"diffpolicy", "numpy", "torch", *sys.stdlib_module_names}
+    siblings = {path.stem for path in EXAMPLES.glob("*.py")}
+    allowed = {"diffpolicy", "numpy", "torch", *siblings, *sys.stdlib_module_names}
     assert strangers(EXAMPLES, lambda package: package not in allowed) == []
 
 

@@ -142,6 +142,7 @@ def _reach(variant: str) -> EnvConfig:
 
 
 PUSHT = EnvConfig("diffpolicy_envs:diffpolicy/PushT-v0", {"obs_type": "keypoints"}, {"start_rule": "legacy"})
+PUSHT_IMAGE = replace(PUSHT, kwargs={"obs_type": "pixels_agent_pos"})
 AGENT = SafetyConfig(mode="last_half", workspace=[0.0, 512.0], max_speed=250.0, slots=7)  # the env's and an unseen one
 PUSHER = replace(AGENT, workspace=[0.0, 512.0], max_speed=600.0)
 
@@ -153,6 +154,7 @@ SCENES: Mapping[str, Scene] = {
     "blocked": Scene(_reach("symmetric"), AGENT, beside_the_obstacle),
     "appears": Scene(_reach("random"), AGENT, ahead_of_the_agent, from_tick=11),
     "pusht": Scene(PUSHT, PUSHER, in_the_farthest_corner),
+    "pusht_image": Scene(PUSHT_IMAGE, PUSHER, in_the_farthest_corner),
     "pusht_appears": Scene(PUSHT, PUSHER, in_the_farthest_corner, from_tick=20),
 }
 

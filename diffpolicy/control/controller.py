@@ -18,7 +18,7 @@ from diffpolicy.control.row_check import warn_of_dependent_rows
 from diffpolicy.control.turn import Turn, one_thread_at_a_time
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.policy.build import Sampler
-from diffpolicy.policy.observations import checked_observation, told_apart
+from diffpolicy.policy.observations import Given, checked_observation, told_apart
 from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.safety.layer import SafetyLayer
@@ -136,12 +136,13 @@ class PolicyController:
 
     @one_thread_at_a_time
     def select_action(
-        self, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings | None = None
+        self, observation: Mapping[str, Given], surroundings: Surroundings | None = None
     ) -> npt.NDArray[np.float32]:
         """The action of this tick [batch, action], in physical units.
 
         Args:
-            observation: {key: [batch, *shape]} of this tick, in physical units.
+            observation: {key: [batch, *shape]} of this tick, in physical units. Images may come as a list,
+                with None for one that is missing.
             surroundings: what is measured at this tick; used only with safety.
 
         With safety, a robot that is told something that cannot be used stops with an alarm; the others go on. Its
@@ -173,9 +174,7 @@ class PolicyController:
         self.last_plan = self._layer.sent(action, self._clock() - began)
         return action
 
-    def _keep_safe(
-        self, layer: SafetyLayer, observation: Mapping[str, npt.ArrayLike], surroundings: Surroundings
-    ) -> None:
+    def _keep_safe(self, layer: SafetyLayer, observation: Mapping[str, Given], surroundings: Surroundings) -> None:
         """Take in this tick, and let the layer replace the rest of the chunks that are being executed."""
         now, unseen = told_apart(observation, self.policy.config.observations, len(self._chunking))
         is_usable = layer.observe(surroundings, unseen)

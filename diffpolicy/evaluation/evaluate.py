@@ -84,12 +84,12 @@ def record_videos(
 ) -> list[Episode]:
     """Run the same episodes again and record them in `folder`, with the zones of `safety`. Bit-equal to `evaluate`.
 
-    The videos have the env's `render_fps`, 10 if it names none.
+    The videos have the env's `render_fps`, 10 if it names none. What a policy's cameras show stands beside the scene.
     """
     controller = PolicyController(policy, sampler, safety=safety, inference_batch=inference_batch)
     vector_env = make_vector_env(env, min(len(seeds), inference_batch), render_mode="rgb_array")
     fps = vector_env.metadata.get("render_fps") or DEFAULT_FPS
-    recorder = VideoRecorder(folder, list(seeds), fps, _zones(safety))
+    recorder = VideoRecorder(folder, list(seeds), fps, _zones(safety), policy)
     try:
         limit = step_limit(env, vector_env)
         return rollout(

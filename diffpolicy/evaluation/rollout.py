@@ -30,8 +30,8 @@ OnTick = Callable[
 ]
 """Called with (episode of every env or -1, surroundings before and info after the step, actions, their report)."""
 
-OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64]], None]
-"""Called with (env, episode of every env or -1, its best score so far) before every action and after the last."""
+OnStep = Callable[[VectorEnv, npt.NDArray[np.intp], npt.NDArray[np.float64], Any], None]
+"""Called before every action and after the last: (env, episode of every env or -1, best score so far, observation)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _run(
             readings.begin(info, fresh | is_first)
             controller.reset(slots.seeds(), None if is_first else fresh)
         if on_step:
-            on_step(env, slots.episode, slots.score)
+            on_step(env, slots.episode, slots.score, observation)
         action = _action(controller, observation, readings)
         observation, reward, terminated, truncated, info = env.step(action)
         if on_tick:
@@ -122,7 +122,7 @@ def _run(
         slots.record(reward, done, reported_success(info, env.num_envs))
         yield int((done & slots.is_active).sum())
         if on_step and (done & slots.is_active).any():
-            on_step(env, np.where(done, slots.episode, -1), slots.score)
+            on_step(env, np.where(done, slots.episode, -1), slots.score, observation)
         if done.any():  # an ended env must be reset before it can step; it is not recorded until its refill
             observation, info = _reset(env, slots.seeds(), reset_options, done)
             readings.update(info, done)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import gymnasium
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from gymnasium.vector import VectorEnv
 
 from diffpolicy.evaluation.encoder import VideoFile
+from diffpolicy.evaluation.views import beside, views
+from diffpolicy.policy.protocol import Policy
 
 WORLD_SIZE = 512  # side of the square that a frame shows, in the envs' units
 ZONE_COLOR = np.array([220, 30, 30], dtype=np.float32)
@@ -28,28 +31,40 @@ class VideoRecorder:
         seeds: the seeds of the episodes, used in the file names.
         fps: frames per second; at the control rate, the video plays in real time.
         zones: zones to draw into every frame. The frame must show the square from 0 to WORLD_SIZE.
+        policy: if it has cameras, what they show stands beside the scene.
     """
 
-    def __init__(self, folder: Path, seeds: list[int], fps: float = 10, zones: Sequence[Zone] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seeds: list[int],
+        fps: float = 10,
+        zones: Sequence[Zone] = (),
+        policy: Policy | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = [folder / f"episode_{i:03d}_seed_{seed}.mp4" for i, seed in enumerate(seeds)]
         self._fps = fps
         self._zones = zones
+        self._policy = policy
         self._files: dict[int, VideoFile] = {}
 
-    def __call__(self, env: VectorEnv, episode: npt.NDArray[np.intp], score: npt.NDArray[np.float64]) -> None:
+    def __call__(
+        self, env: VectorEnv, episode: npt.NDArray[np.intp], score: npt.NDArray[np.float64], observation: Any
+    ) -> None:
         try:
             frames = env.render()
         except gymnasium.error.Error as error:  # such as a missing drawing package
             raise ValueError(f"videos: the env cannot be drawn: {error}; set videos=0 to skip them") from error
         if frames is None or any(frame is None for frame in frames):
             raise ValueError("videos: the env has no render_mode 'rgb_array'; set videos=0 to skip them")
+        seen = views(self._policy, observation) if self._policy is not None else []
         for slot in np.flatnonzero(episode >= 0):
             index = int(episode[slot])
             if index not in self._files:
                 self._files[index] = VideoFile(self.paths[index], self._fps)
-            frame = draw_zones(np.asarray(frames[slot]), self._zones)
-            self._files[index].append(draw_score(frame, float(score[slot])))
+            scene = draw_score(draw_zones(np.asarray(frames[slot]), self._zones), float(score[slot]))
+            self._files[index].append(beside(scene, [view[slot] for view in seen]))
 
     def close(self) -> None:
         """Finish the files.

@@ -1,7 +1,7 @@
 """Validation of a user's observations: keys, shapes, dtypes and values; images become uint8, channels last."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +13,22 @@ from diffpolicy.system.pixels import converted
 
 IMAGE_AXES = {"last": ("height", "width", "channels"), "first": ("channels", "height", "width")}
 
+Given = npt.ArrayLike | Tensor | Sequence[npt.ArrayLike | None]
+"""An observation of all robots; as a list, None stands for the image of a camera that delivered nothing."""
+
 Unseen = dict[int, str]
 """{index along all leading dimensions: why its observation cannot be used}."""
 
 
 def checked_observation(
-    observation: Mapping[str, npt.ArrayLike | Tensor],
+    observation: Mapping[str, Given],
     specs: Mapping[str, ObservationSpec],
     leading: tuple[int, ...],
 ) -> dict[str, Tensor]:
     """Convert an observation to tensors {key: [*leading, *shape]}: vectors as float32, images as uint8.
 
-    An image is delivered as its spec says, or as uint8 [height, width, 3].
+    An image is delivered as its spec says, or as uint8 [height, width, 3]. Instead of an array, there may be a list of
+    images, one for each index of the first dimension, with None where the camera delivered nothing.
 
     Args:
         leading: sizes of the leading dimensions: (batch,) or (batch, n_obs_steps).
@@ -42,7 +46,7 @@ def checked_observation(
 
 
 def told_apart(
-    observation: Mapping[str, npt.ArrayLike | Tensor], specs: Mapping[str, ObservationSpec], batch: int
+    observation: Mapping[str, Given], specs: Mapping[str, ObservationSpec], batch: int
 ) -> tuple[dict[str, Tensor], dict[int, str]]:
     """Like `checked_observation` for (batch,), but robots with values that cannot be used are told: {robot: why}."""
     tensors: dict[str, Tensor] = {}
@@ -53,9 +57,7 @@ def told_apart(
     return tensors, unseen
 
 
-def _values(
-    observation: Mapping[str, npt.ArrayLike | Tensor], specs: Mapping[str, ObservationSpec]
-) -> dict[str, npt.ArrayLike | Tensor]:
+def _values(observation: Mapping[str, Given], specs: Mapping[str, ObservationSpec]) -> dict[str, Given]:
     if not isinstance(observation, Mapping):
         kind = type(observation).__name__
         raise ValueError(f"observation: is a {kind}, expected a mapping with the keys {sorted(specs)}")
@@ -64,9 +66,7 @@ def _values(
     return {key: observation[key] for key in specs}
 
 
-def _checked(
-    key: str, value: npt.ArrayLike | Tensor, spec: ObservationSpec, leading: tuple[int, ...]
-) -> tuple[Tensor, Unseen]:
+def _checked(key: str, value: Given, spec: ObservationSpec, leading: tuple[int, ...]) -> tuple[Tensor, Unseen]:
     if spec.kind == "image":
         return _image(key, value, spec, leading)
     tensor = value.float() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
@@ -80,9 +80,9 @@ def _checked(
     return tensor, dict.fromkeys((~is_finite).nonzero().squeeze(1).tolist(), reason)
 
 
-def _image(
-    key: str, value: npt.ArrayLike | Tensor, spec: ObservationSpec, leading: tuple[int, ...]
-) -> tuple[Tensor, Unseen]:
+def _image(key: str, value: Given, spec: ObservationSpec, leading: tuple[int, ...]) -> tuple[Tensor, Unseen]:
+    if isinstance(value, list) and any(frame is None for frame in value):
+        return _image_of_some(key, value, spec, leading)
     image = value if isinstance(value, Tensor) else _as_tensor(key, np.asarray(value))
     if image.dtype == torch.uint8 and image.shape == (*leading, *spec.shape):  # as policies hold it
         return image, {}
@@ -96,6 +96,18 @@ def _image(
     frames, reasons = converted(image.reshape(-1, *delivered), spec.pixels)
     unseen = {index: f"observation: {key} {why}{_cure(key, why)}" for index, why in reasons.items()}
     return frames.reshape(*leading, *spec.shape), unseen
+
+
+def _image_of_some(
+    key: str, value: Sequence[npt.ArrayLike | None], spec: ObservationSpec, leading: tuple[int, ...]
+) -> tuple[Tensor, Unseen]:
+    """Like `_image` for a list that has None where a camera delivered nothing, which comes out black."""
+    there = next((np.asarray(frame) for frame in value if frame is not None), None)
+    empty = np.zeros((*leading[1:], *spec.shape), np.uint8) if there is None else np.zeros_like(there)
+    image, unseen = _image(key, np.stack([empty if frame is None else frame for frame in value]), spec, leading)
+    each = math.prod(leading[1:])
+    lost = [each * index + step for index, frame in enumerate(value) if frame is None for step in range(each)]
+    return image, unseen | dict.fromkeys(lost, f"observation: {key} is None, expected an image")
 
 
 def _cure(key: str, why: str) -> str:

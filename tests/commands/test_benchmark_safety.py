@@ -16,6 +16,8 @@ from diffpolicy.benchmarks import safety_methods, safety_scenes, safety_summary
 from diffpolicy.evaluation.monitor import EpisodeRecord
 from diffpolicy.evaluation.rollout import Episode
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.networks.encoders.resnet import ResnetConfig
+from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.safety.build import build_safety
@@ -85,6 +87,21 @@ def test_pusht_keeps_out_of_a_zone_that_its_observation_does_not_show(tiny_check
     result = run("benchmark_safety.py", f"checkpoint={tiny_checkpoint}", *settings, f"hydra.run.dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert [row["violations"] for row in rows_of(tmp_path)] == [0, 0]
+
+
+def test_push_t_that_is_seen_keeps_out_of_a_zone_that_no_image_shows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sees = {"agent_pos": vector(2), "pixels": ObservationSpec("image", (96, 96, 3))}
+    encoder, model = ResnetConfig(pool="average", crop=0.5), UNet1dConfig(widths=[8, 16, 32])
+    policy = DiffusionPolicy(PolicyConfig(sees, 2, model=model, encoder=encoder))
+    pixels = torch.linspace(0.0, 512.0, 100)[:, None].expand(-1, 2)
+    policy.fit({"agent_pos": pixels}, pixels)
+    policy.save_pretrained(tmp_path / "seeing")
+    settings = ["scenes=[pusht_image]", "methods=[ours_1]", *COMMON, f"hydra.run.dir={tmp_path / 'run'}"]
+    result = run("benchmark_safety.py", f"checkpoint={tmp_path / 'seeing'}", *settings)
+    assert result.returncode == 0, result.stderr
+    (row,) = rows_of(tmp_path / "run")
+    assert (row["violations"], row["over_limits"], row["certified_rate"]) == (0, 0, 1.0)
 
 
 def test_what_a_planning_tick_costs_is_told_for_every_mode_and_batch(reach_checkpoint: Path, tmp_path: Path) -> None:

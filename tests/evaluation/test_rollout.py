@@ -29,7 +29,7 @@ class Recorder:
         self.env, self.num_envs = env, env.num_envs
         self.actions: dict[int, list[list[float]]] = {}
 
-    def __call__(self, env, episode: np.ndarray, score: np.ndarray) -> None:
+    def __call__(self, env, episode: np.ndarray, score: np.ndarray, observation: object) -> None:
         self.episode = episode.copy()
 
     def reset(self, **arguments):

@@ -97,6 +97,19 @@ def test_only_the_robot_whose_camera_fails_is_told_apart() -> None:
     np.testing.assert_array_equal(seen["top"].numpy()[[0, 1, 3]], frames[[0, 1, 3]])
 
 
+@over("how, frame", [({}, FRAMES[0]), ({"channels": "first"}, FIRST[0]), ({"values": "unit"}, UNIT[0])])
+def test_a_robot_without_an_image_is_told_apart(how: dict[str, str], frame: np.ndarray) -> None:
+    seen, unseen = told_apart({"top": [frame, None]}, {"top": spec(**how)}, 2)
+    assert unseen == {1: "observation: top is None, expected an image"}
+    np.testing.assert_array_equal(seen["top"][0].numpy(), FRAMES[0])
+    assert not seen["top"][1].any()
+    assert set(told_apart({"top": [None, None]}, {"top": spec(**how)}, 2)[1]) == {0, 1}
+    with pytest.raises(ValueError, match="observation: top is None, expected an image"):
+        checked([frame, None], **how)
+    with pytest.raises(ValueError, match=r"top has shape \[3, .*expected \[2, "):
+        checked([frame, frame, None], **how)
+
+
 def test_a_missing_camera_is_named() -> None:
     specs = {"top": spec(), "wrist": spec()}
     with pytest.raises(ValueError, match=r"keys are \['top'\], expected \['top', 'wrist'\]"):

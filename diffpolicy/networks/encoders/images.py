@@ -84,13 +84,17 @@ class ImageEncoder(nn.Module):
 
     def frames(self, observation: Mapping[str, Tensor]) -> Tensor:
         """The features of every time step, for any T: {key: [B, T, ...]} -> [B, T, F]."""
-        images = [centre_crop(observation[key], self.crops[key]) for key in self.cameras]
+        images = list(self.views(observation).values())
         if self._own.shared:
             seen = self._seen(self.eyes[0], torch.cat(images)).chunk(len(images))
         else:
             seen = [self._seen(eye, image) for eye, image in zip(self.eyes, images, strict=True)]
         features = {**observation, **dict(zip(self.cameras, seen, strict=True))}
         return torch.cat([features[key] for key in self.keys], dim=-1)
+
+    def views(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The centres of the images, which is what the networks see when the policy acts: {key: [B, T, h, w, C]}."""
+        return {key: centre_crop(observation[key], self.crops[key]) for key in self.cameras}
 
     def joined(self, features: Tensor) -> Condition:
         """The condition of features [B, n_obs_steps, F]."""
