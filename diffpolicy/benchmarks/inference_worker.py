@@ -201,7 +201,8 @@ def make_policy(model: dict, weights: dict[str, Tensor] | None = None) -> Any:
     images = {"pixels": ObservationSpec("image", (SIDE, SIDE, 3))} if sees(model) else {}
     network = {key: value for key, value in model.items() if key != "encoder"}
     config = PolicyConfig({**vectors, **images}, ACTION_DIM, model=network, encoder=model["encoder"])
-    policy, limits = DiffusionPolicy(config), torch.tensor([[-1.0], [1.0]])
+    policy: Any = DiffusionPolicy(config)
+    limits = torch.tensor([[-1.0], [1.0]])
     policy.fit({key: limits.expand(-1, size) for key, size in vectors.items()}, limits.expand(-1, ACTION_DIM))
     if weights is not None:
         policy.encoder.load_state_dict(part(weights, "encoder"))

@@ -44,9 +44,7 @@ def test_writes_json_csv_figure_and_the_kernels(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "benchmark_inference.json").read_text(encoding="utf-8"))
     names = [(model, 1, name) for model in ("small_image", "unet_small") for name in ("diffpolicy", "plain")]
     assert sorted((line["model"], line["threads"], line["name"]) for line in written["summary"]) == names
-    for line in written["summary"]:
-        is_seeing = line["model"] == "small_image"
-        assert is_seeing == (line["encoder_ms"] > 0.1 * line["wall_ms"]), "the encoder of vectors joins them only"
+    assert all(0.0 < line["encoder_ms"] < line["wall_ms"] for line in written["summary"]), "a part of a chunk"
     ours = [line for line in written["summary"] if line["name"] == "diffpolicy"]
     assert all(line["ratio"] == line["cpu_ratio"] == 1.0 for line in ours)
     with (tmp_path / "benchmark_inference.csv").open(encoding="utf-8") as file:
@@ -67,7 +65,7 @@ def test_the_kernels_of_our_process_are_reported_per_model() -> None:
 
 
 def test_lerobots_names_are_those_of_torchvisions_layers_in_a_row() -> None:
-    model = {"widths": [8, 16], "encoder": "resnet18"}
+    model = {"name": "unet1d", "widths": [8, 16], "encoder": "resnet18"}
     ours = [f"encoder.{name}" for name in make_policy(model).encoder.state_dict()]
     named = dict(zip(ours, map(lerobot_name, ours), strict=True))
     assert named["encoder.eyes.0.conv1.weight"] == "encoder.backbone.0.weight"
