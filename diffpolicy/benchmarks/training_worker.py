@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffpolicy.data.demonstrations import Demonstrations, load_demonstrations
-from diffpolicy.data.locate import find_data_set
+from diffpolicy.data.demonstrations import ACTION, Demonstrations
 from diffpolicy.data.windows import split_episodes, window_indices
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.layers import conv
 from diffpolicy.system.shipped import CONFIGS
+from diffpolicy.training.data_formats import load_data
 from diffpolicy.training.schemas import register_choices
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.trainer import Trainer
@@ -45,8 +45,10 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config: Any = OmegaConf.to_object(compose("train", overrides))
     step = CONTESTANTS[name](config, int(workers))
+    images = config.trainer.batch_size * config.window.n_obs_steps * len(config.data.images or {})  # of a step
     for line in sys.stdin:
-        print(json.dumps(run_block(step, json.loads(line)["steps"])), flush=True)
+        answer = run_block(step, json.loads(line)["steps"])
+        print(json.dumps({**answer, "images": images}), flush=True)
 
 
 def run_block(step: Step, steps: int) -> dict[str, float]:
@@ -82,15 +84,19 @@ def ours_compiled(config: TrainConfig, workers: int) -> Step:
 
 
 def plain(config: TrainConfig, workers: int) -> Step:
-    """The usual stack: DataLoader workers, torch's own layers, diffusers' scheduler, EMA parameter by parameter."""
+    """The usual stack: DataLoader workers, torch's own layers, diffusers' scheduler, EMA parameter by parameter.
+
+    Images are cropped and made float one by one by the workers, and lie channels first in memory. Nothing auxiliary is
+    taught.
+    """
     conv.SMALL_BATCH = sys.maxsize  # makes every layer torch's own
     policy: Any = Trainer(config, Path(tempfile.gettempdir())).policy
-    device = policy.device
-    average = [parameter.detach().clone() for parameter in policy.network.parameters()]
-    batches = plain_batches(config, workers)
-    optimizer = torch.optim.AdamW(
-        policy.network.parameters(), config.trainer.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6
-    )
+    policy.encoder.to(memory_format=torch.contiguous_format)
+    device, draws = policy.device, config.diffusion.draws
+    parameters = [*policy.encoder.parameters(), *policy.network.parameters()]
+    average = [parameter.detach().clone() for parameter in parameters]
+    batches = plain_batches(config, getattr(policy.encoder, "crops", {}), workers)
+    optimizer = torch.optim.AdamW(parameters, config.trainer.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6)
     rate = get_scheduler(
         "cosine", optimizer, num_warmup_steps=config.trainer.warmup_steps, num_training_steps=config.trainer.steps
     )
@@ -98,23 +104,35 @@ def plain(config: TrainConfig, workers: int) -> Step:
 
     def step() -> Tensor:
         batch = {key: value.to(device) for key, value in next(batches).items()}
-        clean, observation = batch["action"], batch["observation"]
-        condition = Condition(observation.flatten(1), observation).fields(policy.network.reads)
+        clean = batch.pop(ACTION).repeat_interleave(draws, dim=0)
+        fields = encoded(policy.encoder, batch).fields(policy.network.reads)
+        condition = [value.repeat_interleave(draws, dim=0) for value in fields]
         noise = torch.randn_like(clean)
         level = torch.randint(0, config.diffusion.num_levels, (len(clean),), device=device)
         noisy: Any = scheduler.add_noise(clean, noise, level)  # pyright: ignore[reportArgumentType]
         loss = F.mse_loss(policy.network(noisy, level.float(), *condition), clean)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.network.parameters(), config.trainer.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, config.trainer.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         rate.step()
         with torch.no_grad():
-            for mean, parameter in zip(average, policy.network.parameters(), strict=True):
+            for mean, parameter in zip(average, parameters, strict=True):
                 mean.mul_(0.999).add_(parameter, alpha=0.001)
         return loss.detach()
 
     return step
+
+
+def encoded(encoder: Any, observation: dict[str, Tensor]) -> Condition:
+    """What our encoder makes of normalised vectors [B, T, D] and floating-point images [B, T, C, h, w]."""
+    eyes = dict(zip(encoder.cameras, itertools.cycle(encoder.eyes))) if hasattr(encoder, "cameras") else {}
+    steps = [
+        eyes[key](value.flatten(0, 1)).unflatten(0, value.shape[:2]) if key in eyes else value
+        for key, value in sorted(observation.items())
+    ]
+    tokens = torch.cat(steps, dim=-1)
+    return Condition(tokens.flatten(1), tokens)
 
 
 CONTESTANTS = {
@@ -126,26 +144,39 @@ CONTESTANTS = {
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Normalised windows of demonstrations, cut one at a time."""
+    """Normalised windows of demonstrations, cut one at a time, with a random crop of their images.
 
-    def __init__(self, config: TrainConfig, data: Demonstrations) -> None:
+    Args:
+        crops: {key of images: [height, width]}.
+    """
+
+    def __init__(self, config: TrainConfig, data: Demonstrations, crops: Mapping[str, tuple[int, int]]) -> None:
         window = config.window
         pad = window.n_obs_steps - 1, window.n_action_steps - 1
         episodes, _ = split_episodes(data.n_episodes, config.data.validation_fraction, config.seed)
         self._index = window_indices(data.episode_ends, window.horizon, *pad, episodes)
         self._actions = normalised(data.actions.numpy())
-        self._observations = normalised(
-            np.concatenate([v.numpy() for v in data.observations.values() if isinstance(v, Tensor)], axis=1)
-        )
-        self._n_obs_steps = window.n_obs_steps
+        held = {key: value.numpy() for key, value in data.observations.items() if isinstance(value, Tensor)}
+        self._vectors = {key: normalised(value) for key, value in held.items() if key not in crops}
+        self._images = {key: value for key, value in held.items() if key in crops}
+        self._n_obs_steps, self._crops = window.n_obs_steps, crops
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rows = self._index[index]
-        observation = self._observations[rows[: self._n_obs_steps]]
-        return {"observation": torch.from_numpy(observation), "action": torch.from_numpy(self._actions[rows])}
+        seen = rows[: self._n_obs_steps]
+        vectors = {key: torch.from_numpy(value[seen]) for key, value in self._vectors.items()}
+        images = {key: cropped(torch.from_numpy(value[seen]), self._crops[key]) for key, value in self._images.items()}
+        return {**vectors, **images, ACTION: torch.from_numpy(self._actions[rows])}
+
+
+def cropped(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames [T, H, W, C] of uint8 -> a random crop [T, C, h, w] in [-1, 1]."""
+    top, left = (int(torch.randint(frames.shape[1 + axis] - size[axis] + 1, ())) for axis in (0, 1))
+    crop = frames[:, top : top + size[0], left : left + size[1]].permute(0, 3, 1, 2)
+    return crop.float().div(127.5).sub(1.0).contiguous()
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
@@ -154,11 +185,13 @@ def normalised(values: np.ndarray) -> np.ndarray:
     return (2.0 * (values - low) / np.maximum(high - low, 1e-6) - 1.0).astype(np.float32)
 
 
-def plain_batches(config: TrainConfig, workers: int) -> Iterator[dict[str, Tensor]]:
+def plain_batches(
+    config: TrainConfig, crops: Mapping[str, tuple[int, int]], workers: int
+) -> Iterator[dict[str, Tensor]]:
     """An endless stream of batches."""
-    data = load_demonstrations(find_data_set(config.data.path), config.data.observations, config.data.action)
+    data = load_data(config.data, config.env, config.limits.data_s)
     loader = DataLoader(
-        Windows(config, data),
+        Windows(config, data, crops),
         config.trainer.batch_size,
         shuffle=True,
         drop_last=True,

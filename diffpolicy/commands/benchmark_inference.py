@@ -2,14 +2,14 @@
 
 The contestants are ours (`predict_action_chunk`), our network in a plain loop with the scheduler of diffusers, and
 LeRobot's diffusion U-Net in the same loop, if an interpreter has it. On a GPU (device=cuda) ours is a CUDA graph and
-`eager` is the same without it; only these two run samplers other than ddim. All use the same weights, noise and
-observation, and their plans are compared. Each runs in its own child process; they alternate block by block. Writes
+`eager` is the same without it; only these two run samplers other than ddim. A model with an encoder sees two frames,
+which each chunk encodes anew; LeRobot has only `resnet18`. All use the same weights, noise and observation, and their
+plans are compared. Each runs in its own child process; they alternate block by block. Writes
 benchmark_inference.json, .csv and .png, and benchmark_inference_kernels.txt with the forms of products that were timed
 and chosen. DIFFPOLICY_KERNELS fixes the form; with bfloat16 the plans may differ by SAME_PLAN_BFLOAT16.
 """
 
 import json
-import re
 import statistics
 import sys
 import tempfile
@@ -24,42 +24,35 @@ from diffpolicy.benchmarks import inference_worker
 from diffpolicy.benchmarks.child import Child, Threads, find_peer
 from diffpolicy.benchmarks.figures import plot_blocks
 from diffpolicy.benchmarks.files import with_range, write_rows
-from diffpolicy.benchmarks.inference_worker import ACTION_DIM, LEVELS, N_OBS_STEPS, OBSERVATION_DIM
+from diffpolicy.benchmarks.inference_worker import LEVELS, make_policy
+from diffpolicy.benchmarks.lerobot_weights import lerobot_name
 from diffpolicy.commands.command import command
 from diffpolicy.evaluation.settings import InferenceBatch
-from diffpolicy.networks.backbones.unet1d import UNet1d, UNet1dConfig
+from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.networks.layers import products
 from diffpolicy.system.device import choose_device
 from diffpolicy.system.files import write_text
-from diffpolicy.system.schema import Count, Range
+from diffpolicy.system.schema import Count, OneOf, Range
 
 WORKER = Path(inference_worker.__file__)
 OURS = "diffpolicy"
 KERNELS = "benchmark_inference_kernels.txt"
 SAME_PLAN = 1e-4  # for actions in [-1, 1]: ten times the rounding error of ten steps of the widest network
 SAME_PLAN_ROUNDED = 0.05  # several times what was found with bfloat16, and with TF32, torch's convolutions on a GPU
-LEROBOT_NAMES = [  # (pattern of our parameter names, LeRobot's name), applied in this order
-    (r"^time_encoder\.", "diffusion_step_encoder."),
-    (r"^(down|up)\.(\d+)\.first\.", r"\1_modules.\2.0."),
-    (r"^(down|up)\.(\d+)\.second\.", r"\1_modules.\2.1."),
-    (r"^middle\.first\.", "mid_modules.0."),
-    (r"^middle\.second\.", "mid_modules.1."),
-    (r"^shrink\.(\d+)\.", r"down_modules.\1.2."),
-    (r"^grow\.(\d+)\.", r"up_modules.\1.2."),
-    (r"^head\.0\.", "final_conv.0.block."),
-    (r"^head\.1\.", "final_conv.1."),
-    (r"\.first\.", ".conv1.block."),
-    (r"\.second\.", ".conv2.block."),
-    (r"\.film\.", ".cond_encoder."),
-    (r"\.residual\.", ".residual_conv."),
-]
+
+
+@dataclass
+class MeasuredModel(UNet1dConfig):
+    """A U-Net and what it sees: with an encoder of images two frames of 96 x 96 pixels, else a vector."""
+
+    encoder: Annotated[str, OneOf("low_dim", "resnet18", "resnet18_narrow")] = "low_dim"
 
 
 @dataclass
 class BenchmarkInferenceConfig:
     """All settings of `benchmark_inference.py`; see configs/benchmark_inference.yaml."""
 
-    models: Annotated[dict[str, UNet1dConfig], Count(1, 64)] = field(default_factory=dict)
+    models: Annotated[dict[str, MeasuredModel], Count(1, 64)] = field(default_factory=dict)
     threads: Annotated[list[Threads], Count(1, 64)] = field(default_factory=list)
     sampler: str = "ddim"
     steps: Annotated[int, Range(1, LEVELS)] = 10
@@ -85,7 +78,8 @@ def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
         print(
             f"{line['model']:<12} {line['threads']} threads  {line['name']:<10} "
             f"{line['wall_ms']:>8.2f} ms (p50 {line['p50_ms']:.2f}, p99 {line['p99_ms']:.2f}), "
-            f"{1e3 * config.batch / line['wall_ms']:.1f} chunks/s, {line['cpu_ms']:>8.1f} ms of CPU; ours takes "
+            f"{line['encoder_ms']:.2f} ms of it the encoder, {1e3 * config.batch / line['wall_ms']:.1f} chunks/s, "
+            f"{line['cpu_ms']:>8.1f} ms of CPU; ours takes "
             f"{line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}] of that time, CPU "
             f"{line['cpu_ratio']:.2f} [{line['cpu_ratio_lowest']:.2f}, {line['cpu_ratio_highest']:.2f}]"
         )
@@ -102,7 +96,7 @@ def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict
     return {**dict.fromkeys([*ours, "plain"], sys.executable), **peers}
 
 
-def measure(config: BenchmarkInferenceConfig, name: str, model: UNet1dConfig, pythons: dict[str, str]) -> list[dict]:
+def measure(config: BenchmarkInferenceConfig, name: str, model: MeasuredModel, pythons: dict[str, str]) -> list[dict]:
     """One row per counted block, number of threads and contestant."""
     rows, children = [], list[Child]()
     device = str(choose_device(config.device))
@@ -110,6 +104,8 @@ def measure(config: BenchmarkInferenceConfig, name: str, model: UNet1dConfig, py
     with tempfile.TemporaryDirectory() as folder:
         try:
             for contestant, python in pythons.items():
+                if contestant == "lerobot" and model.encoder == "resnet18_narrow":
+                    continue  # LeRobot takes the widths of torchvision's
                 weights = save_weights(Path(folder), model, contestant)
                 arguments = [contestant, str(weights), json.dumps(asdict(model)), json.dumps(work)]
                 children.append(Child(python, WORKER, arguments))
@@ -137,28 +133,16 @@ def timed_kernels(rows: list[dict]) -> list[str]:
     return [line for one in lines.values() for line in one]
 
 
-def save_weights(folder: Path, model: UNet1dConfig, contestant: str) -> Path:
+def save_weights(folder: Path, model: MeasuredModel, contestant: str) -> Path:
     """Save the same random weights for every contestant, under its own parameter names."""
     torch.manual_seed(0)
-    network = UNet1d(
-        ACTION_DIM,
-        N_OBS_STEPS * OBSERVATION_DIM,
-        model.widths,
-        model.time_embedding_dim,
-        model.kernel_size,
-        model.groups,
-    )
+    policy = make_policy(asdict(model))
+    parts = (("encoder", policy.encoder), ("network", policy.network))
+    weights = {f"{part}.{name}": value for part, module in parts for name, value in module.state_dict().items()}
     rename = lerobot_name if contestant == "lerobot" else str
     path = folder / f"{contestant}.safetensors"
-    save_file({rename(name): value for name, value in network.state_dict().items()}, path)
+    save_file({rename(name): value.contiguous() for name, value in weights.items()}, path)
     return path
-
-
-def lerobot_name(name: str) -> str:
-    """LeRobot's name for a parameter of our U-Net."""
-    for ours, theirs in LEROBOT_NAMES:
-        name = re.sub(ours, theirs, name)
-    return name
 
 
 def check_plans(plans: dict[str, list[float]], device: str) -> None:
@@ -181,7 +165,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         for kind, prefix in (("wall_ms", "ratio"), ("cpu_ms", "cpu_ratio")):
             ratios = [found[model, threads, OURS, row["block"]][kind] / row[kind] for row in own]
             line |= {kind: statistics.median(row[kind] for row in own), **with_range(prefix, ratios)}
-        line |= {kind: statistics.median(row[kind] for row in own) for kind in ("p50_ms", "p99_ms")}
+        line |= {kind: statistics.median(row[kind] for row in own) for kind in ("p50_ms", "p99_ms", "encoder_ms")}
         summary.append(line)
     return sorted(summary, key=lambda line: (line["model"], line["threads"], line["cpu_ms"]))
 

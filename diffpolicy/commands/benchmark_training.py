@@ -2,7 +2,8 @@
 
 The plain loop is what most codebases run: DataLoader workers that cut windows one by one, the convolutions and norms of
 torch, the scheduler of diffusers, and an average updated parameter by parameter. All contestants use the same network,
-data and batch size. Each runs in its own child process; they alternate block by block. Writes benchmark_training.json,
+data and batch size. With a task that sees, the workers also crop each image and make it float, and the images a second
+are told. Each runs in its own child process; they alternate block by block. Writes benchmark_training.json,
 .csv and .png.
 """
 
@@ -60,8 +61,8 @@ def main(config: BenchmarkTrainingConfig, folder: Path) -> None:
     for line in lines:
         print(
             f"{line['model']:<12} {line['threads']} threads  {line['name']:<19} "
-            f"{line['steps_per_second']:>7.2f} steps/s; ours is {line['ratio']:.2f} "
-            f"[{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}] times as fast, "
+            f"{line['steps_per_second']:>7.2f} steps/s, {line['images_per_second']:.0f} images/s; "
+            f"ours is {line['ratio']:.2f} [{line['ratio_lowest']:.2f}, {line['ratio_highest']:.2f}] times as fast, "
             f"by CPU time {line['cpu_ratio']:.2f} [{line['cpu_ratio_lowest']:.2f}, {line['cpu_ratio_highest']:.2f}]"
         )
     print(folder / "benchmark_training.json")
@@ -86,7 +87,7 @@ def measure(config: BenchmarkTrainingConfig, model: str, threads: int) -> list[d
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """Per model, threads and contestant: median steps per second, and our speed-up over it in the same block.
+    """Per model, threads and contestant: median steps and images per second, and our speed-up in the same block.
 
     With one thread, CPU time depends less than wall time on what else the machine does.
     """
@@ -100,6 +101,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         ]
         line = {"model": model, "threads": threads, "name": name}
         line["steps_per_second"] = 1.0 / statistics.median(row["seconds"] for row, _ in pairs)
+        line["images_per_second"] = pairs[0][0]["images"] * line["steps_per_second"]
         for key, prefix in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
             line |= with_range(prefix, [row[key] / ours[key] for row, ours in pairs])
         lines.append(line)

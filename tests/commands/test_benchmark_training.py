@@ -10,18 +10,27 @@ from one_case import over
 from run_command import error_of, run
 
 
+def benchmark(folder: Path, settings: list[str]) -> dict:
+    """What the benchmark writes into `folder` with these settings of training."""
+    small = ["models=[unet_small]", "threads=[1]", "workers=1", "blocks=2", "steps_per_block=2"]
+    result = run("benchmark_training.py", f"hydra.run.dir={folder}", *small, f"settings={settings}")
+    assert result.returncode == 0, result.stderr
+    return json.loads((folder / "benchmark_training.json").read_text(encoding="utf-8"))
+
+
+def test_with_images_both_contestants_see_as_many_of_them(tmp_path: Path) -> None:
+    few = ["data.episodes=2", f"data.cache={tmp_path}", "data.validation_fraction=0", "data.auxiliary=null"]
+    written = benchmark(tmp_path, ["task=pusht_image", *few, "trainer.batch_size=8", "window.n_obs_steps=2"])
+    assert {row["name"]: row["images"] for row in written["blocks"]} == {"diffpolicy": 16, "plain": 16}
+    for line in written["summary"]:
+        assert line["images_per_second"] == pytest.approx(16 * line["steps_per_second"])
+
+
 @pytest.mark.slow
 def test_contestants_start_from_the_same_loss_and_files_are_written(tmp_path: Path) -> None:
-    settings = ["models=[unet_small]", "threads=[1]", "workers=1", "blocks=2", "steps_per_block=2"]
-    result = run(
-        "benchmark_training.py",
-        f"hydra.run.dir={tmp_path}",
-        *settings,
-        "settings=['task=pusht','trainer.batch_size=64']",
-    )
-    assert result.returncode == 0, result.stderr
-    written = json.loads((tmp_path / "benchmark_training.json").read_text(encoding="utf-8"))
+    written = benchmark(tmp_path, ["task=pusht", "trainer.batch_size=64"])
     assert {line["name"] for line in written["summary"]} == {"diffpolicy", "plain"}
+    assert all(line["images_per_second"] == 0 for line in written["summary"])
     with (tmp_path / "benchmark_training.csv").open() as file:
         losses = {row["name"]: float(row["loss"]) for row in csv.DictReader(file)}
     assert losses["diffpolicy"] == pytest.approx(losses["plain"], rel=0.3)  # untrained: about 1, by other noise
