@@ -1,4 +1,4 @@
-"""Convert a data set from one format to another: python scripts/convert_data.py source=FOLDER output=FILE.zarr"""
+"""Convert a data set: python scripts/convert_data.py source=FOLDER output=FILE.zarr"""
 
 from diffpolicy.commands.convert_data import main
 

@@ -1,9 +1,10 @@
 """Our policies as checkpoints of LeRobot (0.4): a U-Net on vectors, the statistics, and the two pipelines."""
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,19 @@ def to_lerobot(
     statistics = {
         f"{name}.{key}": value for name, one in by_name.items() for key, value in _statistics(name, one).items()
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _new(folder) as unfinished:
         _write(unfinished / "config.json", settings)
         _write_tensors(unfinished / "model.safetensors", _network(policy, ours))
         _write_pipelines(unfinished, settings, statistics)
+
+
+@contextlib.contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name at the end, or is removed after an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield unfinished
         unfinished.chmod(0o755)
         unfinished.rename(folder)
         sync_folder(folder.parent)
