@@ -59,8 +59,7 @@ class Resnet(nn.Module):
         weights: see `Resnet18Config`; `load_weights` loads them.
 
     Raises:
-        ValueError: `weights` are neither torchvision's nor a safetensors file, or do not fit the number of channels; or
-            the images are too small.
+        ValueError: `weights` are neither torchvision's nor a safetensors file, or the images are too small.
     """
 
     def __init__(
