@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from diffpolicy.system.files import sync_folder
+from diffpolicy.system.plain import shown_text
 
 FORMATS = {  # first bytes -> what the file is
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
@@ -62,7 +63,9 @@ def unpack_zip(source: Path, folder: Path, label: str, limit_bytes: int = 4 * 2*
             _check_members(archive, label, limit_bytes)
             archive.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{label}: not a whole zip, truncated or corrupt ({error}); download it again") from error
+        raise ValueError(
+            f"{label}: not a whole zip, truncated or corrupt ({shown_text(str(error))}); download it again"
+        ) from error
 
 
 def _check_members(archive: zipfile.ZipFile, label: str, limit_bytes: int) -> None:

@@ -140,7 +140,7 @@ def _open_zip(path: Path) -> zarr.Group:
                 "ReplayBuffer.create, see docs/data_format.md"
             ) from error
         raise ValueError(
-            f"{path}: not a readable zip, truncated or corrupt ({error}); copy or download it again"
+            f"{path}: not a readable zip, truncated or corrupt ({shown_text(str(error))}); copy or download it again"
         ) from error
     if not {"zarr.json", ".zgroup"} & set(names):
         raise ValueError(
@@ -165,7 +165,7 @@ def _open_url(url: str) -> zarr.Group:
     except OSError as error:  # connection refused, unknown host, timeout
         raise ConnectionError(f"{url}: cannot be reached ({error}); try again, or copy the data set here") from error
     except Exception as error:
-        raise ValueError(f"{url}: cannot be opened as a zarr group: {error}") from error
+        raise ValueError(f"{url}: cannot be opened as a zarr group: {shown_text(str(error))}") from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system import tensor_file
-from diffpolicy.system.plain import parsed, read_bounded, shown
+from diffpolicy.system.plain import parsed, read_bounded, shown, shown_text
 from diffpolicy.system.schema import read
 
 
@@ -92,4 +92,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         try:
             return safetensors.torch.load(file.read())
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} holds no tensors that safetensors can read ({error})") from error
+            raise ValueError(f"{path} holds no tensors that safetensors can read ({shown_text(str(error))})") from error

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffpolicy.system import tensor_file
 from diffpolicy.system.files import sync_folder, write_bytes
-from diffpolicy.system.plain import parsed, read_bounded, shown
+from diffpolicy.system.plain import parsed, read_bounded, shown, shown_text
 
 FORMAT_VERSION = 4
 READABLE = (1, 2, 3, 4)  # diffpolicy.policy.migration converts the content of earlier formats
@@ -116,7 +116,9 @@ class Saved:
         try:
             tensors = safetensors.torch.load(data)
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"checkpoint: {path} holds no tensors that safetensors can read ({error})") from error
+            raise ValueError(
+                f"checkpoint: {path} holds no tensors that safetensors can read ({shown_text(str(error))})"
+            ) from error
         return migrated(self.version, tensors)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: the same policy comes back, and nothing damaged or foreign gets in."""
 
 import functools
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -221,6 +222,19 @@ def test_a_header_is_checked_before_the_tensors_are_read(folder: Path, header: b
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(ValueError, match=message):
         DiffusionPolicy.from_pretrained(folder)
+
+
+def test_what_safetensors_says_of_a_header_with_line_breaks_is_told_in_one_line(folder: Path) -> None:
+    header = json.dumps({"a": {"dtype": "a\nb", "shape": [], "data_offsets": [0, 4]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (folder / "model.safetensors").write_bytes(data)
+    content = json.loads((folder / "config.json").read_text())
+    content["sha256"]["model.safetensors"] = hashlib.sha256(data).hexdigest()
+    content["sha256"]["config.json"] = checkpoint._config_hash(content)
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="holds no tensors that safetensors can read") as error:
+        checkpoint.read_tensors(folder, "model")
+    assert "\n" not in str(error.value)
 
 
 def test_a_header_longer_than_the_file_is_refused(folder: Path) -> None:

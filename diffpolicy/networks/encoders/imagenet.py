@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from diffpolicy.system.plain import shown_text
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue in [0, 1]
 TORCHVISION = "torchvision"
 
@@ -66,7 +68,7 @@ def _of_file(path: Path, where: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{where}: weights {path} are damaged: {error}") from error
+        raise ValueError(f"{where}: weights {path} are damaged: {shown_text(str(error))}") from error
 
 
 def _of_torchvision() -> dict[str, Tensor]:
