@@ -6,34 +6,15 @@ import glob
 import os
 import re
 import shutil
-import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from diffpolicy.data.groups import open_group
 from diffpolicy.data.mark import NAME as MARK
-from diffpolicy.system.files import sync_folder, sync_tree
 
 _ROOT_NAMES = {"zarr.json", "data", "meta"}  # all entries of our buffers; a half-removed one has some of them
 _UUID = "[0-9a-f]" * 32  # in the names of zarr's and our own unfinished files
 _UNFINISHED = re.compile(rf".*\.{_UUID}\.partial")
-
-
-@contextmanager
-def staging(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it to `path` at the end, or remove it on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.partial")
-    try:
-        yield temporary
-        sync_tree(temporary)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def swap(path: Path) -> None:

@@ -17,6 +17,7 @@ from diffpolicy.data import arrays as stored
 from diffpolicy.data import checks, mark, replacing, store
 from diffpolicy.data.archive import write_zip
 from diffpolicy.data.groups import forget_consolidated
+from diffpolicy.system.files import staging
 
 TRIES = 20  # a data set that is appended to more often than this while it is opened is an error
 
@@ -60,7 +61,7 @@ class ReplayBuffer:
         replacing.finish_swap(target)
         if target.exists():
             raise FileExistsError(f'{target}: exists already; open it with mode="a" to append, or remove it')
-        with replacing.staging(target) as temporary:
+        with staging(target) as temporary:
             store.create_root(temporary, specs)
         return cls.open(target, mode="a")
 
@@ -203,7 +204,7 @@ class ReplayBuffer:
         specs = {key: self.specs[key] for key in (self.keys if keys is None else keys)}
         starts = np.concatenate([[0], self._ends])[kept]
         rows = np.concatenate([np.arange(0), *map(np.arange, starts, self._ends[kept])])
-        with replacing.staging(target) as temporary:
+        with staging(target) as temporary:
             root = store.create_root(temporary, specs)
             for key in specs:
                 stored.copy_rows(functools.partial(self.rows, key), rows, store.writable(root[f"data/{key}"]))  # type: ignore

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from diffpolicy.data.replacing import staging
 from diffpolicy.formats.recording import Recording
 from diffpolicy.formats.to_zarr import write_zarr
 from diffpolicy.formats.zarr_source import open_zarr
-from diffpolicy.system.files import sync_folder
+from diffpolicy.system.files import staging, sync_folder
 from diffpolicy.system.schema import OneOf, Range
 from diffpolicy.system.tables import lookup
 from diffpolicy.system.time_limits import LimitsConfig

@@ -1,10 +1,7 @@
 """Our policies as checkpoints of LeRobot (0.4): a U-Net on vectors, the statistics, and the two pipelines."""
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from diffpolicy.interop.unet_names import LEROBOT, columns, published_name, reor
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.settings import PolicyConfig
-from diffpolicy.system.files import sync_folder, write_bytes
+from diffpolicy.system.files import staging
 
 KINDS = {STATE: "STATE", ENVIRONMENT: "ENV", ACTION: "ACTION"}
 
@@ -59,25 +56,11 @@ def to_lerobot(
     statistics = {
         f"{name}.{key}": value for name, one in by_name.items() for key, value in _statistics(name, one).items()
     }
-    with _new(folder) as unfinished:
+    with staging(folder) as unfinished:
+        unfinished.mkdir()
         _write(unfinished / "config.json", settings)
         _write_tensors(unfinished / "model.safetensors", _network(policy, ours))
         _write_pipelines(unfinished, settings, statistics)
-
-
-@contextlib.contextmanager
-def _new(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name at the end, or is removed after an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _check(config: PolicyConfig, ours: Mapping[str, str]) -> None:
@@ -171,9 +154,9 @@ def _write_pipelines(folder: Path, settings: Mapping[str, Any], statistics: Mapp
 
 
 def _write(path: Path, content: Any) -> None:
-    write_bytes(path, json.dumps(content, indent=2, allow_nan=False).encode())
+    path.write_bytes(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_bytes(path, safetensors.torch.save(contiguous, {"format": "pt"}))
+    path.write_bytes(safetensors.torch.save(contiguous, {"format": "pt"}))

@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,6 +25,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of the folder `path`; rename it to `path` at the end, or remove it on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.partial")
+    try:
+        yield temporary
+        sync_tree(temporary)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def sync_tree(folder: Path) -> None:
