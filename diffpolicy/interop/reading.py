@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system import tensor_file
-from diffpolicy.system.plain import parsed, read_bounded, shown, shown_text
+from diffpolicy.system.plain import parsed, read_bounded, shown
 from diffpolicy.system.schema import read
 
 
@@ -87,9 +85,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    with path.open("rb") as file:
-        tensor_file.header(file, str(path))
-        try:
-            return safetensors.torch.load(file.read())
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} holds no tensors that safetensors can read ({shown_text(str(error))})") from error
+    return tensor_file.read(path, str(path))

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpolicy.system import tensor_file
 from diffpolicy.system.files import sync_folder, write_bytes
-from diffpolicy.system.plain import parsed, read_bounded, shown, shown_text
+from diffpolicy.system.plain import parsed, read_bounded, shown
 
 FORMAT_VERSION = 4
 READABLE = (1, 2, 3, 4)  # diffpolicy.policy.migration converts the content of earlier formats
@@ -113,13 +112,7 @@ class Saved:
         found, written = hashlib.sha256(data).hexdigest(), self.config["sha256"].get(path.name)
         if found != written:
             raise ValueError(f"checkpoint: {path} is damaged: SHA-256 {found[:12]}..., expected {str(written)[:12]}...")
-        try:
-            tensors = safetensors.torch.load(data)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(
-                f"checkpoint: {path} holds no tensors that safetensors can read ({shown_text(str(error))})"
-            ) from error
-        return migrated(self.version, tensors)
+        return migrated(self.version, tensor_file.loaded(data, f"checkpoint: {path}"))
 
 
 def load(path: Path, use: Callable[[Saved], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, dtypes and shapes, checked before a byte of the tensors is read.
+"""Safetensors files: the header, with names, dtypes and shapes, is checked before a byte of the tensors is read.
 
 8 bytes      length n of the header, little-endian
 n bytes      JSON, {name: {"dtype": "F32", "shape": [...], "data_offsets": [start, stop]}}
@@ -8,12 +8,15 @@ the rest     the tensors, without gaps
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from diffpolicy.system.plain import parsed, shown
+from diffpolicy.system.plain import parsed, shown, shown_text
 
 MAX_HEADER_BYTES = 16 * 2**20
 DTYPES = {
@@ -64,6 +67,25 @@ def header(file: BinaryIO, where: str) -> dict[str, Tensor]:
     if claimed != size - 8 - length:
         raise ValueError(f"{where} is damaged: tensors of {claimed} bytes in {size - 8 - length} bytes of the file")
     return {key: torch.empty(shape, dtype=dtype, device="meta") for key, (dtype, shape) in found.items()}
+
+
+def read(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a file, whose header is checked first; `where` begins the error message.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with path.open("rb") as file:
+        header(file, where)
+        return loaded(file.read(), where)
+
+
+def loaded(data: bytes, where: str) -> dict[str, Tensor]:
+    """The tensors in the content of a file; raises ValueError if there are none that safetensors can read."""
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{where} holds no tensors that safetensors can read ({shown_text(str(error))})") from error
 
 
 def check(found: Specs, expected: Specs, where: str) -> None:

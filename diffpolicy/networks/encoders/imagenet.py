@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from diffpolicy.system.plain import shown_text
+from diffpolicy.system import tensor_file
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue in [0, 1]
 TORCHVISION = "torchvision"
@@ -66,9 +64,9 @@ def _of_file(path: Path, where: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: weights {path}: there is no such file")
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{where}: weights {path} are damaged: {shown_text(str(error))}") from error
+        return tensor_file.read(path, str(path))
+    except ValueError as error:
+        raise ValueError(f"{where}: weights {path} are damaged: {error}") from error
 
 
 def _of_torchvision() -> dict[str, Tensor]:
