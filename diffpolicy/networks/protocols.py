@@ -1,6 +1,6 @@
 """The interfaces of the networks that a policy is made of: encoders and backbones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -111,6 +111,18 @@ def known_times(network: nn.Module, kind: type, times: Sequence[Time]) -> list[f
     if type(network) is not kind or network._compiled_call_impl is not None:
         return []
     return list(dict.fromkeys(time for time in times if not isinstance(time, Tensor)))
+
+
+def at_places(known: Sequence[float], found: Callable[[Tensor, int], Tensor], otherwise: AtCondition) -> AtCondition:
+    """`found(x, place)` at the time with this place in `known`; `otherwise` at other times and with a stop time."""
+    places = {time: place for place, time in enumerate(known)}
+
+    def at(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
+        if stop is not None or isinstance(time, Tensor) or time not in places:
+            return otherwise(x, time, stop)
+        return found(x, places[time])
+
+    return at
 
 
 def as_tensor(times: Sequence[float], like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.attention import Attention, check_width, feed_forward
 from diffpolicy.networks.layers.blocks import SinusoidalEmbedding
 from diffpolicy.networks.layers.decay import decay_groups
-from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, known_times, plain
+from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, at_places, known_times, plain
 from diffpolicy.system.schema import Range
 
 MOST_KEPT = 2**24  # numbers of the modulations for all times; beyond it they are computed at each evaluation
@@ -95,14 +95,7 @@ class DiT(nn.Module):
             return as_it_is
         (vector,) = condition.fields(self.reads)
         modulations_at = self._modulations_at(self._time(as_tensor(known, vector)), self.observation(vector))
-        places = {time: place for place, time in enumerate(known)}
-
-        def fixed(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
-            if stop is not None or isinstance(time, Tensor) or time not in places:
-                return as_it_is(x, time, stop)
-            return self._denoised(x, modulations_at(places[time]))
-
-        return fixed
+        return at_places(known, lambda x, place: self._denoised(x, modulations_at(place)), as_it_is)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The weights of the linear layers; then biases and positions, which weight decay leaves out."""

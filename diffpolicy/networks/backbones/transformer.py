@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.networks.condition import Condition, ConditionShape
-from diffpolicy.networks.layers.attention import Attention, Folded, check_width, feed_forward
+from diffpolicy.networks.layers.attention import Attention, EncoderLayer, Folded, check_width, feed_forward
 from diffpolicy.networks.layers.blocks import SinusoidalEmbedding
 from diffpolicy.networks.layers.decay import decay_groups
-from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, known_times, plain
+from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, at_places, known_times, plain
 from diffpolicy.system.schema import Range
 
 Layers = Annotated[int, Range(1, 256)]
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
         self.time_embedding = SinusoidalEmbedding(width)
         self.observation = nn.Linear(token_features, width)
         self.memory_positions = nn.Parameter(torch.empty(1 + n_tokens, width))
-        encoder = [_EncoderLayer(width, heads) for _ in range(condition_layers)]
+        encoder = [EncoderLayer(width, heads) for _ in range(condition_layers)]
         self.condition = nn.Sequential(*encoder) if encoder else feed_forward(width, nn.Mish())
         self.layers: Any = nn.ModuleList(_DecoderLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -128,18 +128,15 @@ class Transformer(nn.Module):
         if not known:
             return as_it_is
         seen_at = self._seen_at(self._time_tokens(as_tensor(known, tokens)), self._observation_tokens(tokens))
-        places = {time: place for place, time in enumerate(known)}
 
-        def fixed(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
-            if stop is not None or isinstance(time, Tensor) or time not in places:
-                return as_it_is(x, time, stop)
-            seen, x = seen_at(places[time]), self._embedded(x)
-            for place, layer in enumerate(self.layers):
+        def denoised(x: Tensor, place: int) -> Tensor:
+            seen, x = seen_at(place), self._embedded(x)
+            for number, layer in enumerate(self.layers):
                 x = layer.of_itself(x, self.mask)
-                x = layer.fed_forward(seen.add(place, x, layer.norm2(x)))
+                x = layer.fed_forward(seen.add(number, x, layer.norm2(x)))
             return self.head(self.norm(x))
 
-        return fixed
+        return at_places(known, denoised, as_it_is)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The weights of the linear layers; then norms, biases and positions, which weight decay leaves out."""
@@ -184,19 +181,6 @@ class Transformer(nn.Module):
         if x.shape[1] != len(self.positions):
             raise ValueError(f"transformer: horizon {x.shape[1]}, expected {len(self.positions)}, as it was built for")
         return self.input(x) + self.positions
-
-
-class _EncoderLayer(nn.Module):
-    """Tokens [B, S, E] that look at each other, with the norms first (nn.TransformerEncoderLayer)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention, self.feed_forward = Attention(width, heads), feed_forward(width, nn.GELU())
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.feed_forward(self.norm2(x))
 
 
 class _DecoderLayer(nn.Module):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpolicy.networks.encoders.images import ImageEncoder, ImageEncoderConfig
+from diffpolicy.networks.layers.attention import EncoderLayer
 from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.system.schema import Range
 
@@ -57,7 +58,7 @@ class Vit(nn.Module):
         count = (size[0] // own.patch) * (size[1] // own.patch)
         self.patches = nn.Conv2d(channels, own.width, own.patch, stride=own.patch)
         self.places = nn.Parameter(0.02 * torch.randn(count, own.width))
-        self.blocks = nn.Sequential(*(Block(own.width, own.heads) for _ in range(own.depth)))
+        self.blocks = nn.Sequential(*(EncoderLayer(own.width, own.heads) for _ in range(own.depth)))
         self.norm = nn.LayerNorm(own.width)
         self.head = nn.Linear(own.width, own.features)
         self.to(memory_format=torch.channels_last)  # pyright: ignore
@@ -65,24 +66,6 @@ class Vit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).mT + self.places  # [N, P, E]
         return F.relu(self.head(self.norm(self.blocks(tokens)).mean(dim=1)))
-
-
-class Block(nn.Module):
-    """Attention among all patches, then a layer for each of them, both residual and normalised before: [N, P, E]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self._heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.project, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.expand, self.shrink = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (3, self._heads, -1)
-        query, key, value = self.project(self.norm1(x)).unflatten(2, shape).permute(2, 0, 3, 1, 4)  # [N, heads, P, .]
-        found = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.join(found.transpose(1, 2).flatten(2))
-        return x + self.shrink(F.gelu(self.expand(self.norm2(x))))
 
 
 def vit(own: VitConfig, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> ImageEncoder:

@@ -1,4 +1,4 @@
-"""Multi-head attention, and the network between two attentions (Vaswani et al. 2017, section 3).
+"""Multi-head attention, the network between two attentions, and a layer of both (Vaswani et al. 2017, section 3).
 
 Shape legend: B batch, T tokens that look, S tokens that are looked at, E features of a token.
 """
@@ -86,6 +86,19 @@ class Folded:
 def feed_forward(width: int, activation: nn.Module) -> nn.Sequential:
     """Two linear layers with 4 * `width` features between them: [..., width] -> [..., width]."""
     return nn.Sequential(nn.Linear(width, 4 * width), activation, nn.Linear(4 * width, width))
+
+
+class EncoderLayer(nn.Module):
+    """Tokens [B, S, E] that look at each other, with the norms first (nn.TransformerEncoderLayer)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = Attention(width, heads), feed_forward(width, nn.GELU())
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
 
 
 def check_width(where: str, width: int, heads: int) -> None:
