@@ -1,6 +1,5 @@
 """The transformers: the published one, name by name and number by number, and adaLN-Zero blocks."""
 
-import re
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch.testing import assert_close
 from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.control.row_check import has_independent_rows
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.interop.transformer_names import PREFIX, published_name
 from diffpolicy.networks.backbones import dit
 from diffpolicy.networks.backbones.dit import DiT, DiTConfig
 from diffpolicy.networks.backbones.transformer import Transformer, TransformerConfig
@@ -26,31 +26,6 @@ SMALL: dict[str, Any] = {
     "encoder": TransformerConfig(layers=2, heads=2, width=16, condition_layers=1, causal=False),
     "dit": DiTConfig(layers=2, heads=2, width=16),
 }
-PUBLISHED_NAMES = [  # (pattern of our parameter names, the published name), applied in this order
-    (r"^input\.", "input_emb."),
-    (r"^positions$", "pos_emb"),
-    (r"^memory_positions$", "cond_pos_emb"),
-    (r"^observation\.", "cond_obs_emb."),
-    (r"^condition\.(\d+)\.(?=\D)", r"encoder.layers.\1."),
-    (r"^condition\.", "encoder."),
-    (r"^layers\.", "decoder.layers."),
-    (r"^norm\.", "ln_f."),
-    (r"\.attention\.", ".self_attn."),
-    (r"\.cross\.", ".multihead_attn."),
-    (r"\.into\.", ".in_proj_"),
-    (r"\.out\.", ".out_proj."),
-    (r"\.feed_forward\.0\.", ".linear1."),
-    (r"\.feed_forward\.2\.", ".linear2."),
-]
-
-
-def published_name(name: str, condition_layers: int = 0) -> str:
-    """Our parameter's name in the published network."""
-    for ours, theirs in PUBLISHED_NAMES:
-        if condition_layers == 0 and theirs.startswith("encoder.layers"):
-            continue
-        name = re.sub(ours, theirs, name)
-    return name
 
 
 class Published(nn.Module):
@@ -107,7 +82,7 @@ def test_the_published_networks_weights_map_onto_ours_at_its_size() -> None:
     with torch.device("meta"):
         network, published = Transformer(16, 2, 2, 20), Published(8, 4, 256, condition_layers=0, causal=True)
     theirs = {name: value.numel() for name, value in published.named_parameters()}
-    ours = {published_name(name): value.numel() for name, value in network.state_dict().items()}
+    ours = {published_name(name, 0).removeprefix(PREFIX): value.numel() for name, value in network.state_dict().items()}
     assert ours.keys() == theirs.keys()
     differing = {"cond_pos_emb", "cond_obs_emb.weight", "pos_emb"}  # sizes of the window and the observations
     assert {name for name in ours if ours[name] != theirs[name]} <= differing
@@ -119,7 +94,10 @@ def test_the_published_networks_weights_map_onto_ours_at_its_size() -> None:
 def test_the_output_is_the_published_networks(condition_layers: int, causal: bool) -> None:
     settings = {"layers": 2, "heads": 4, "width": 24, "condition_layers": condition_layers, "causal": causal}
     network, published = network_of("transformer", **settings), Published(**settings).double()
-    weights = {published_name(name, condition_layers): value for name, value in network.state_dict().items()}
+    weights = {
+        published_name(name, condition_layers).removeprefix(PREFIX): value
+        for name, value in network.state_dict().items()
+    }
     shapes = {name: value.shape for name, value in published.state_dict().items()}
     published.load_state_dict({name: value.view(shapes[name]) for name, value in weights.items()})
     x, time, condition = inputs()
