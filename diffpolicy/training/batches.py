@@ -38,8 +38,11 @@ class Batch:
 
     def rows(self, rows: slice) -> "Batch":
         """Some of its windows."""
+        observations, auxiliary = (
+            {key: value[rows] for key, value in part.items()} for part in (self.observations, self.auxiliary)
+        )
         counts = None if self.counts is None else self.counts[rows]
-        return Batch({key: value[rows] for key, value in self.observations.items()}, self.actions[rows], counts)
+        return Batch(observations, self.actions[rows], counts, auxiliary)
 
 
 class WindowBatches:

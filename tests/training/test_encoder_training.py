@@ -106,3 +106,11 @@ def test_settings_of_taught_arrays_that_do_not_fit_are_refused_by_name(tmp_path:
     config = walk.settings(data, data=DataConfig(str(data), observations={"s": ["state"]}, auxiliary={"dot": 1.0}))
     with pytest.raises(ValueError, match="auxiliary needs an encoder with features of each frame"):
         Trainer(config, tmp_path / "run")
+
+
+def test_some_windows_of_a_batch_keep_what_the_encoder_is_taught(tmp_path: Path) -> None:
+    trainer = Trainer(settings(record(tmp_path / "dots.zarr"), {"dot": 0.1}), tmp_path / "run")
+    batch = trainer.batches.first(8)
+    some = batch.rows(slice(2, 5))
+    assert torch.equal(some.auxiliary["dot"], batch.auxiliary["dot"][2:5])
+    assert torch.equal(some.observations["camera"], batch.observations["camera"][2:5])
