@@ -51,8 +51,8 @@ def open_lerobot(location: str | os.PathLike[str]) -> Recording:
     )
 
 
-def _features(metadata: Metadata) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The features that can be read, with the shape of a row, and the others, with the reason."""
+def _features(metadata: Metadata) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], dict[str, str]]:
+    """The features that can be read, with shape and dtype of a row, and the others, with the reason."""
     readable, unreadable = {}, {}
     for name, feature in metadata.info.features.items():
         if name in INDICES and not (name == "task_index" and len(metadata.tasks) > 1):

@@ -145,7 +145,7 @@ class Denoising(nn.Module):
         total, rows = shared_draws(part, len(clean))
         level = self.draw_levels(self.draws * total, generator).view(self.draws, total)
         noise = torch.randn(self.draws, total, *clean.shape[1:], generator=generator, device=clean.device)
-        clean = clean.repeat(self.draws, *[1] * (clean.dim() - 1)) if self.draws > 1 else clean
+        clean = clean.expand(self.draws, *clean.shape).flatten(0, 1)
         return NoisyBatch(clean, noise[:, rows].flatten(0, 1), level[:, rows].flatten())
 
     def draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
