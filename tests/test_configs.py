@@ -12,7 +12,9 @@ from one_case import over
 
 from diffpolicy.commands.evaluate_policy import EvaluateConfig
 from diffpolicy.networks.condition import ConditionShape
-from diffpolicy.policy.build import build_network, build_objective, build_sampler
+from diffpolicy.policy.build import build_network
+from diffpolicy.policy.objective_choices import build_objective
+from diffpolicy.policy.sampler_choices import build_sampler
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import MODES

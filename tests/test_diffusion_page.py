@@ -5,7 +5,8 @@ import pkgutil
 import re
 from pathlib import Path
 
-from diffpolicy.policy.build import SAMPLERS, SCHEDULES
+from diffpolicy.policy.objective_choices import SCHEDULES
+from diffpolicy.policy.sampler_choices import SAMPLERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "diffusion.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from diffpolicy.evaluation.evaluate import latency_ms, report
 from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.condition import Condition, ConditionShape, NotGivenError
 from diffpolicy.networks.observation import ObservationSpec, vector
-from diffpolicy.policy import build, kinds
+from diffpolicy.policy import build, kinds, objective_choices
 from diffpolicy.policy.analysis import PolicyAnalysis
 from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.settings import WindowConfig
@@ -50,8 +50,9 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> None:
         "OBJECTIVES": {"with_target": Entry(NameOnly, WithTarget)},
     }
     for table, more in new.items():
-        whole = MappingProxyType({**getattr(build, table), **more})
-        for module in (build, run_settings):
+        home = objective_choices if table == "OBJECTIVES" else build
+        whole = MappingProxyType({**getattr(home, table), **more})
+        for module in (home, run_settings):
             monkeypatch.setattr(module, table, whole)
     monkeypatch.setattr(kinds, "POLICIES", {**kinds.POLICIES, "regression": RegressionPolicy})
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 import diffpolicy.commands
-from diffpolicy.policy import build
+from diffpolicy.policy import build, objective_choices, sampler_choices
 from diffpolicy.system.schema import Range
 from diffpolicy.system.tables import Entry
 
 COMMANDS = sorted(path.stem for path in Path(diffpolicy.commands.__path__[0]).glob("*.py") if path.stem != "__init__")
-TABLES = [table for table in vars(build).values() if isinstance(table, dict)]
+MODULES = (build, objective_choices, sampler_choices)
+TABLES = [table for module in MODULES for table in vars(module).values() if isinstance(table, dict)]
 
 
 def schemas() -> Iterator[type]:

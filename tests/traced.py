@@ -15,7 +15,7 @@ from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.networks.backbones.dit import DiTConfig
 from diffpolicy.networks.backbones.transformer import TransformerConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
-from diffpolicy.policy.build import TABLES
+from diffpolicy.policy.sampler_choices import TABLES
 from diffpolicy.system.replay import Function, Replay
 
 A_KIND_EACH = ("dpmpp_2m", "heun", "predictor_corrector")  # with earlier estimates, with corrections, with noise

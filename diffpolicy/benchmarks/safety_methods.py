@@ -20,8 +20,8 @@ from diffpolicy.control.wrapper import ControllerWrapper
 from diffpolicy.diffusion.guidance import by_cost
 from diffpolicy.diffusion.reverse import Denoise, Denoised, Project, all_finite
 from diffpolicy.diffusion.samplers.table import Row, StepTable
-from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.sampler_choices import Sampler
 from diffpolicy.safety.settings import Safety
 from diffpolicy.safety.surroundings import Surroundings
 from diffpolicy.system.tables import Choice

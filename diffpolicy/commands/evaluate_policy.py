@@ -39,7 +39,7 @@ class EvaluateConfig:
     data: Any = field(default=None, metadata=UNUSED)
     trainer: Any = field(default=None, metadata=UNUSED)
     window: Any = field(default=None, metadata=UNUSED)
-    sampler: Any = "ddim"
+    sampler: Any = "auto"
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     episodes: Episodes = 50
     seed: Seed = 100_000

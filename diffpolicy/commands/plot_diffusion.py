@@ -20,8 +20,8 @@ from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedules import cosine
 from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.evaluation.saved_env import saved_env
-from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.objective_choices import SCHEDULES
 from diffpolicy.system.tables import made
 
 MODES, STD = (-0.6, 0.5), 0.12  # the density with two modes

@@ -17,10 +17,10 @@ from diffpolicy.control.chunking import Chunking
 from diffpolicy.control.row_check import warn_of_dependent_rows
 from diffpolicy.control.turn import Turn, one_thread_at_a_time
 from diffpolicy.diffusion.guidance import Guide
-from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.observations import Given, checked_observation, told_apart
 from diffpolicy.policy.plan_projection import Constrain, Projection
 from diffpolicy.policy.protocol import Policy
+from diffpolicy.policy.sampler_choices import Sampler
 from diffpolicy.safety.layer import SafetyLayer
 from diffpolicy.safety.projection import projection_metric
 from diffpolicy.safety.report import PlanReport
@@ -72,7 +72,7 @@ class PolicyController:
     def __init__(
         self,
         policy: Policy,
-        sampler: Choice | Sampler = "ddim",
+        sampler: Choice | Sampler = "auto",
         num_inference_steps: int | None = None,
         safety: Safety | None = None,
         inference_batch: int | None = None,

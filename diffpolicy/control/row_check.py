@@ -43,7 +43,7 @@ def has_independent_rows(policy: Policy, batch: int) -> bool:
     known = _KNOWN.setdefault(policy, {})
     key = (batch, torch.get_num_threads())
     if key not in known:
-        specs, sampler = policy.config.observations, policy.sampler("ddim", 1)
+        specs, sampler = policy.config.observations, policy.sampler("auto", 1)
         generator = torch.Generator().manual_seed(0)
 
         def plans(*seen: Tensor) -> Tensor:

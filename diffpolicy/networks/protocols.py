@@ -1,6 +1,7 @@
 """The interfaces of the networks that a policy is made of: encoders and backbones."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -71,13 +72,19 @@ class Backbone(Protocol):
     def __call__(self, x: Tensor, time: Tensor, /, *fields: Tensor) -> Tensor:
         """x [batch, horizon, features], time [batch] and the fields of `reads` -> like x.
 
-        A network that sees a level for each waypoint also takes time [batch, horizon]. One that was trained with the
-        time at which a step ends takes that time [batch] as its last argument.
+        A network that sees a level for each waypoint also takes time [batch, horizon]. One that was built to see the
+        time at which a step ends takes that time [batch] as its last argument. One that was built for more outputs
+        returns [batch, horizon, outputs * features].
         """
         ...
 
-    def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
-        """Fix the condition and return the fastest form for these times; `plain` if there is only one form."""
+    def at_condition(
+        self, condition: Condition, times: Sequence[Time], horizon: int, stops: Sequence[Time] = ()
+    ) -> AtCondition:
+        """Fix the condition and return the fastest form for these times; `plain` if there is only one form.
+
+        `stops` has a stop time for each time, or none.
+        """
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -100,8 +107,25 @@ def plain(network: Backbone, condition: Condition) -> AtCondition:
     return at
 
 
-def known_times(network: nn.Module, kind: type, times: Sequence[Time]) -> list[float]:
-    """The different times for which `network` may be computed in another way than by a call; each is one number.
+@dataclass(frozen=True)
+class Moment:
+    """The time of a level and, for a network that sees it, the time at which the step ends."""
+
+    time: float
+    stop: float | None = None
+
+
+def moments(times: Sequence[Time], stops: Sequence[Time] = ()) -> list[Moment]:
+    """The different times, each with its stop time if there are any; those that are tensors are left out."""
+    found: list[Moment] = []
+    for time, stop in zip(times, stops or [None] * len(times), strict=True):
+        if not isinstance(time, Tensor) and not isinstance(stop, Tensor):
+            found.append(Moment(time, stop))
+    return list(dict.fromkeys(found))
+
+
+def known_moments(network: nn.Module, kind: type, times: Sequence[Time], stops: Sequence[Time] = ()) -> list[Moment]:
+    """The `moments` for which `network` may be computed in another way than by a call.
 
     There are none if it is compiled or of a subclass of `kind`, which may compute something else, or under autocast,
     where another order of products would round more.
@@ -110,23 +134,29 @@ def known_times(network: nn.Module, kind: type, times: Sequence[Time]) -> list[f
         return []
     if type(network) is not kind or network._compiled_call_impl is not None:
         return []
-    return list(dict.fromkeys(time for time in times if not isinstance(time, Tensor)))
+    return moments(times, stops)
 
 
-def at_places(known: Sequence[float], found: Callable[[Tensor, int], Tensor], otherwise: AtCondition) -> AtCondition:
-    """`found(x, place)` at the time with this place in `known`; `otherwise` at other times and with a stop time."""
-    places = {time: place for place, time in enumerate(known)}
+def at_places(known: Sequence[Moment], found: Callable[[Tensor, int], Tensor], otherwise: AtCondition) -> AtCondition:
+    """`found(x, place)` at the moment with this place in `known`; `otherwise` at others."""
+    places = {(one.time, one.stop): place for place, one in enumerate(known)}
 
     def at(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
-        if stop is not None or isinstance(time, Tensor) or time not in places:
+        if isinstance(time, Tensor) or isinstance(stop, Tensor) or (time, stop) not in places:
             return otherwise(x, time, stop)
-        return found(x, places[time])
+        return found(x, places[time, stop])
 
     return at
 
 
-def as_tensor(times: Sequence[float], like: Tensor) -> Tensor:
-    """Times as float32 [R] on the device of `like`. Filling does not wait for a GPU, as copying would."""
+def as_tensors(known: Sequence[Moment], like: Tensor) -> list[Tensor]:
+    """Their times and, if they have any, their stop times: float32, each [R], on the device of `like`."""
+    columns = [[one.time for one in known], [one.stop for one in known if one.stop is not None]]
+    return [_as_tensor(column, like) for column in columns if column]
+
+
+def _as_tensor(times: Sequence[float], like: Tensor) -> Tensor:
+    # Filling does not wait for a GPU, as copying would.
     return torch.cat([like.new_full((1,), time, dtype=torch.float32) for time in times])
 
 

@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.codecs.codec import Codec, DataArray
-from diffpolicy.codecs.normalizer import Normalizer
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.objectives.objective import ConditionedNetwork, Objective
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.auxiliary import Auxiliary, encoded
 from diffpolicy.policy.guides import guide_for
-from diffpolicy.policy.normalizers import observation_normalizer
+from diffpolicy.policy.normalizers import ObservationNormalizers
+from diffpolicy.policy.objective_choices import build_objective
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.precision import check_precision, like_parameters
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
+from diffpolicy.policy.sampler_choices import AUTO, Sampler, build_sampler, sampler_settings
 from diffpolicy.policy.sampling import ActionChunk, Sampling, drawn
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.parts import WHOLE, Part
@@ -50,15 +52,14 @@ class DiffusionPolicy(nn.Module):
         self.metadata: dict[str, Any] = {}
         self.codec: Codec = build.build_codec(config)
         self.encoder: Encoder = build.build_encoder(config)
-        self.objective: Objective = build.build_objective(config.diffusion)
+        self.objective: Objective = build_objective(config.diffusion)
         self.null_condition = nn.ParameterDict()
         self._encoded_shape = self.codec.encoded_shape(config.window.horizon)
-        self.network = build.build_network(config, self._encoded_shape, self.encoder.output)
+        self.network = build.build_network(config, self._encoded_shape, self.encoder.output, self.objective)
         if self.objective.condition_dropout > 0:
             self.null_condition.update(self.encoder.output.null(self.network.reads))
         self.objective.attach(self.network)
-        self._vectors = sorted(key for key, spec in config.observations.items() if spec.kind == "vector")
-        self.normalizers = nn.ModuleList(observation_normalizer(config, key) for key in self._vectors)
+        self.normalizers = ObservationNormalizers(config)
         self.auxiliary: Auxiliary | None = None
         self._is_fitted = False
         self._replays: Replays | None = None
@@ -76,17 +77,22 @@ class DiffusionPolicy(nn.Module):
         """Whether it was also trained without observations, as classifier-free guidance needs."""
         return len(self.null_condition) > 0
 
-    def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> build.Sampler:
+    def sampler(self, choice: Choice = AUTO, steps: int | None = None) -> Sampler:
         """A sampler for this policy's schedule: a name, a mapping with a name, or settings such as `DdimConfig`.
 
-        `steps` overrides the number in the settings. Raises ValueError if the choice is unknown or does not fit.
+        "auto" is the sampler that its objective prefers. `steps` overrides the number in the settings. Raises
+        ValueError if the choice is unknown or does not fit.
         """
-        return build.build_sampler(self.objective.schedule, choice, steps)
+        return self.sampling(choice, steps).sampler
 
-    def sampling(self, choice: Choice = "ddim", steps: int | None = None) -> Sampling:
+    def sampling(self, choice: Choice = AUTO, steps: int | None = None) -> Sampling:
         """The sampler, and the guide that its settings ask for. Raises ValueError as `sampler` and `guide`."""
-        settings = build.sampler_settings(choice, steps)
-        return Sampling(self.sampler(settings), self.guide(settings.guidance), settings)
+        schedule, settings = self.objective.schedule, sampler_settings(choice, steps, self.objective.sampler)
+        self.objective.check_sampler(settings)
+        sampler = build_sampler(schedule, settings)
+        if self.objective.sees_stop and isinstance(sampler, StepTable):
+            sampler = sampler.with_stops(float(schedule.levels.time[0]))
+        return Sampling(sampler, self.guide(settings.guidance), settings)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """The guidance of these settings, or None; raises ValueError if the policy was not trained for it."""
@@ -106,10 +112,7 @@ class DiffusionPolicy(nn.Module):
 
         Raises ValueError if data lack a key or have no rows, the wrong shape or values that are not finite.
         """
-        if missing := [key for key in self._vectors if key not in observations]:
-            raise ValueError(f"fit: the observations lack {', '.join(missing)}; they have {sorted(observations)}")
-        for key, normalizer in self._observation_normalizers().items():
-            normalizer.fit(observations[key])
+        self.normalizers.fit(observations)
         self.codec.fit(actions)
 
     def loss(
@@ -135,7 +138,7 @@ class DiffusionPolicy(nn.Module):
         """
         self.check_fitted()
         batch = self.objective.draw(self.codec.encode(like_parameters(actions, self.network)), generator, part)
-        seen = self._normalized(observations)
+        seen = self.normalizers.encode(observations, self.network)
         seen = self.encoder.augmented(seen, generator, part) if self.training else seen
         condition, taught = encoded(self.encoder, seen, self.auxiliary, auxiliary)
         condition = condition.only(self.network.reads)
@@ -159,7 +162,7 @@ class DiffusionPolicy(nn.Module):
         self,
         observation: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
-        sampler: build.Sampler | None = None,
+        sampler: Sampler | None = None,
         constrain: Constrain | Projection | None = None,
         guide: Guide | None = None,
     ) -> ActionChunk:
@@ -168,7 +171,7 @@ class DiffusionPolicy(nn.Module):
         Args:
             observation: {key: [B, n_obs_steps, *shape]}, physical units; tensors or arrays.
             generators: one per row of the batch, on the CPU, so that the noise of a row does not depend on the others.
-            sampler: from `sampler`; DDIM with 10 steps by default.
+            sampler: from `sampler`; "auto" by default.
             constrain: applied to every clean estimate in physical units and once more to the returned plan. Waypoints
                 before the present are left unchanged. A function (plan, row), or a `Projection`, which also gets the
                 step.
@@ -210,30 +213,22 @@ class DiffusionPolicy(nn.Module):
         """
         return read_pretrained(folder, {"diffusion": cls}).to(device).eval()
 
-    def _observation_normalizers(self) -> dict[str, Normalizer]:
-        pairs = zip(self._vectors, self.normalizers, strict=True)
-        return {key: module for key, module in pairs if isinstance(module, Normalizer)}
-
     def condition(self, observations: Mapping[str, Tensor]) -> Condition:
         """Normalise and encode checked observations into those fields of the condition that the network reads."""
-        return self.encoder(self._normalized(observations)).only(self.network.reads)
+        return self.encoder(self.normalizers.encode(observations, self.network)).only(self.network.reads)
 
-    def _normalized(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        seen = {key: like_parameters(observations[key], self.network) for key in self._vectors}
-        normalized = {key: normalizer.encode(seen[key]) for key, normalizer in self._observation_normalizers().items()}
-        return {**observations, **normalized}
+    def denoiser_at(self, condition: Condition, rows: Sequence[Row] = ()) -> Denoise:
+        """The denoiser at a condition; it is faster at the times of `rows`."""
+        stops = [[row.stop for row in rows]] if rows and rows[0].stop is not None else []
+        times = [row.time for row in rows]
+        return self.objective.denoiser(self.network.at_condition(condition, times, self._encoded_shape[0], *stops))
 
-    def denoiser_at(self, condition: Condition, times: Sequence[float] = ()) -> Denoise:
-        """The denoiser at a condition; it is faster at `times` that are given in advance."""
-        return self.objective.denoiser(self.network.at_condition(condition, times, self._encoded_shape[0]))
-
-    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None, sampler: build.Sampler) -> Denoise:
-        times = [row.time for row in sampler.rows]
-        denoise = self.denoiser_at(self.condition(observation), times)
+    def _denoiser(self, observation: Mapping[str, Tensor], guide: Guide | None, sampler: Sampler) -> Denoise:
+        denoise = self.denoiser_at(self.condition(observation), sampler.rows)
         if guide is None:
             return denoise
         null = Condition.null(self.null_condition, len(next(iter(observation.values()))))
-        return guide(denoise, self.denoiser_at(null, times) if self.has_null_condition else None)
+        return guide(denoise, self.denoiser_at(null, sampler.rows) if self.has_null_condition else None)
 
     def checked(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
         """Check an observation {key: [batch, n_obs_steps, *shape]} and move it to the device; raises ValueError."""
@@ -244,7 +239,7 @@ class DiffusionPolicy(nn.Module):
         """Raise ValueError unless all normalisation statistics are present."""
         if self._is_fitted:
             return
-        normalizers = {**self._observation_normalizers(), "action": self.codec}
+        normalizers = {**self.normalizers.by_key(), "action": self.codec}
         if missing := [key for key, one in normalizers.items() if not one.is_fitted]:
             raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
         self._is_fitted = True

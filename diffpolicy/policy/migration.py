@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpolicy.policy.build import DENOISING_CHOICES, SAMPLERS
+from diffpolicy.policy.objective_choices import DENOISING_CHOICES
+from diffpolicy.policy.sampler_choices import SAMPLERS
 from diffpolicy.system.schema import read, read_settings
 from diffpolicy.system.tables import Entry, lookup
 

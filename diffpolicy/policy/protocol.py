@@ -59,11 +59,11 @@ class Policy(Protocol):
         """Called after optimiser step `step`."""
         ...
 
-    def sampler(self, choice: Choice = "ddim", steps: int | None = None) -> Any:
+    def sampler(self, choice: Choice = "auto", steps: int | None = None) -> Any:
         """Build the sampler that draws chunks; its length is the number of network evaluations."""
         ...
 
-    def sampling(self, choice: Choice = "ddim", steps: int | None = None) -> Sampling:
+    def sampling(self, choice: Choice = "auto", steps: int | None = None) -> Sampling:
         """The sampler, and the guide that its settings ask for.
 
         Raises:

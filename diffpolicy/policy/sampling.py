@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from diffpolicy.diffusion.reverse import Denoise, Denoised, reverse
 from diffpolicy.diffusion.samplers.table import StepTable
-from diffpolicy.policy.build import Sampler
 from diffpolicy.policy.plan_projection import PlanProjection
+from diffpolicy.policy.sampler_choices import Sampler
 from diffpolicy.system.replay import Replays
 
 Denoiser = Callable[[Mapping[str, Tensor]], Denoise]

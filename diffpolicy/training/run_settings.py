@@ -15,8 +15,9 @@ from diffpolicy.evaluation.settings import EnvConfig
 from diffpolicy.networks.encoders.resnet import Resnet
 from diffpolicy.networks.observation import ObservationSpec, vector
 from diffpolicy.policy.auxiliary import Auxiliary
-from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, resolved
+from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, resolved
 from diffpolicy.policy.kinds import build_policy
+from diffpolicy.policy.objective_choices import OBJECTIVES
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.plain import shown_text

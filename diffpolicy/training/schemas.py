@@ -5,11 +5,13 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS, OBJECTIVES, SAMPLERS
+from diffpolicy.policy.build import BACKBONES, CODECS, ENCODERS
+from diffpolicy.policy.objective_choices import OBJECTIVES
+from diffpolicy.policy.sampler_choices import SAMPLERS_AND_AUTO
 from diffpolicy.system.tables import Entry
 
 GROUPS: Mapping[str, Mapping[str, Entry[Any]]] = {
-    "sampler": SAMPLERS,
+    "sampler": SAMPLERS_AND_AUTO,
     "model": BACKBONES,
     "encoder": ENCODERS,
     "codec": CODECS,

@@ -115,7 +115,7 @@ class TrainConfig:
     diffusion: Any = "denoising"
     encoder: Any = "low_dim"
     codec: Any = "normalizer"
-    sampler: Any = "ddim"  # for the evaluation during training
+    sampler: Any = "auto"  # for the evaluation during training
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

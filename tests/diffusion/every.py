@@ -13,7 +13,8 @@ from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import VARIANCE_PRESERVING, Schedule
 from diffpolicy.diffusion.schedules import zero_terminal_snr
 from diffpolicy.diffusion.spacing import SPACINGS
-from diffpolicy.policy.build import SCHEDULES, TABLES, build_sampler
+from diffpolicy.policy.objective_choices import SCHEDULES
+from diffpolicy.policy.sampler_choices import TABLES, build_sampler
 from diffpolicy.system.tables import made, settings_of
 
 PLAIN = {name: made(SCHEDULES, "schedule", name, 1000) for name in SCHEDULES}

@@ -26,8 +26,9 @@ from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, flow, karras, vp
-from diffpolicy.policy.build import build_objective, build_sampler
 from diffpolicy.policy.clip import clip, identity
+from diffpolicy.policy.objective_choices import build_objective
+from diffpolicy.policy.sampler_choices import build_sampler
 
 COSINE, FLOW = cosine(100), flow(1000)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, of NumPy

@@ -16,8 +16,9 @@ from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable, rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import cosine, flow, ve, vp
-from diffpolicy.policy.build import PARAMETERIZATIONS, SCHEDULES, TABLES, build_objective, build_sampler
 from diffpolicy.policy.clip import identity
+from diffpolicy.policy.objective_choices import PARAMETERIZATIONS, SCHEDULES, build_objective
+from diffpolicy.policy.sampler_choices import TABLES, build_sampler
 from diffpolicy.system.tables import made
 
 MIXTURES = {1: mixture.IN_1D, 2: mixture.IN_2D, 32: mixture.IN_32D}

@@ -22,7 +22,8 @@ from diffpolicy.diffusion.samplers.table import Row, rows_at
 from diffpolicy.diffusion.schedule import MAX_TERMINAL_SNR
 from diffpolicy.diffusion.schedules import linear
 from diffpolicy.diffusion.spacing import log_snr, trailing
-from diffpolicy.policy.build import SCHEDULES, TABLES, build_sampler
+from diffpolicy.policy.objective_choices import SCHEDULES
+from diffpolicy.policy.sampler_choices import TABLES, build_sampler
 from diffpolicy.system.tables import made
 
 SCHEDULE = linear(1000)

@@ -13,7 +13,13 @@ from diffpolicy.diffusion.parameterization import CLEAN, EPSILON, V
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.diffusion.weighting import elbo, log_normal
-from diffpolicy.policy.build import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, SCHEDULES, WEIGHTINGS, build_objective
+from diffpolicy.policy.objective_choices import (
+    LEVEL_DISTRIBUTIONS,
+    PARAMETERIZATIONS,
+    SCHEDULES,
+    WEIGHTINGS,
+    build_objective,
+)
 from diffpolicy.system.tables import made
 
 TRAJECTORIES, NOISE = torch.randn(2, 64, 16, 2, generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,8 @@ from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedules import cosine, linear, zero_terminal_snr
 from diffpolicy.diffusion.spacing import trailing
-from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.policy.clip import identity
+from diffpolicy.policy.objective_choices import SCHEDULES
 from diffpolicy.system.tables import made
 
 EVERY_SCHEDULE = over("name", [*SCHEDULES, "zero_terminal_snr"])

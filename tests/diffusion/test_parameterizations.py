@@ -13,7 +13,7 @@ from diffpolicy.diffusion.samplers.table import rows_at
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import trailing
-from diffpolicy.policy.build import PARAMETERIZATIONS
+from diffpolicy.policy.objective_choices import PARAMETERIZATIONS
 from diffpolicy.system.tables import made
 
 MADE = {name: made(PARAMETERIZATIONS, "parameterization", name) for name in PARAMETERIZATIONS}

@@ -10,7 +10,7 @@ from diffpolicy.diffusion import schedules
 from diffpolicy.diffusion.objectives.denoising import Denoising
 from diffpolicy.diffusion.parameterization import CLEAN
 from diffpolicy.diffusion.schedule import STRAIGHT, VARIANCE_PRESERVING, Levels, Schedule
-from diffpolicy.policy.build import SCHEDULES
+from diffpolicy.policy.objective_choices import SCHEDULES
 from diffpolicy.system.tables import made
 
 THEIR_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}

@@ -16,8 +16,8 @@ from diffpolicy.diffusion.samplers.langevin import langevin, predictor_corrector
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, karras
 from diffpolicy.diffusion.spacing import SPACINGS, trailing
-from diffpolicy.policy.build import SAMPLERS, TABLES, build_sampler
 from diffpolicy.policy.clip import identity
+from diffpolicy.policy.sampler_choices import SAMPLERS_AND_AUTO, TABLES, build_sampler
 
 KARRAS = karras(1000, 0.002, 80.0, sigma_data=0.5)
 # Steps of finite length that are off their level even where the clean trajectory is known; test_exact says by how much.
@@ -119,7 +119,10 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
         ({"name": "predictor_corrector", "langevin_steps": -1}, "langevin_steps -1 must be between 0 and 100"),
         ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
         ({"name": "unipc", "order": 4}, "order 4 must be between 1 and 3"),
-        ({"name": "nonsense"}, f"sampler: 'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS))}"),
+        (
+            {"name": "nonsense"},
+            f"'nonsense' is unknown, expected one of {', '.join(sorted(SAMPLERS_AND_AUTO))}",
+        ),
         (
             {"name": "ddim", "spacing": "nonsense"},
             f"spacing: 'nonsense' is unknown, expected one of {', '.join(sorted(SPACINGS))}",

@@ -12,7 +12,7 @@ from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.diffusion.samplers.ancestral import ddpm
 from diffpolicy.diffusion.schedule import FloatArray, Schedule
 from diffpolicy.diffusion.spacing import trailing
-from diffpolicy.policy.build import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, WEIGHTINGS
+from diffpolicy.policy.objective_choices import LEVEL_DISTRIBUTIONS, PARAMETERIZATIONS, WEIGHTINGS
 from diffpolicy.system.tables import made
 
 DEFAULT = DenoisingConfig()

@@ -41,7 +41,7 @@ def worst_of(
         theirs: noise [steps + 1, B, H, A], x [steps or more, B, H, A] that enters the network, and plan [B, H, A].
     """
     table, seen = policy.sampler(sampler), []
-    denoise = policy.denoiser_at(policy.condition(observation), [row.time for row in table.rows])
+    denoise = policy.denoiser_at(policy.condition(observation), table.rows)
 
     def watched(x: Tensor, row: Row) -> Tensor:
         seen.append(x.clone())

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffpolicy.networks.backbones.unet1d import UNet1d
-from diffpolicy.networks.backbones.unet1d_sampling import at_times
+from diffpolicy.networks.backbones.unet1d_sampling import at_moments
+from diffpolicy.networks.protocols import Moment
 
 LEVELS = 3
 
@@ -164,7 +165,7 @@ def test_the_output_is_the_published_networks(
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)  # float64 rounding through 25 layers
     with torch.inference_mode():
-        unrolled = at_times(network, condition[:1], [0.0], 16)(x[:1], 0.0)
+        unrolled = at_moments(network, condition[:1], [Moment(0.0)], 16)(x[:1], Moment(0.0))
     torch.testing.assert_close(unrolled, expected[:1], rtol=1e-8, atol=1e-8)
 
 

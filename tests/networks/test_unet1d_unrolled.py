@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch.testing import assert_close
 
 from diffpolicy.networks.backbones import unet1d_sampling
 from diffpolicy.networks.backbones.unet1d import UNet1d
-from diffpolicy.networks.backbones.unet1d_sampling import at_times
+from diffpolicy.networks.backbones.unet1d_sampling import at_moments
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.layers import products
+from diffpolicy.networks.protocols import Moment, moments
 
 TIMES = [99.0, 12.5, 99.0, 0.0]
 
@@ -30,6 +32,11 @@ def random_network(
         for parameter in network.parameters():  # no scale of 1 or bias of 0 that would hide a missing one
             parameter += 0.3 * torch.randn_like(parameter)
     return network
+
+
+def at_times(network: UNet1d, condition: Tensor, times: Sequence[float], horizon: int):
+    at = at_moments(network, condition, moments(times), horizon)
+    return lambda x, time: at(x, Moment(time))
 
 
 def plain(network: UNet1d, x: Tensor, time: float, condition: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from diffpolicy.constraints.planar.obstacles import disc
 from diffpolicy.constraints.plant import State
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
-from diffpolicy.policy.build import TABLES
+from diffpolicy.policy.sampler_choices import TABLES
 from diffpolicy.safety.surroundings import Surroundings
 
 pytestmark = pytest.mark.gpu

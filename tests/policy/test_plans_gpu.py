@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from diffpolicy import DiffusionPolicy
 from diffpolicy.evaluation.evaluate import evaluate
 from diffpolicy.evaluation.settings import EnvConfig
-from diffpolicy.policy.build import TABLES
 from diffpolicy.policy.kinds import load_policy
+from diffpolicy.policy.sampler_choices import TABLES
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,7 @@ from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.diffusion.objectives.denoising import DenoisingConfig
 from diffpolicy.networks.backbones import unet1d
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
-from diffpolicy.policy.build import TABLES
+from diffpolicy.policy.sampler_choices import TABLES
 from diffpolicy.policy.settings import WindowConfig
 
 NAN = float("nan")

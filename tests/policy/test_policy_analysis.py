@@ -17,8 +17,8 @@ from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.analysis import PolicyAnalysis
-from diffpolicy.policy.build import SCHEDULES
 from diffpolicy.policy.clip import identity
+from diffpolicy.policy.objective_choices import SCHEDULES
 
 HORIZON = 8
 ACTIONS = torch.linspace(0.0, 10.0, 50)[:, None].expand(-1, 2)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork
+from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective
 from diffpolicy.diffusion.parameterization import Parameterization
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Row
@@ -22,7 +22,8 @@ class DenoisingConfig:
     """Settings of `Denoising`.
 
     Attributes:
-        schedule, parameterization, weighting, level_distribution: choices from the tables in policy/build.py.
+        schedule, parameterization, weighting, level_distribution: choices from the tables in
+            policy/objective_choices.py.
         num_levels: levels of the schedule.
         zero_terminal_snr: whether to rescale the schedule so that its last level holds no signal.
         condition_dropout: share of windows whose observations are replaced by a learned null condition.
@@ -95,7 +96,7 @@ class NoisyBatch:
     level: Tensor
 
 
-class Denoising(nn.Module):
+class Denoising(nn.Module, Objective):
     """Predict the target of `parameterization` at random levels of `schedule` (Ho et al. 2020, eq. 14); an `Objective`.
 
     Args:
@@ -133,13 +134,6 @@ class Denoising(nn.Module):
         self.draws = draws
         self.table = self._table()
 
-    def attach(self, network: nn.Module) -> None:
-        """Do nothing: there are no target networks."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """An empty list: only the network is trained."""
-        return []
-
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
         """Draw levels and noise for `clean` [batch, horizon, action]; see `Objective.draw`."""
         total, rows = shared_draws(part, len(clean))
@@ -170,9 +164,6 @@ class Denoising(nn.Module):
         target = level.on_clean * batch.clean + level.on_noise * batch.noise
         error = level.weight * (output - target).square()
         return (error if counts is None else error * counts[..., None]).mean()
-
-    def stepped(self, network: nn.Module, step: int) -> None:
-        """Do nothing: there are no target networks."""
 
     def denoiser(self, network: Conditioned) -> Denoise:
         """A function of x [batch, horizon, action] and a row that returns the clean estimate, shaped like x."""

@@ -1,7 +1,8 @@
 """The interface that the trainer and the policy need from a training objective, such as `Denoising`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -47,29 +48,39 @@ class Objective(Protocol):
 
     Everything that it keeps besides the network (an averaged target, a teacher, step counters) is a parameter or buffer
     of the module, so that it moves with the policy and is part of the training state. Checkpoints for acting leave it
-    out.
+    out. The defaults here are those of an objective that trains the network alone, to denoise at every level.
+
+    Attributes:
+        schedule: the noise schedule that the network is trained on.
+        condition_dropout: the share of windows whose condition is replaced by a learned null condition.
+        sees_stop: whether the network also takes the time at which a step ends.
+        outputs: features of the network's output for each feature of the trajectory.
+        sampler: the settings of the sampler that is used unless another is chosen.
+        teaching: whether a teacher is "required", "optional" or "impossible".
     """
 
-    @property
-    def schedule(self) -> Schedule:
-        """The noise schedule that the network is trained on."""
-        ...
-
-    @property
-    def condition_dropout(self) -> float:
-        """The share of windows whose condition is replaced by a learned null condition."""
-        ...
+    schedule: Schedule
+    condition_dropout: float
+    sees_stop: bool = False
+    outputs: int = 1
+    sampler: Mapping[str, Any] = MappingProxyType({"name": "ddim", "steps": 10})
+    teaching: str = "impossible"
 
     def attach(self, network: nn.Module) -> None:
         """Called once, when the network is created. Target networks are copied from it here."""
-        ...
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Called once before training if there is a teacher: a network like that of `attach`, which is kept fixed."""
+
+    def check_sampler(self, settings: Any) -> None:
+        """Raise ValueError if the network is not trained for the sampler with these settings."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the parameters that it trains besides the network: `params` and settings of AdamW.
 
         An optional `lr_scale` multiplies the learning rate.
         """
-        ...
+        return []
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Any:
         """Draw everything random that `loss` needs for the encoded trajectories `clean` [B, ...].
@@ -91,7 +102,6 @@ class Objective(Protocol):
 
     def stepped(self, network: nn.Module, step: int) -> None:
         """Called after optimiser step `step`. Averaged target networks are updated here."""
-        ...
 
     def denoiser(self, network: Conditioned) -> Denoise:
         """A function (x, row) that returns the clean estimate of the noisy x at the row's level."""

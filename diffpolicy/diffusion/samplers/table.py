@@ -66,7 +66,8 @@ class StepTable:
     """The coefficients of a sampler at the levels `now`: a, b, s and raw [rows], and c [rows, past].
 
     Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension. The loop starts
-    from noise of standard deviation `start`, by default the sigma of the first level.
+    from noise of standard deviation `start`, by default the sigma of the first level. `stop` has the times at which the
+    steps end, for networks that see them.
 
     Raises:
         ValueError: a column does not have one finite number per level, or the last row does not return the clean
@@ -80,9 +81,10 @@ class StepTable:
     c: FloatArray | None = None
     raw: FloatArray | None = None
     start: float | None = None
+    stop: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        columns = {"a": self.a, "b": self.b, "s": self.s, "c": self.c, "raw": self.raw}
+        columns = {"a": self.a, "b": self.b, "s": self.s, "c": self.c, "raw": self.raw, "stop": self.stop}
         for name, column in columns.items():
             if column is None:
                 continue
@@ -101,6 +103,14 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.now)
 
+    def with_stops(self, clean_time: float) -> "StepTable":
+        """With the times at which the steps end: that of the next row, or `clean_time` where x does not count (a = 0).
+
+        Args:
+            clean_time: the time that stands for the clean trajectory, that of the least trained level.
+        """
+        return replace(self, stop=np.where(self.a == 0.0, clean_time, np.append(self.now.time[1:], clean_time)))
+
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The rows as Python floats, in the order in which they run."""
@@ -109,7 +119,9 @@ class StepTable:
         raw = np.zeros_like(self.a) if self.raw is None else self.raw
         columns = (now.alpha, now.sigma, now.time, now.input_scale, self.a, self.b, self.s)
         numbers = zip(*(column.tolist() for column in columns), past.tolist(), raw.tolist(), strict=True)
-        rows = (Row(*map(_number, scalars), c=tuple(map(_number, c)), raw=_number(raw)) for *scalars, c, raw in numbers)
+        rows = [Row(*map(_number, scalars), c=tuple(map(_number, c)), raw=_number(raw)) for *scalars, c, raw in numbers]
+        if self.stop is not None:
+            rows = [replace(row, stop=stop) for row, stop in zip(rows, self.stop.tolist(), strict=True)]
         return tuple(row if row.is_uniform else replace(row, time=row.time[:, 0]) for row in rows)
 
 

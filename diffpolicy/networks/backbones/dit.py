@@ -17,7 +17,8 @@ from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.attention import Attention, check_width, feed_forward
 from diffpolicy.networks.layers.blocks import SinusoidalEmbedding
 from diffpolicy.networks.layers.decay import decay_groups
-from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, at_places, known_times, plain
+from diffpolicy.networks.layers.stop import StopEmbedding, with_stop
+from diffpolicy.networks.protocols import AtCondition, Time, as_tensors, at_places, known_moments, plain
 from diffpolicy.system.schema import Range
 
 MOST_KEPT = 2**24  # numbers of the modulations for all times; beyond it they are computed at each evaluation
@@ -42,6 +43,8 @@ class DiT(nn.Module):
         horizon, action_dim: H and A of the trajectory that is denoised.
         condition_dim: D, the features of the condition's vector.
         layers, heads, width: its size; the width is E.
+        sees_stop: whether it also takes the time at which a step ends.
+        outputs: features of the output for each one of the trajectory.
 
     Raises:
         ValueError: the width cannot be split among the heads.
@@ -50,7 +53,15 @@ class DiT(nn.Module):
     reads: tuple[str, ...] = ("vector",)
 
     def __init__(
-        self, horizon: int, action_dim: int, condition_dim: int, layers: int = 8, heads: int = 4, width: int = 256
+        self,
+        horizon: int,
+        action_dim: int,
+        condition_dim: int,
+        layers: int = 8,
+        heads: int = 4,
+        width: int = 256,
+        sees_stop: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_width("dit", width, heads)
@@ -59,11 +70,19 @@ class DiT(nn.Module):
         self.time = nn.Sequential(SinusoidalEmbedding(width), *_mlp(width, width))
         self.observation = _mlp(condition_dim, width)
         self.layers: Any = nn.ModuleList(_Block(width, heads) for _ in range(layers))
-        self.head = _Head(width, action_dim)
+        self.head = _Head(width, outputs * action_dim)
         self._initialize()
+        self.stop = StopEmbedding(width) if sees_stop else None
 
     @classmethod
-    def from_settings(cls, config: DiTConfig, encoded_shape: tuple[int, int], condition: ConditionShape) -> "DiT":
+    def from_settings(
+        cls,
+        config: DiTConfig,
+        encoded_shape: tuple[int, int],
+        condition: ConditionShape,
+        sees_stop: bool = False,
+        outputs: int = 1,
+    ) -> "DiT":
         """Build the network for trajectories of `encoded_shape` [H, A].
 
         Raises:
@@ -71,39 +90,44 @@ class DiT(nn.Module):
             ValueError: the settings do not match.
         """
         (condition_dim,) = condition.of("vector")
-        return cls(*encoded_shape, condition_dim, config.layers, config.heads, config.width)
+        size = config.layers, config.heads, config.width
+        return cls(*encoded_shape, condition_dim, *size, sees_stop, outputs)
 
-    def forward(self, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
-        """x [B, H, A], time [B] or, with a level for each waypoint, [B, H], vector [B, D] -> [B, H, A].
+    def forward(self, x: Tensor, time: Tensor, vector: Tensor, stop: Tensor | None = None) -> Tensor:
+        """x [B, H, A], time [B], vector [B, D] and, if it sees one, a stop time [B] -> [B, H, outputs * A].
+
+        With a level for each waypoint, the times are [B, H].
 
         Raises:
             ValueError: another horizon.
         """
-        time = time[:, None] if time.dim() == 1 else time
-        condition = self._time(time) + self.observation(vector)[:, None]  # [B, 1 or H, E]
+        times = [one[:, None] if one.dim() == 1 else one for one in (time, stop) if one is not None]
+        condition = self._time(*times) + self.observation(vector)[:, None]  # [B, 1 or H, E]
         return self._denoised(x, self._modulations(condition))
 
-    def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
+    def at_condition(
+        self, condition: Condition, times: Sequence[Time], horizon: int, stops: Sequence[Time] = ()
+    ) -> AtCondition:
         """Fix the condition: the modulations of all blocks are computed once for these times, in one product each.
 
         Forward hooks are not called. Where this form does not apply (autocast, torch.compile, an unknown time, a time
         for each waypoint, a subclass), the network is.
         """
         as_it_is = plain(self, condition)
-        known = known_times(self, DiT, times)
+        known = known_moments(self, DiT, times, stops)
         if not known:
             return as_it_is
         (vector,) = condition.fields(self.reads)
-        modulations_at = self._modulations_at(self._time(as_tensor(known, vector)), self.observation(vector))
+        modulations_at = self._modulations_at(self._time(*as_tensors(known, vector)), self.observation(vector))
         return at_places(known, lambda x, place: self._denoised(x, modulations_at(place)), as_it_is)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The weights of the linear layers; then biases and positions, which weight decay leaves out."""
         return decay_groups([self])
 
-    def _time(self, time: Tensor) -> Tensor:
-        """time [...] -> [..., E]."""
-        return self.time[1:](self.time[0](time).to(self.positions))
+    def _time(self, time: Tensor, stop: Tensor | None = None) -> Tensor:
+        """time [...] and stop [...] -> [..., E]."""
+        return with_stop(self.time[1:](self.time[0](time).to(self.positions)), self.stop, stop)
 
     def _modulations(self, condition: Tensor) -> list[Tensor]:
         """condition [..., E] -> for every block [..., 6 * E], for the head [..., 2 * E]."""

@@ -16,7 +16,8 @@ from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.attention import Attention, EncoderLayer, Folded, check_width, feed_forward
 from diffpolicy.networks.layers.blocks import SinusoidalEmbedding
 from diffpolicy.networks.layers.decay import decay_groups
-from diffpolicy.networks.protocols import AtCondition, Time, as_tensor, at_places, known_times, plain
+from diffpolicy.networks.layers.stop import StopEmbedding, with_stop
+from diffpolicy.networks.protocols import AtCondition, Time, as_tensors, at_places, known_moments, plain
 from diffpolicy.system.schema import Range
 
 Layers = Annotated[int, Range(1, 256)]
@@ -44,6 +45,8 @@ class Transformer(nn.Module):
         condition_layers: encoder layers in which time and observations attend to each other (n_cond_layers of the
             published network); 0 for an MLP on each of them.
         causal: whether a waypoint sees no later waypoint, and waypoint t of the observation tokens only 0 to t.
+        sees_stop: whether it also takes the time at which a step ends.
+        outputs: features of the output for each one of the trajectory.
 
     Raises:
         ValueError: the width cannot be split among the heads.
@@ -64,6 +67,8 @@ class Transformer(nn.Module):
         width: int = 256,
         condition_layers: int = 0,
         causal: bool = True,
+        sees_stop: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_width("transformer", width, heads)
@@ -76,7 +81,7 @@ class Transformer(nn.Module):
         self.condition = nn.Sequential(*encoder) if encoder else feed_forward(width, nn.Mish())
         self.layers: Any = nn.ModuleList(_DecoderLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, action_dim)
+        self.head = nn.Linear(width, outputs * action_dim)
         # The time is the first token of the memory: waypoint t sees it and the observation tokens 0 to t.
         masks = _mask(horizon, horizon), _mask(horizon, 1 + n_tokens, before=1)
         self.register_buffer("mask", masks[0] if causal else None, persistent=False)
@@ -85,10 +90,16 @@ class Transformer(nn.Module):
         self.apply(_initialize)
         for positions in (self.positions, self.memory_positions):
             nn.init.normal_(positions, std=0.02)
+        self.stop_embedding = StopEmbedding(width) if sees_stop else None
 
     @classmethod
     def from_settings(
-        cls, config: TransformerConfig, encoded_shape: tuple[int, int], condition: ConditionShape
+        cls,
+        config: TransformerConfig,
+        encoded_shape: tuple[int, int],
+        condition: ConditionShape,
+        sees_stop: bool = False,
+        outputs: int = 1,
     ) -> "Transformer":
         """Build the network for trajectories of `encoded_shape` [H, A].
 
@@ -98,10 +109,12 @@ class Transformer(nn.Module):
         """
         n_tokens, features = condition.of("tokens")
         size = config.layers, config.heads, config.width
-        return cls(*encoded_shape, n_tokens, features, *size, config.condition_layers, config.causal)
+        return cls(
+            *encoded_shape, n_tokens, features, *size, config.condition_layers, config.causal, sees_stop, outputs
+        )
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
-        """x [B, H, A], time [B], tokens [B, N, D] -> [B, H, A].
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, stop: Tensor | None = None) -> Tensor:
+        """x [B, H, A], time [B], tokens [B, N, D] and, if it sees one, a stop time [B] -> [B, H, outputs * A].
 
         Raises:
             ValueError: a time for every waypoint, or another horizon.
@@ -111,23 +124,25 @@ class Transformer(nn.Module):
                 f"transformer: time has shape {list(time.shape)}, expected [batch], one for all waypoints; the model "
                 "dit takes one for each"
             )
-        memory = self._memory(self._time_tokens(time)[:, None], self._observation_tokens(tokens))
+        memory = self._memory(self._time_tokens(time, stop)[:, None], self._observation_tokens(tokens))
         x = self._embedded(x)
         for layer in self.layers:
             x = layer(x, memory, self.mask, self.memory_mask)
         return self.head(self.norm(x))
 
-    def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
+    def at_condition(
+        self, condition: Condition, times: Sequence[Time], horizon: int, stops: Sequence[Time] = ()
+    ) -> AtCondition:
         """Fix the condition: what waypoints see of the observations and of these times is computed once.
 
         With `condition_layers` they depend on both together and are computed at each evaluation. Forward hooks are not
         called. Where this form does not apply (autocast, torch.compile, an unknown time, a subclass), the network is.
         """
         as_it_is = plain(self, condition)
-        known, (tokens,) = known_times(self, Transformer, times), condition.fields(self.reads)
+        known, (tokens,) = known_moments(self, Transformer, times, stops), condition.fields(self.reads)
         if not known:
             return as_it_is
-        seen_at = self._seen_at(self._time_tokens(as_tensor(known, tokens)), self._observation_tokens(tokens))
+        seen_at = self._seen_at(self._time_tokens(*as_tensors(known, tokens)), self._observation_tokens(tokens))
 
         def denoised(x: Tensor, place: int) -> Tensor:
             seen, x = seen_at(place), self._embedded(x)
@@ -142,9 +157,10 @@ class Transformer(nn.Module):
         """The weights of the linear layers; then norms, biases and positions, which weight decay leaves out."""
         return decay_groups([self])
 
-    def _time_tokens(self, time: Tensor) -> Tensor:
-        """time [R] -> [R, E]."""
-        return self.time_embedding(time).to(self.memory_positions) + self.memory_positions[0]
+    def _time_tokens(self, time: Tensor, stop: Tensor | None = None) -> Tensor:
+        """time [R] and stop [R] -> [R, E]."""
+        embedded = with_stop(self.time_embedding(time).to(self.memory_positions), self.stop_embedding, stop)
+        return embedded + self.memory_positions[0]
 
     def _observation_tokens(self, tokens: Tensor) -> Tensor:
         """tokens [B, N, D] -> [B, N, E]."""

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffpolicy.networks.backbones.unet1d_sampling import at_times, may_unroll
+from diffpolicy.networks.backbones.unet1d_sampling import at_moments, may_unroll
 from diffpolicy.networks.condition import Condition, ConditionShape
 from diffpolicy.networks.layers.blocks import ConditionalResidualBlock, ConvBlock, SinusoidalEmbedding
 from diffpolicy.networks.layers.conv import Conv1d, ConvTranspose1d, concatenate
-from diffpolicy.networks.protocols import AtCondition, Time, plain
+from diffpolicy.networks.layers.stop import StopEmbedding, with_stop
+from diffpolicy.networks.protocols import AtCondition, Time, at_places, moments, plain
 from diffpolicy.system.schema import Count, Range
 
 Width = Annotated[int, Range(1, 2**16)]
@@ -48,6 +49,8 @@ class UNet1d(nn.Module):
         groups: number of groups in every group normalisation; divides each width.
         head_groups: those of the last block; None for `groups`. The published network has 8 there whatever n_groups is.
         film_scale: whether the condition also scales (cond_predict_scale of the published network) or only adds.
+        sees_stop: whether it also takes the time at which a step ends.
+        outputs: features of the output for each one of the trajectory.
 
     Raises:
         ValueError: a setting is out of range, or the settings do not match.
@@ -65,6 +68,8 @@ class UNet1d(nn.Module):
         groups: int = 8,
         head_groups: int | None = None,
         film_scale: bool = True,
+        sees_stop: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         head_groups = groups if head_groups is None else head_groups
@@ -75,6 +80,8 @@ class UNet1d(nn.Module):
             nn.Mish(),
             nn.Linear(4 * time_embedding_dim, time_embedding_dim),
         )
+        self.action_dim = action_dim
+        self.stop_encoder = StopEmbedding(time_embedding_dim) if sees_stop else None
 
         def pair(channels_in: int, channels_out: int) -> _Pair:
             condition = time_embedding_dim + condition_dim
@@ -88,11 +95,18 @@ class UNet1d(nn.Module):
         self.up = nn.ModuleList(pair(2 * i, o) for i, o in steps_up)
         self.grow = nn.ModuleList(ConvTranspose1d(o, o, 4, stride=2, padding=1) for _, o in steps_up)
         self.head = nn.Sequential(
-            ConvBlock(widths[0], widths[0], kernel_size, head_groups), Conv1d(widths[0], action_dim, 1)
+            ConvBlock(widths[0], widths[0], kernel_size, head_groups), Conv1d(widths[0], outputs * action_dim, 1)
         )
 
     @classmethod
-    def from_settings(cls, config: UNet1dConfig, encoded_shape: tuple[int, int], condition: ConditionShape) -> "UNet1d":
+    def from_settings(
+        cls,
+        config: UNet1dConfig,
+        encoded_shape: tuple[int, int],
+        condition: ConditionShape,
+        sees_stop: bool = False,
+        outputs: int = 1,
+    ) -> "UNet1d":
         """Build the network for trajectories of `encoded_shape` [horizon, A].
 
         Raises:
@@ -111,10 +125,12 @@ class UNet1d(nn.Module):
             config.groups,
             config.head_groups,
             config.film_scale,
+            sees_stop,
+            outputs,
         )
 
-    def forward(self, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
-        """x [B, H, A], time [B], vector [B, D] -> [B, H, A].
+    def forward(self, x: Tensor, time: Tensor, vector: Tensor, stop: Tensor | None = None) -> Tensor:
+        """x [B, H, A], time [B], vector [B, D] and, if it sees one, a stop time [B] -> [B, H, outputs * A].
 
         Raises:
             ValueError: a time for every waypoint, or a horizon that cannot be halved between the levels.
@@ -122,7 +138,7 @@ class UNet1d(nn.Module):
         _check_length("unet1d", x.shape[1], len(self.shrink))
         if time.dim() != 1:
             raise ValueError(f"unet1d: time has shape {list(time.shape)}, expected [batch], one for all waypoints")
-        condition = F.mish(torch.cat([self.time_encoder(time), vector], dim=-1))
+        condition = F.mish(torch.cat([self.embedded_time(time, stop), vector], dim=-1))
         x = x.transpose(1, 2)  # [B, A, H]
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
@@ -135,7 +151,13 @@ class UNet1d(nn.Module):
             x = grow(blocks(concatenate(x, skips.pop()), condition))
         return self.head(x).transpose(1, 2)
 
-    def at_condition(self, condition: Condition, times: Sequence[Time], horizon: int) -> AtCondition:
+    def embedded_time(self, time: Tensor, stop: Tensor | None = None) -> Tensor:
+        """The features of times [B] and stop times [B], [B, time_embedding_dim]."""
+        return with_stop(self.time_encoder(time), self.stop_encoder, stop)
+
+    def at_condition(
+        self, condition: Condition, times: Sequence[Time], horizon: int, stops: Sequence[Time] = ()
+    ) -> AtCondition:
         """Fix the condition: on a CPU in float32 or float64, the network is unrolled for these times and this horizon.
 
         The unrolled form does not call forward hooks. Where it does not apply (gradients, autocast, torch.compile, a
@@ -143,15 +165,16 @@ class UNet1d(nn.Module):
         """
         as_it_is = plain(self, condition)
         (vector,) = condition.fields(self.reads)
-        known = [time for time in times if not isinstance(time, Tensor)]
+        known = moments(times, stops)
         if not known or type(self) is not UNet1d or not may_unroll(vector):
             return as_it_is
-        unrolled, shape = at_times(self, vector, known, horizon), (len(vector), horizon, self.head[1].out_channels)
+        unrolled, shape = at_moments(self, vector, known, horizon), (len(vector), horizon, self.action_dim)
+        found = at_places(known, lambda x, place: unrolled(x, known[place]), as_it_is)
 
         def unrolled_or_plain(x: Tensor, time: Time, stop: Time | None = None) -> Tensor:
-            if stop is not None or isinstance(time, Tensor) or torch.is_grad_enabled() or time not in known:
+            if torch.is_grad_enabled() or x.shape != shape:
                 return as_it_is(x, time, stop)
-            return unrolled(x, time) if x.shape == shape else as_it_is(x, time)
+            return found(x, time, stop)
 
         return unrolled_or_plain
 

@@ -1,6 +1,6 @@
 """A `UNet1d` at a fixed condition, for sampling on a CPU: everything that chunks can share is kept between them.
 
-Kept until the weights change: the scales and biases of FiLM at the sampler's times, copies of weights in the order in
+Kept until the weights change: the scales and biases of FiLM at the sampler's moments, copies of weights in the order in
 which products read them, and the unrolled network with its buffers. A copy takes as much memory as the weight.
 
 Shape legend: B batch, H horizon, A action, D condition, R times, F features of all FiLM layers.
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from diffpolicy.networks.backbones.unet1d_unrolled import Copies, UnrolledUNet1d, residual_blocks
 from diffpolicy.networks.layers import products
+from diffpolicy.networks.protocols import Moment, as_tensors
 from diffpolicy.networks.watch import Watch
 
 KEPT_KINDS = 4  # of calls (batch, horizon, type, threads), each with its own buffers
 KEPT_SAMPLERS = 8  # each with what its times add to FiLM, R * F values
 
 T = TypeVar("T")
-AtTime = Callable[[Tensor, float], Tensor]
-"""x [B, H, A] at one of the known times -> [B, H, A]."""
+AtMoment = Callable[[Tensor, Moment], Tensor]
+"""x [B, H, A] at one of the known moments -> [B, H, outputs * A]."""
 
 
 def may_unroll(x: Tensor) -> bool:
@@ -34,7 +35,7 @@ def may_unroll(x: Tensor) -> bool:
 
 
 @torch.no_grad()
-def at_times(network: nn.Module, condition: Tensor, times: Sequence[float], horizon: int) -> AtTime:
+def at_moments(network: nn.Module, condition: Tensor, known: Sequence[Moment], horizon: int) -> AtMoment:
     """`network`, a `UNet1d`, at the condition [B, D] with its weights of now.
 
     Raises:
@@ -44,16 +45,16 @@ def at_times(network: nn.Module, condition: Tensor, times: Sequence[float], hori
     if kept is None or not kept.watch.is_unchanged():
         kept = _KEPT[network] = _Kept(network)
     kind = kept.kind(network, condition, horizon)
-    of_times, of_condition = kept.film.of_times(network, tuple(times)), kept.film.of_condition(condition)
+    of_moments, of_condition = kept.film.of_moments(network, tuple(known)), kept.film.of_condition(condition)
 
-    def at_time(x: Tensor, time: float) -> Tensor:
+    def at_moment(x: Tensor, moment: Moment) -> Tensor:
         program, film = kind.free.pop() if kind.free else kind.program()  # another thread may be using one
-        torch.add(of_condition, of_times[time], out=film)
+        torch.add(of_condition, of_moments[moment], out=film)
         output = program(x)
         kind.free.append((program, film))
         return output
 
-    return at_time
+    return at_moment
 
 
 class _Kept:
@@ -78,7 +79,7 @@ class _Kind:
 
     def __init__(self, network: Any, condition: Tensor, horizon: int, copies: Copies) -> None:
         self._network, self._copies = weakref.ref(network), copies
-        self._shape = len(condition), horizon, network.head[1].out_channels
+        self._shape = len(condition), horizon, network.action_dim
         self._like = condition.new_empty(0)
         self.free: list[tuple[UnrolledUNet1d, Tensor]] = []
 
@@ -97,22 +98,21 @@ class _Film:
         self._layers = [block.film[1] for block in residual_blocks(network)]
         self._split = network.time_encoder[-1].out_features
         self._weight = torch.cat([layer.weight[:, self._split :] for layer in self._layers]).detach()  # [F, D]
-        self._known = dict[Any, dict[float, Tensor]]()
+        self._known = dict[Any, dict[Moment, Tensor]]()
 
     def of_condition(self, condition: Tensor) -> Tensor:
         """What the condition [B, D] adds to all scales and biases, [B, F]."""
         return F.linear(F.mish(condition), self._weight)
 
-    def of_times(self, network: Any, times: tuple[float, ...]) -> dict[float, Tensor]:
-        """What each of the times adds to all scales and biases, [F]."""
+    def of_moments(self, network: Any, known: tuple[Moment, ...]) -> dict[Moment, Tensor]:
+        """What each of the moments adds to all scales and biases, [F]."""
 
-        def new() -> dict[float, Tensor]:
-            known = list(dict.fromkeys(times))
-            embedded = F.mish(network.time_encoder(torch.tensor(known)))  # [R, D']
+        def new() -> dict[Moment, Tensor]:
+            embedded = F.mish(network.embedded_time(*as_tensors(known, torch.empty(0))))  # [R, D']
             parts = [F.linear(embedded, one.weight[:, : self._split], one.bias) for one in self._layers]
             return dict(zip(known, torch.cat(parts, dim=1), strict=True))
 
-        return _latest(self._known, times, KEPT_SAMPLERS, new)
+        return _latest(self._known, known, KEPT_SAMPLERS, new)
 
 
 def _latest(kept: dict[Any, T], key: Any, count: int, new: Callable[[], T]) -> T:

@@ -1,0 +1,97 @@
+"""Tables of the samplers that settings can name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from diffpolicy.diffusion.diffusers_sampler import DiffusersConfig, DiffusersSampler
+from diffpolicy.diffusion.samplers import ancestral, heun, langevin, multistep
+from diffpolicy.diffusion.samplers.ancestral import DdimConfig, DdpmConfig
+from diffpolicy.diffusion.samplers.heun import HeunConfig
+from diffpolicy.diffusion.samplers.langevin import LangevinConfig, PredictorCorrectorConfig
+from diffpolicy.diffusion.samplers.multistep import Dpmpp3mConfig, UnipcConfig
+from diffpolicy.diffusion.samplers.settings import GuidanceConfig, SamplerConfig
+from diffpolicy.diffusion.samplers.table import StepTable
+from diffpolicy.diffusion.schedule import Levels, Schedule
+from diffpolicy.diffusion.spacing import SPACINGS
+from diffpolicy.system.schema import Range
+from diffpolicy.system.tables import Choice, Entry, lookup, made, settings_of
+
+Sampler = StepTable | DiffusersSampler
+AUTO = "auto"
+
+
+@dataclass
+class AutoConfig:
+    """The sampler that the policy's objective prefers, with other steps or guidance where they are given."""
+
+    name: str = AUTO
+    steps: Annotated[int | None, Range(1, 10_000)] = None
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+
+def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -> Entry[Sampler]:
+    """The entry of a table sampler; `make` takes the levels to start steps from, the schedule and the settings."""
+
+    def from_schedule(own: SamplerConfig, schedule: Schedule) -> StepTable:
+        return make(lookup(SPACINGS, "spacing", own.spacing)(schedule, own.steps), schedule, own)
+
+    return Entry(settings, from_schedule)
+
+
+TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the schedule
+    "ddpm": _table(DdpmConfig, lambda now, schedule, own: ancestral.started(ancestral.ddpm(now, own.variance), own)),
+    "ddim": _table(
+        DdimConfig,
+        lambda now, schedule, own: ancestral.started(ancestral.ddim(now, own.eta, own.clipped_epsilon), own),
+    ),
+    "euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
+    "flow_euler": _table(SamplerConfig, lambda now, schedule, own: ancestral.ddim(now)),
+    "dpmpp_2m": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m(now)),
+    "dpmpp_2m_sde": _table(SamplerConfig, lambda now, schedule, own: multistep.dpmpp_2m_sde(now)),
+    "dpmpp_3m": _table(Dpmpp3mConfig, lambda now, schedule, own: multistep.dpmpp_3m(now, own.as_published)),
+    "unipc": _table(UnipcConfig, lambda now, schedule, own: multistep.unipc(now, own.order)),
+    "heun": _table(HeunConfig, lambda now, schedule, own: heun.heun(now, schedule, own)),
+    "flow_heun": _table(SamplerConfig, lambda now, schedule, own: heun.flow_heun(now)),
+    "reverse_sde": _table(SamplerConfig, lambda now, schedule, own: langevin.reverse_sde(now)),
+    "predictor_corrector": _table(
+        PredictorCorrectorConfig,
+        lambda now, schedule, own: langevin.predictor_corrector(now, own.langevin_steps, own.langevin_rate),
+    ),
+    "langevin": _table(
+        LangevinConfig, lambda now, schedule, own: langevin.langevin(now, own.langevin_steps, own.langevin_rate)
+    ),
+}
+
+SAMPLERS: Mapping[str, Entry[Sampler]] = {
+    **TABLES,
+    "diffusers": Entry(
+        DiffusersConfig,
+        lambda own, schedule: DiffusersSampler(own.scheduler, own.scheduler_options or {}, schedule, own.steps),
+    ),
+}
+
+
+SAMPLERS_AND_AUTO: Mapping[str, Entry[Any]] = {**SAMPLERS, AUTO: Entry(AutoConfig, lambda own, schedule: None)}
+
+
+def build_sampler(schedule: Schedule, choice: Choice, steps: int | None = None) -> Sampler:
+    """Build a sampler for a schedule: its table, or the adapter of a diffusers scheduler.
+
+    Raises:
+        ImportError: the sampler needs diffusers, which is not installed.
+        ValueError: an unknown sampler or setting, or one that does not fit the schedule.
+    """
+    return made(SAMPLERS, "sampler", sampler_settings(choice, steps), schedule)
+
+
+def sampler_settings(choice: Choice, steps: int | None = None, preferred: Choice = "ddim") -> Any:
+    """The settings of a sampler, with `steps` in place of their own unless it is None.
+
+    The choice "auto" takes the settings of `preferred`, with its own number of steps and guidance if it has any.
+    """
+    settings = settings_of(SAMPLERS_AND_AUTO, "sampler", choice)
+    if isinstance(settings, AutoConfig):
+        steps = settings.steps if steps is None else steps
+        settings = replace(settings_of(SAMPLERS, "sampler", preferred), guidance=settings.guidance)
+    return settings if steps is None else replace(settings, steps=steps)
