@@ -91,14 +91,14 @@ SHELVES = {
         "drawing mixture",
         "batches rendering evaluating run_folder run_log run_settings",
         "data_formats sharded_loss",
-        "optimization splits starting validation",
+        "optimization splits starting teaching validation",
         "trainer",
     ),
 }
 # Folders whose files are entries of one table and must not import each other. Files named after the folder are shared.
 TABLES = {
     "diffusion/samplers": {"table", "settings"},
-    "diffusion/objectives": {"objective"},
+    "diffusion/objectives": {"objective", "levels", "denoising"},
     "networks/encoders": {"images", "imagenet"},
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -5,7 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from diffpolicy.diffusion import parameterization, schedules, weighting
+from diffpolicy.diffusion.objectives.consistency import Consistency, ConsistencyConfig
+from diffpolicy.diffusion.objectives.consistency_trajectory import ConsistencyTrajectory, ConsistencyTrajectoryConfig
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
+from diffpolicy.diffusion.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
+from diffpolicy.diffusion.objectives.progressive import Progressive, ProgressiveConfig
+from diffpolicy.diffusion.objectives.reflow import Reflow, ReflowConfig
+from diffpolicy.diffusion.objectives.shortcut import Shortcut, ShortcutConfig
 from diffpolicy.diffusion.parameterization import EdmConfig, Parameterization
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import BetasConfig, SigmasConfig, VpConfig
@@ -65,7 +71,24 @@ DENOISING_CHOICES: Mapping[str, Mapping[str, Entry[Any]]] = {
     "level_distribution": LEVEL_DISTRIBUTIONS,
 }
 
-OBJECTIVES: Mapping[str, Entry[Any]] = {"denoising": Entry(DenoisingConfig, lambda own: _denoising(own))}
+OBJECTIVES: Mapping[str, Entry[Any]] = {
+    "denoising": Entry(DenoisingConfig, lambda own: _denoising(own)),
+    "consistency": Entry(
+        ConsistencyConfig,
+        lambda own: Consistency(_base(own), own.first_intervals, own.last_intervals, own.double_every),
+    ),
+    "consistency_trajectory": Entry(
+        ConsistencyTrajectoryConfig, lambda own: ConsistencyTrajectory(_base(own), own.intervals)
+    ),
+    "shortcut": Entry(ShortcutConfig, lambda own: Shortcut(_base(own), own.share)),
+    "progressive": Entry(
+        ProgressiveConfig, lambda own: Progressive(_base(own), own.first_steps, own.last_steps, own.round_every)
+    ),
+    "reflow": Entry(ReflowConfig, lambda own: Reflow(_base(own), own.teacher_steps)),
+    "distribution_matching": Entry(
+        DistributionMatchingConfig, lambda own: DistributionMatching(_base(own), own.lowest, own.highest)
+    ),
+}
 
 
 def build_objective(choice: Choice) -> Any:
@@ -80,12 +103,26 @@ def objective_settings(choice: Choice) -> Any:
         ValueError: a choice or a setting is unknown.
     """
     own = settings_of(OBJECTIVES, "diffusion", choice)
+    if hasattr(own, "denoising"):
+        return replace(own, denoising=objective_settings(_base_settings(own)))
     inner = {
         kind: settings_of(table, kind, getattr(own, kind))
         for kind, table in DENOISING_CHOICES.items()
         if hasattr(own, kind)
     }
     return replace(own, **inner)
+
+
+def _base_settings(own: Any) -> DenoisingConfig:
+    """The settings of the denoiser that a few-step objective starts from."""
+    choice = own.BASE if own.denoising is None else own.denoising
+    if isinstance(choice, Mapping):
+        choice = {"name": "denoising", **choice}
+    return settings_of({"denoising": OBJECTIVES["denoising"]}, "diffusion.denoising", choice)
+
+
+def _base(own: Any) -> Denoising:
+    return _denoising(_base_settings(own))
 
 
 def _denoising(own: DenoisingConfig) -> Denoising:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from diffpolicy.diffusion.diffusers_sampler import DiffusersConfig, DiffusersSampler
-from diffpolicy.diffusion.samplers import ancestral, heun, langevin, multistep
+from diffpolicy.diffusion.samplers import ancestral, consistency, heun, langevin, multistep
 from diffpolicy.diffusion.samplers.ancestral import DdimConfig, DdpmConfig
+from diffpolicy.diffusion.samplers.consistency import ConsistencySamplerConfig, FlowMapConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
 from diffpolicy.diffusion.samplers.langevin import LangevinConfig, PredictorCorrectorConfig
 from diffpolicy.diffusion.samplers.multistep import Dpmpp3mConfig, UnipcConfig
@@ -63,8 +64,14 @@ TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the sche
     ),
 }
 
+MAP_TABLES: Mapping[str, Entry[Sampler]] = {  # of networks that are no denoisers, see `MapSamplerConfig`
+    "consistency": _table(ConsistencySamplerConfig, lambda now, schedule, own: consistency.consistency(now)),
+    "flow_map": _table(FlowMapConfig, lambda now, schedule, own: ancestral.ddim(now)),
+}
+
 SAMPLERS: Mapping[str, Entry[Sampler]] = {
     **TABLES,
+    **MAP_TABLES,
     "diffusers": Entry(
         DiffusersConfig,
         lambda own, schedule: DiffusersSampler(own.scheduler, own.scheduler_options or {}, schedule, own.steps),

@@ -15,6 +15,7 @@ METADATA = {  # what the trainer saves with a policy: key -> type
     "training": Mapping[str, Any],
     "conditions": dict[str, str],
     "init_from": Mapping[str, Any],
+    "teacher": Mapping[str, Any],
 }
 
 

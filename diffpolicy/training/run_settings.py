@@ -106,6 +106,7 @@ def settings_of_run(config: TrainConfig, policy: Policy, data: Demonstrations) -
         "data": _without(everything["data"], WHERE),
         "trainer": _without(everything["trainer"], REPORTING),
         "data_sha256": fingerprint(data),
+        "teacher_sha256": policy.metadata.get("teacher", {}).get("sha256"),
     }
 
 
@@ -154,7 +155,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _filled(policy: Policy, found: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the settings that a run of an earlier version does not have."""
-    defaults = {"policy": "diffusion", "encoder": "low_dim", "codec": "normalizer"}
+    defaults = {"policy": "diffusion", "encoder": "low_dim", "codec": "normalizer", "teacher_sha256": None}
     filled = {**defaults, **found}
     choices = {"model": BACKBONES, "diffusion": OBJECTIVES, "encoder": ENCODERS, "codec": CODECS}
     for kind, table in choices.items():

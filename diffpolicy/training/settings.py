@@ -123,4 +123,5 @@ class TrainConfig:
     seed: Seed = 0
     device: str = "auto"  # the first available of cuda, mps and cpu
     resume: bool = False  # continue the run in this folder
+    teacher: str | None = None  # the checkpoint that an objective for few steps starts from and learns from
     init_from: str | None = None  # begin with the weights and normalisation of a checkpoint, with the same settings

@@ -33,13 +33,13 @@ from diffpolicy.training.run_settings import (
     REPORTING,
     check_same_settings,
     learning_rate,
-    new_policy,
     settings_of_run,
 )
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
 from diffpolicy.training.starting import initialize, warn_of_extension, warn_of_other_conditions
 from diffpolicy.training.state import pack, unpack, unpack_average
+from diffpolicy.training.teaching import untrained_policy
 from diffpolicy.training.validation import Validation
 
 AGREE_EVERY = 10  # steps between the points where several processes agree whether to stop
@@ -78,7 +78,7 @@ class Trainer:
 
     def _prepare(self, config: TrainConfig, ranks: Ranks) -> None:
         data = load_data(config.data, config.env, config.limits.data_s)
-        self.policy = new_policy(config, data)
+        self.policy = untrained_policy(config, data)
         if ranks.is_first:
             log_report(data, self.policy.config)
         if config.init_from is not None and not config.resume:

@@ -65,13 +65,14 @@ def test_the_loss_of_a_silent_network_is_the_weighted_mean_square_of_the_target(
 
 
 @over("schedule", EVERY_SCHEDULE)
-def test_the_tables_columns_are_levels_target_weight_and_cumulative_share(schedule) -> None:
+def test_the_tables_columns_are_levels_target_weight_cumulative_share_and_estimate(schedule) -> None:
     distribution = log_normal(0.0, 1.0)
     table = Denoising(schedule, CLEAN, levels=distribution).table.values
     levels = schedule.levels
     one, zero = np.ones(len(schedule)), np.zeros(len(schedule))
     columns = (levels.alpha, levels.sigma, levels.time, levels.input_scale, one, zero, one)
-    expected = torch.from_numpy(np.stack([*columns, np.cumsum(distribution(levels))], axis=1)).float()
+    of_clean = (zero, one)  # skip and out
+    expected = torch.from_numpy(np.stack([*columns, np.cumsum(distribution(levels)), *of_clean], axis=1)).float()
     torch.testing.assert_close(table, expected, rtol=0, atol=0)
 
 

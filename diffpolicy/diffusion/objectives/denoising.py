@@ -1,20 +1,37 @@
 """The denoising objective: a noise schedule, a parameterization of the network's output, and weights of the levels."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.diffusion.objectives.levels import LevelTable
 from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective
 from diffpolicy.diffusion.parameterization import Parameterization
 from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.settings import MapSamplerConfig
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.weighting import LevelDistribution, Weighting, elbo, simple, uniform
 from diffpolicy.system.parts import WHOLE, Part, shared_draws
 from diffpolicy.system.schema import Range
+
+EDM = {  # settings of configs/diffusion/edm.yaml (Karras et al. 2022, table 1)
+    "name": "denoising",
+    "schedule": "karras",
+    "num_levels": 1000,
+    "parameterization": "edm",
+    "level_distribution": "log_normal",
+}
+FLOW = {  # settings of configs/diffusion/flow.yaml (Lipman et al. 2023, Esser et al. 2024)
+    "name": "denoising",
+    "schedule": "flow",
+    "num_levels": 1000,
+    "parameterization": "flow",
+    "level_distribution": "logit_normal",
+}
 
 
 @dataclass
@@ -40,45 +57,6 @@ class DenoisingConfig:
     level_distribution: Any = "uniform"
     condition_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     draws: Annotated[int, Range(1, 1024)] = 1
-
-
-class LevelColumns(NamedTuple):
-    """The values of noise levels that training needs, one column each.
-
-    Attributes:
-        on_clean, on_noise: the target is on_clean * clean + on_noise * noise.
-        weight: weight of the squared error.
-        share: probability that a draw falls on this level or an earlier one.
-    """
-
-    alpha: Tensor
-    sigma: Tensor
-    time: Tensor
-    input_scale: Tensor
-    on_clean: Tensor
-    on_noise: Tensor
-    weight: Tensor
-    share: Tensor
-
-
-class LevelTable(nn.Module):
-    """The columns of all levels in one float32 tensor [levels, columns], so that a batch needs a single look-up."""
-
-    values: Tensor
-
-    def __init__(self, *columns: Any) -> None:
-        super().__init__()
-        values = torch.tensor(np.stack(columns, axis=-1).tolist())
-        self.register_buffer("values", values, persistent=False)
-
-    @property
-    def columns(self) -> LevelColumns:
-        """The columns, each [levels]."""
-        return LevelColumns(*self.values.unbind(dim=1))
-
-    def at(self, level: Tensor) -> LevelColumns:
-        """The columns at the levels `level` [batch], each [batch, 1, 1]."""
-        return LevelColumns(*self.values[level, :, None, None].unbind(dim=1))
 
 
 @dataclass(frozen=True)
@@ -134,6 +112,14 @@ class Denoising(nn.Module, Objective):
         self.draws = draws
         self.table = self._table()
 
+    def check_sampler(self, settings: Any) -> None:
+        """Raise ValueError if the sampler is not for denoisers."""
+        if isinstance(settings, MapSamplerConfig):
+            raise ValueError(
+                f"sampler: {settings.name} is for policies that are trained for it, and this one denoises; give "
+                "sampler=ddim"
+            )
+
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
         """Draw levels and noise for `clean` [batch, horizon, action]; see `Objective.draw`."""
         total, rows = shared_draws(part, len(clean))
@@ -156,14 +142,18 @@ class Denoising(nn.Module, Objective):
         counts: Tensor | None = None,
     ) -> Tensor:
         """The weighted mean squared error between the network's output and its target, a scalar; see `Objective`."""
-        if self.draws > 1:
-            network, counts = network.repeated(self.draws), None if counts is None else counts.repeat(self.draws, 1)
+        network, counts = self.repeated(network, counts)
         level = self.table.at(batch.level)
-        noisy = level.alpha * batch.clean + level.sigma * batch.noise
-        output = network(level.input_scale * noisy, level.time.flatten())
+        output = level.output(network, level.noisy(batch.clean, batch.noise))
         target = level.on_clean * batch.clean + level.on_noise * batch.noise
         error = level.weight * (output - target).square()
         return (error if counts is None else error * counts[..., None]).mean()
+
+    def repeated(self, network: ConditionedNetwork, counts: Tensor | None) -> tuple[ConditionedNetwork, Tensor | None]:
+        """The network and the counts for a batch from `draw`, which has every window `draws` times."""
+        if self.draws == 1:
+            return network, counts
+        return network.repeated(self.draws), None if counts is None else counts.repeat(self.draws, 1)
 
     def denoiser(self, network: Conditioned) -> Denoise:
         """A function of x [batch, horizon, action] and a row that returns the clean estimate, shaped like x."""
@@ -183,6 +173,7 @@ class Denoising(nn.Module, Objective):
         levels = self.schedule.levels
         pairs = list(zip(levels.alpha.tolist(), levels.sigma.tolist(), strict=True))
         target = np.array([self.parameterization.target(*pair) for pair in pairs])
-        out = np.array([self.parameterization.clean_from_output(*pair)[1] for pair in pairs])
-        weight, share = self.weighting(levels, out), np.cumsum(self.levels(levels))
-        return LevelTable(levels.alpha, levels.sigma, levels.time, levels.input_scale, *target.T, weight, share)
+        output = np.array([self.parameterization.clean_from_output(*pair) for pair in pairs])
+        weight, share = self.weighting(levels, output.T[1]), np.cumsum(self.levels(levels))
+        of_levels = levels.alpha, levels.sigma, levels.time, levels.input_scale
+        return LevelTable.of(*of_levels, *target.T, weight, share, *output.T)

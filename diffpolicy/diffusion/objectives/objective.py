@@ -1,8 +1,7 @@
 """The interface that the trainer and the policy need from a training objective, such as `Denoising`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Number
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.system.parts import WHOLE, Part
+from diffpolicy.system.tables import Choice
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ class Conditioned(Protocol):
     def __call__(self, x: Tensor, time: Number, stop: Number | None = None, /) -> Tensor: ...
 
 
+def check_is_one_of(settings: Any, names: Sequence[str], objective: str) -> None:
+    """Raise ValueError unless the sampler with these settings is one of `names`, for which the objective trains."""
+    if settings.name not in names:
+        raise ValueError(
+            f"sampler: a policy with diffusion {objective} was not trained for {settings.name}; give "
+            f"{' or '.join(f'sampler={name}' for name in names)}"
+        )
+
+
 class Objective(Protocol):
     """How a network is trained and how its output is interpreted. An `nn.Module`.
 
@@ -55,7 +64,7 @@ class Objective(Protocol):
         condition_dropout: the share of windows whose condition is replaced by a learned null condition.
         sees_stop: whether the network also takes the time at which a step ends.
         outputs: features of the network's output for each feature of the trajectory.
-        sampler: the settings of the sampler that is used unless another is chosen.
+        sampler: the choice of sampler unless another is made.
         teaching: whether a teacher is "required", "optional" or "impossible".
     """
 
@@ -63,7 +72,7 @@ class Objective(Protocol):
     condition_dropout: float
     sees_stop: bool = False
     outputs: int = 1
-    sampler: Mapping[str, Any] = MappingProxyType({"name": "ddim", "steps": 10})
+    sampler: Choice = "ddim"
     teaching: str = "impossible"
 
     def attach(self, network: nn.Module) -> None:

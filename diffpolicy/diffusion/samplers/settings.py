@@ -31,3 +31,10 @@ class SamplerConfig:
     steps: Annotated[int, Range(1, 10_000)] = 10
     spacing: str = "trailing"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+
+@dataclass
+class MapSamplerConfig(SamplerConfig):
+    """Settings of samplers for networks that jump along a path, or to its end, and are no denoisers."""
+
+    steps: Annotated[int, Range(1, 10_000)] = 1
