@@ -83,7 +83,7 @@ def test_taught_heads_learn_and_change_what_the_encoder_learns(tmp_path: Path) -
     def error() -> float:
         batch = with_heads.batches.first(32)
         with torch.inference_mode():
-            seen = policy._normalized(batch.observations)
+            seen = policy.normalizers.encode(batch.observations, policy.network)
             return float(policy.auxiliary(policy.encoder.frames(seen), batch.auxiliary))
 
     before = error()
