@@ -150,7 +150,7 @@ def main() -> None:
         policy = DiffusionPolicy.from_pretrained(arguments.checkpoint)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    controller = PolicyController(policy, sampler="ddim", num_inference_steps=10)
+    controller = PolicyController(policy)  # with the sampler that it was trained for
     robot = PointRobot(policy.config.observations, policy.config.action_dim)
 
     plan_s = warm_up(controller, robot.read_observation())
