@@ -179,7 +179,7 @@ EVALUATION_ERRORS = {
     "guidance without a null token": (["checkpoint={run}", "sampler.guidance.weight=1"], "condition_dropout above 0"),
     "flow sampler on another schedule": (["checkpoint={run}", "sampler=flow_heun"], "needs the straight path"),
     "too many steps": (["checkpoint={run}", "sampler.steps=101"], "steps 101 must be between 1 and 100"),
-    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "expected one of ddim, ddpm, diffusers"),
+    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "'ddimm' is unknown, expected one of auto, consistency"),
 }
 
 
