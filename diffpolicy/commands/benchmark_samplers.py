@@ -75,7 +75,7 @@ class BenchmarkSamplersConfig:
 
 @command(NAME, BenchmarkSamplersConfig)
 def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
-    contestants = {"": Contestant(config.checkpoint, config.samplers or STUDY)}
+    contestants = {"": Contestant(config.checkpoint, config.samplers or {})}
     contestants |= {
         label: read_settings(Contestant, one, f"others: {label}") for label, one in (config.others or {}).items()
     }
@@ -98,14 +98,19 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
 
 
 def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Policy, EnvConfig, list[Choice]]:
-    if not contestant.samplers:
-        raise ValueError("samplers: none given, expected e.g. samplers={ddim: [10, 5]}")
     device = choose_device(config.device)
     policy, env = load_for_evaluation(contestant.checkpoint, config.task, config.env, device, config.trust_env)
-    samplers = [_settings(name, steps) for name, counts in contestant.samplers.items() for steps in counts]
+    named = contestant.samplers or _study(policy)
+    samplers = [_settings(name, steps) for name, counts in named.items() for steps in counts]
     for sampler in samplers:
         policy.sampling(sampler)
     return policy, env, samplers
+
+
+def _study(policy: Policy) -> dict[str, list[int]]:
+    """STUDY for a denoiser; for a policy of few steps, the sampler that it was trained for."""
+    preferred = policy.sampling().settings
+    return STUDY if preferred.name == "ddim" and preferred.steps > 1 else {preferred.name: [preferred.steps]}
 
 
 def _settings(name: str, steps: int) -> dict[str, Any]:

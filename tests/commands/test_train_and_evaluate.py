@@ -15,6 +15,7 @@ from diffpolicy import DiffusionPolicy
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.networks.observation import vector
+from diffpolicy.policy.sampler_choices import MAP_TABLES
 
 TINY = ["model.widths=[8,16]", "model.time_embedding_dim=8", "trainer.batch_size=16", "device=cpu"]
 
@@ -116,8 +117,9 @@ def test_the_benchmark_writes_table_csv_json_and_plot(pusht_run: Path, tmp_path:
 
 @pytest.mark.slow  # that every one samples, tests/policy says; here, that each has its settings
 def test_every_sampler_works_from_the_command_line(repository: Path, shipped_checkpoint: Path, tmp_path: Path) -> None:
-    """All on the shipped checkpoint but flow_heun, which needs the straight path."""
-    names = sorted({path.stem for path in (repository / "configs" / "sampler").glob("*.yaml")} - {"flow_heun"})
+    """All denoisers' on the shipped checkpoint but flow_heun, which needs the straight path."""
+    others = {"flow_heun", "auto", *MAP_TABLES}
+    names = sorted({path.stem for path in (repository / "configs" / "sampler").glob("*.yaml")} - others)
     samplers = "{" + ", ".join(f"{name}: [2]" for name in names) + "}"
     arguments = [
         f"checkpoint={shipped_checkpoint}",
@@ -179,7 +181,10 @@ EVALUATION_ERRORS = {
     "guidance without a null token": (["checkpoint={run}", "sampler.guidance.weight=1"], "condition_dropout above 0"),
     "flow sampler on another schedule": (["checkpoint={run}", "sampler=flow_heun"], "needs the straight path"),
     "too many steps": (["checkpoint={run}", "sampler.steps=101"], "steps 101 must be between 1 and 100"),
-    "unknown sampler": (["checkpoint={run}", "sampler.name=ddimm"], "'ddimm' is unknown, expected one of auto, consistency"),
+    "unknown sampler": (
+        ["checkpoint={run}", "sampler.name=ddimm"],
+        "'ddimm' is unknown, expected one of auto, ",
+    ),
 }
 
 
