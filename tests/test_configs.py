@@ -10,7 +10,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from one_case import over
 
+from diffpolicy.commands.benchmark_samplers import BenchmarkSamplersConfig
 from diffpolicy.commands.evaluate_policy import EvaluateConfig
+from diffpolicy.commands.generate_demos import GenerateConfig
 from diffpolicy.networks.condition import ConditionShape
 from diffpolicy.policy.build import build_network
 from diffpolicy.policy.objective_choices import build_objective
@@ -45,8 +47,8 @@ def parameters(config: TrainConfig) -> int:
 @over("group, choice", CHOICES)
 def test_every_choice_builds(group: str, choice: str) -> None:
     own_data = ["data.path=x", "data.observations={state: [state]}"] if choice == "custom" else []
-    straight = ["diffusion=flow"] if choice == "flow_heun" else []
-    config = settings(f"{group}={choice}", *own_data, *straight)
+    needs = {"flow_heun": ["diffusion=flow"], "diffusers": ["diffusion=ddpm"]}
+    config = settings(f"{group}={choice}", *own_data, *needs.get(choice, []))
     objective = build_objective(config.diffusion)
     assert build_sampler(objective.schedule, config.sampler).rows
     policy = PolicyConfig({"state": 20}, 2, window=config.window, model=config.model, diffusion=config.diffusion)
@@ -105,7 +107,9 @@ def test_a_task_may_set_how_long_it_trains_and_the_command_line_has_the_last_wor
 
 
 def test_a_choice_may_be_given_settings_of_its_own_on_the_command_line() -> None:
-    config = settings("diffusion.schedule={name: linear, beta_end: 0.1}", "sampler=heun", "sampler.churn=3")
+    config = settings(
+        "diffusion=ddpm", "diffusion.schedule={name: linear, beta_end: 0.1}", "sampler=heun", "sampler.churn=3"
+    )
     assert build_objective(config.diffusion).schedule.levels.alpha[-1] ** 2 == pytest.approx(0.0056, abs=1e-4)
     assert config.sampler.churn == 3.0
     with pytest.raises(
@@ -120,3 +124,21 @@ def test_a_choice_may_be_given_settings_of_its_own_on_the_command_line() -> None
 def test_a_setting_that_the_choice_does_not_have_is_refused_before_any_work(override: str) -> None:
     with pytest.raises(HydraException):
         settings(override)
+
+
+TASKS = sorted(path.stem for path in CONFIGS.glob("task/*.yaml"))
+WITH_TASK = {
+    "evaluate": EvaluateConfig,
+    "benchmark_samplers": BenchmarkSamplersConfig,
+    "generate": GenerateConfig,
+}
+
+
+@over("task", TASKS)
+@pytest.mark.parametrize("command", WITH_TASK)
+def test_every_command_with_a_task_takes_every_task(command: str, task: str) -> None:
+    ConfigStore.instance().store(name=f"{command}_schema", node=WITH_TASK[command])
+    register_choices()
+    own = ["data.path=x", "data.observations={}"] if task == "custom" else []
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        assert compose(command, [f"task={task}", *own]).task == task

@@ -40,6 +40,7 @@ class BenchmarkStreamingConfig:
     images: Annotated[int, Range(EPISODE, 10_000_000)] = 4000
     workers: Annotated[list[Annotated[int, Range(0, 256)]], Count(1, 64)] = field(default_factory=lambda: [0, 1, 2, 4])
     batch_size: Annotated[int, Range(1, 2**20)] = 256
+    resident: bool = False
     rounds: Annotated[int, Range(1, 1000)] = 3
     batches_per_round: Annotated[int, Range(1, 1_000_000)] = 10
 
@@ -80,7 +81,8 @@ def make_images(path: Path, images: int) -> Path:
 
 def measure(path: Path, config: BenchmarkStreamingConfig, workers: int) -> dict[str, float]:
     """One round: batches per second once the workers are running, and the peak memory of all processes in MB."""
-    data = load_demonstrations(path, {"image": ["image"]}, stream=["image"], images={"image": PixelFormat()})
+    streamed = [] if config.resident else ["image"]
+    data = load_demonstrations(path, {"image": ["image"]}, stream=streamed, images={"image": PixelFormat()})
     window, device = WindowConfig(), torch.device("cpu")
     with closing(
         WindowBatches(data, np.arange(data.n_episodes), window, config.batch_size, 0, device, workers)

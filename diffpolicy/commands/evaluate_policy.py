@@ -37,6 +37,8 @@ class EvaluateConfig:
     env: EnvConfig | None = None  # set by the task; by default the checkpoint's
     trust_env: bool = False  # whether the checkpoint's env may name a module to import, which may run any code
     data: Any = field(default=None, metadata=UNUSED)
+    diffusion: Any = field(default=None, metadata=UNUSED)
+    encoder: Any = field(default=None, metadata=UNUSED)
     trainer: Any = field(default=None, metadata=UNUSED)
     window: Any = field(default=None, metadata=UNUSED)
     sampler: Any = "auto"

@@ -35,6 +35,8 @@ class GenerateConfig:
     limit_s: Seconds = 600.0  # how long a worker may take for one attempt
     expert: dict[str, Any] = field(default_factory=dict)
     data: Any = field(default=None, metadata=UNUSED)
+    diffusion: Any = field(default=None, metadata=UNUSED)
+    encoder: Any = field(default=None, metadata=UNUSED)
     env: Any = field(default=None, metadata=UNUSED)
     trainer: Any = field(default=None, metadata=UNUSED)
     window: Any = field(default=None, metadata=UNUSED)
