@@ -21,7 +21,7 @@ from diffpolicy.evaluation.settings import Seed
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.system.schema import Range
 
-START, GOAL, CENTER, RADIUS_PX = (96.0, 256.0), (416.0, 256.0), (256.0, 256.0), 45.0
+START, GOAL, CENTER, RADIUS_PX = (126.0, 256.0), (386.0, 256.0), (256.0, 256.0), 45.0
 AGENT_RADIUS_PX = 15.0
 LAYOUT = {"agent": START, "goal": GOAL, "vertices": [[CENTER] * 4], "radius": [RADIUS_PX]}
 
@@ -84,5 +84,5 @@ def draw(axes: Axes, title: str, found: Paths) -> None:
         axes.plot(path[:, 0], path[:, 1], lw=0.9, alpha=0.7, color="tab:blue" if reached else "tab:red")
     axes.plot(*START, "o", color="black", ms=4)
     axes.plot(*GOAL, "*", color="tab:green", ms=9)
-    axes.set(xlim=(70, 442), ylim=(396, 116), aspect="equal", xticks=[], yticks=[])
+    axes.set(xlim=(106, 406), ylim=(376, 136), aspect="equal", xticks=[], yticks=[])
     axes.set_title(f"{title}: {sum(found.reached)} of {len(found.reached)} arrive", fontsize=10)
