@@ -16,7 +16,7 @@ from diffpolicy.commands.generate_demos import GenerateConfig
 from diffpolicy.networks.condition import ConditionShape
 from diffpolicy.policy.build import build_network
 from diffpolicy.policy.objective_choices import build_objective
-from diffpolicy.policy.sampler_choices import build_sampler
+from diffpolicy.policy.sampler_choices import build_sampler, sampler_settings
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.safety.build import build_safety
 from diffpolicy.safety.settings import MODES
@@ -50,7 +50,8 @@ def test_every_choice_builds(group: str, choice: str) -> None:
     needs = {"flow_heun": ["diffusion=flow"], "diffusers": ["diffusion=ddpm"]}
     config = settings(f"{group}={choice}", *own_data, *needs.get(choice, []))
     objective = build_objective(config.diffusion)
-    assert build_sampler(objective.schedule, config.sampler).rows
+    sampler = sampler_settings(config.sampler, preferred=objective.sampler)
+    assert build_sampler(objective.schedule, sampler).rows
     policy = PolicyConfig({"state": 20}, 2, window=config.window, model=config.model, diffusion=config.diffusion)
     with torch.device("meta"):
         build_network(policy, (policy.window.horizon, 2), CONDITION)

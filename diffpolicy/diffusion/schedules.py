@@ -138,6 +138,17 @@ def _from_alpha_bar(alpha_bar: FloatArray) -> Schedule:
     return from_betas(np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA))
 
 
+def from_nothing(input_scale: float, *noises: float) -> Schedule:
+    """The last level is pure noise; the levels below it show the whole trajectory with these little `noises` on it.
+
+    Args:
+        input_scale: of the last level; with 0 the network sees zeros there.
+    """
+    ones = np.ones(len(noises))
+    sigma = np.append(noises, 1.0)
+    return Schedule(Levels(np.append(ones, 0.0), sigma, TIME_SCALE * sigma, np.append(ones, input_scale)))
+
+
 def _variance_preserving(alpha: FloatArray, sigma: FloatArray, time: FloatArray) -> Schedule:
     return Schedule(Levels(alpha, sigma, time, np.ones_like(time)), VARIANCE_PRESERVING)
 

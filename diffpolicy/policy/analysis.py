@@ -93,6 +93,11 @@ class PolicyAnalysis:
 
     def _flow(self, observation: Mapping[str, Tensor], batch: int, copies: int = 1) -> Flow:
         """The probability-flow ODE given these observations, for a batch that is repeated `copies` times."""
+        if not self._policy.objective.denoises:
+            raise ValueError(
+                f"analysis: likelihood, inversion and interpolation need a denoiser at all levels of noise, and this "
+                f"policy was trained with diffusion {self._policy.config.diffusion.name}; train one with diffusion=ddpm"
+            )
         condition = self._policy.condition(self._policy.checked(observation, batch)).repeated(copies)
         return Flow(self._policy.denoiser_at(condition), self._policy.objective.schedule)
 

@@ -9,9 +9,12 @@ from diffpolicy.diffusion.objectives.consistency import Consistency, Consistency
 from diffpolicy.diffusion.objectives.consistency_trajectory import ConsistencyTrajectory, ConsistencyTrajectoryConfig
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
 from diffpolicy.diffusion.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
+from diffpolicy.diffusion.objectives.mixture_density import MixtureDensity, MixtureDensityConfig
 from diffpolicy.diffusion.objectives.progressive import Progressive, ProgressiveConfig
 from diffpolicy.diffusion.objectives.reflow import Reflow, ReflowConfig
+from diffpolicy.diffusion.objectives.regression import Regression, RegressionConfig, TwoStepRegressionConfig
 from diffpolicy.diffusion.objectives.shortcut import Shortcut, ShortcutConfig
+from diffpolicy.diffusion.objectives.variational import Variational, VariationalConfig
 from diffpolicy.diffusion.parameterization import EdmConfig, Parameterization
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.diffusion.schedules import BetasConfig, SigmasConfig, VpConfig
@@ -88,6 +91,10 @@ OBJECTIVES: Mapping[str, Entry[Any]] = {
     "distribution_matching": Entry(
         DistributionMatchingConfig, lambda own: DistributionMatching(_base(own), own.lowest, own.highest)
     ),
+    "regression": Entry(RegressionConfig, lambda own: Regression(own.name, own.loss)),
+    "two_step_regression": Entry(TwoStepRegressionConfig, lambda own: Regression(own.name, own.loss, own.noise)),
+    "mixture_density": Entry(MixtureDensityConfig, lambda own: MixtureDensity(own.components, own.min_std, own.spread)),
+    "variational": Entry(VariationalConfig, lambda own: Variational(own.beta, own.std, own.free_nats)),
 }
 
 

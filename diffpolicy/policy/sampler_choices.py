@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from diffpolicy.diffusion.diffusers_sampler import DiffusersConfig, DiffusersSampler
-from diffpolicy.diffusion.samplers import ancestral, consistency, heun, langevin, multistep
+from diffpolicy.diffusion.samplers import ancestral, consistency, direct, heun, langevin, multistep
 from diffpolicy.diffusion.samplers.ancestral import DdimConfig, DdpmConfig
 from diffpolicy.diffusion.samplers.consistency import ConsistencySamplerConfig, FlowMapConfig
+from diffpolicy.diffusion.samplers.direct import DirectConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
 from diffpolicy.diffusion.samplers.langevin import LangevinConfig, PredictorCorrectorConfig
 from diffpolicy.diffusion.samplers.multistep import Dpmpp3mConfig, UnipcConfig
@@ -66,6 +67,7 @@ TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the sche
 
 MAP_TABLES: Mapping[str, Entry[Sampler]] = {  # of networks that are no denoisers, see `MapSamplerConfig`
     "consistency": _table(ConsistencySamplerConfig, lambda now, schedule, own: consistency.consistency(now)),
+    "direct": _table(DirectConfig, lambda now, schedule, own: direct.direct(now, own.start)),
     "flow_map": _table(FlowMapConfig, lambda now, schedule, own: ancestral.ddim(now)),
 }
 

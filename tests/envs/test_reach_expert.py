@@ -109,6 +109,13 @@ def test_the_expert_solves_unseen_layouts_of_every_variant():
     assert sorted([sides[0], sides[5]]) == [-1, 1]  # the symmetric ones take turns
 
 
+def test_the_expert_can_be_asked_for_one_variant_whose_sides_take_turns():
+    settings = reach.Settings(recovery_share=0.0, variant="symmetric")
+    episodes = [reach.demonstrate(seed, settings) for seed in (1_000_000, 1_000_001, 1_000_005)]
+    assert [episode.attributes["variant"] for episode in episodes if episode] == 3 * ["symmetric"]
+    assert [episode.attributes["side"] for episode in episodes if episode] == [-1, -1, 1]
+
+
 def test_an_episode_depends_on_its_seed_only():
     settings = reach.Settings()
     for seed in SEEDS[:5]:
@@ -125,6 +132,7 @@ def test_an_episode_depends_on_its_seed_only():
     [
         ({"speed_px": 50.0}, r"speed_px is 50\.0; expected a number, 2\.0 to 20\.0"),
         ({"recovery_share": "half"}, "recovery_share is 'half'; expected a number"),
+        ({"variant": "open"}, "variant is 'open'; expected None or one of symmetric, "),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

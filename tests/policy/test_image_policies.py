@@ -184,3 +184,12 @@ def test_weights_that_float16_cannot_hold_and_other_types_are_refused(tmp_path: 
     assert not (tmp_path / "bad").exists()
     policy.save_pretrained(tmp_path / "good")
     assert read_tensors(tmp_path / "good", "model")["encoder.eyes.0.head.bias"][0] == 1e5
+
+
+@pytest.mark.parametrize("name", ["regression", "two_step_regression", "mixture_density", "variational"])
+def test_a_baseline_learns_from_images_and_acts(name: str) -> None:
+    policy = make_policy(diffusion=name)
+    loss(policy).backward()
+    assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in policy.encoder.parameters())
+    plans = policy.eval().predict_action_chunk(seen(2), generators(2)).plan
+    assert (plans[0] - plans[1]).abs().max() > 1e-4, "the observations differ"

@@ -54,6 +54,7 @@ class Consistency(nn.Module, Objective):
     """
 
     sampler = "consistency"
+    denoises = False
     teaching = "optional"
 
     def __init__(self, base: Denoising, first_intervals: int, last_intervals: int, double_every: int) -> None:

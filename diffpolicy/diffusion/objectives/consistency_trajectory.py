@@ -57,6 +57,7 @@ class ConsistencyTrajectory(nn.Module, Objective):
 
     sees_stop = True
     sampler = "flow_map"
+    denoises = False
     teaching = "optional"
 
     def __init__(self, base: Denoising, intervals: int) -> None:

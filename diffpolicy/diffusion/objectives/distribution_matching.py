@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpolicy.diffusion.objectives.denoising import EDM, Denoising, NoisyBatch
-from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective, check_is_one_of
+from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective, check_is_direct
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.system.parts import WHOLE, Part
 from diffpolicy.system.schema import Range
@@ -49,6 +49,7 @@ class DistributionMatching(nn.Module, Objective):
     """
 
     sampler = "direct"
+    denoises = False
     teaching = "required"
 
     def __init__(self, base: Denoising, lowest: float, highest: float) -> None:
@@ -66,9 +67,7 @@ class DistributionMatching(nn.Module, Objective):
 
     def check_sampler(self, settings: Any) -> None:
         """Raise ValueError unless it is the sampler direct with one step."""
-        check_is_one_of(settings, ["direct"], "distribution_matching")
-        if settings.steps != 1:
-            raise ValueError(f"sampler: this policy plans in 1 step, not {settings.steps}; give sampler.steps=1")
+        check_is_direct(settings, "distribution_matching")
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
         """Noise, as for the denoiser, and levels from the whole range alike; see `Objective.draw`."""

@@ -52,6 +52,22 @@ def check_is_one_of(settings: Any, names: Sequence[str], objective: str) -> None
         )
 
 
+def check_is_direct(settings: Any, objective: str, most_steps: int = 1, start: float = 0.0) -> None:
+    """Raise ValueError unless it is the sampler `direct` with this start and at most so many steps."""
+    asked = "sampler=direct" if start == 0.0 else f"sampler=direct sampler.start={start:g}"
+    if settings.name != "direct":
+        raise ValueError(
+            f"sampler: a policy with diffusion {objective} was not trained for {settings.name}; give {asked}, or "
+            "sampler=auto"
+        )
+    if settings.steps > most_steps or settings.start != start or settings.spacing != "trailing":
+        raise ValueError(
+            f"sampler: a policy with diffusion {objective} plans in at most {most_steps} steps with trailing spacing "
+            f"from start {start:g}, not in {settings.steps} with {settings.spacing} from {settings.start:g}; give "
+            f"{asked} sampler.steps={most_steps}, or sampler=auto"
+        )
+
+
 class Objective(Protocol):
     """How a network is trained and how its output is interpreted. An `nn.Module`.
 
@@ -65,6 +81,8 @@ class Objective(Protocol):
         sees_stop: whether the network also takes the time at which a step ends.
         outputs: features of the network's output for each feature of the trajectory.
         sampler: the choice of sampler unless another is made.
+        denoises: whether the clean estimate is the mean of clean trajectories at every level, as likelihood, inversion
+            and interpolation of plans need.
         teaching: whether a teacher is "required", "optional" or "impossible".
     """
 
@@ -73,6 +91,7 @@ class Objective(Protocol):
     sees_stop: bool = False
     outputs: int = 1
     sampler: Choice = "ddim"
+    denoises: bool = True
     teaching: str = "impossible"
 
     def attach(self, network: nn.Module) -> None:

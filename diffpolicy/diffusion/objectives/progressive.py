@@ -57,6 +57,7 @@ class Progressive(nn.Module, Objective):
         ValueError: the numbers of steps are not a power of two apart, or the schedule has too few levels.
     """
 
+    denoises = False
     teaching = "required"
     round: Tensor
     places: Tensor  # [rounds, 2 * first_steps + 1], indices of levels; the last one of a round is the clean level

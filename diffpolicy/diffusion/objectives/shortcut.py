@@ -52,6 +52,7 @@ class Shortcut(nn.Module, Objective):
 
     sees_stop = True
     sampler = "flow_map"
+    denoises = False
     teaching = "optional"
 
     def __init__(self, base: Denoising, share: float) -> None:

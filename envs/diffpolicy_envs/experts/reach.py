@@ -68,12 +68,15 @@ class Settings:
     side_spread_px: float = 6.0  # a path on the other side that is this much longer has probability 1 / (1 + e)
     recovery_share: float = 0.4  # share of episodes that start off the path, in motion
     least_clearance_px: float = 4.0  # an episode that comes closer is a failure
+    variant: str | None = None  # one of `VARIANTS`; None for all of them in turn
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}; expected a number, {low} to {high}")
+        if self.variant not in (None, *VARIANTS):
+            raise ValueError(f"variant is {self.variant!r}; expected None or one of {', '.join(VARIANTS)}")
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,11 @@ class Episode:
 def demonstrate(seed: int, settings: Settings) -> Episode | None:
     """The episode of a seed, which depends on nothing else. None if the expert fails.
 
-    Variants alternate. The sides of the symmetric ones alternate too, except in episodes that start off the path.
+    Variants alternate, unless the settings name one. The sides of the symmetric ones alternate too, except in episodes
+    that start off the path.
     """
     generator = np.random.default_rng([seed, 0])
-    variant = VARIANTS[seed % len(VARIANTS)]
+    variant = VARIANTS[seed % len(VARIANTS)] if settings.variant is None else settings.variant
     layout = draw_layout(generator, variant)
     side = (1 if (seed // len(VARIANTS)) % 2 else -1) if variant == "symmetric" else 0
     is_recovery = generator.random() < settings.recovery_share
