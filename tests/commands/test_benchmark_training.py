@@ -28,7 +28,7 @@ def test_with_images_both_contestants_see_as_many_of_them(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_contestants_start_from_the_same_loss_and_files_are_written(tmp_path: Path) -> None:
-    written = benchmark(tmp_path, ["task=pusht", "trainer.batch_size=64"])
+    written = benchmark(tmp_path, ["task=pusht", "diffusion=ddpm", "trainer.batch_size=64"])
     assert {line["name"] for line in written["summary"]} == {"diffpolicy", "plain"}
     assert all(line["images_per_second"] == 0 for line in written["summary"])
     with (tmp_path / "benchmark_training.csv").open() as file:
