@@ -42,7 +42,9 @@ class PolicyController:
 
     Args:
         policy: a policy that is ready to act, from `DiffusionPolicy.from_pretrained`.
-        sampler: a name, a mapping with a name, settings such as `DdimConfig`, or a sampler from `policy.sampler`.
+        sampler: a name, a mapping with a name, settings such as `DdimConfig`, or a sampler from `policy.sampler`. With
+            `warm_start` in the settings, a robot's first sample starts from its last plan, shifted to the present. A
+            robot without one, after a reset, a stop, a late plan or a chunk that safety changed, begins from noise.
         num_inference_steps: overrides the number of steps in the settings; not for a sampler from `policy.sampler`.
         safety: constraints that every action must meet; see docs/safety.md. `last_plan` then reports how the actions of
             the latest tick were decided.
@@ -85,9 +87,10 @@ class PolicyController:
             raise ValueError("controller: safety and constrain cannot both be given")
         if inference_batch is not None and inference_batch < 1:
             raise ValueError(f"controller: inference_batch {inference_batch} must be at least 1")
+        warm = None
         if is_choice(sampler):
             sampling = policy.sampling(sampler, num_inference_steps)
-            sampler, guide = sampling.sampler, guide or sampling.guide
+            sampler, warm, guide = sampling.sampler, sampling.warm, guide or sampling.guide
         elif num_inference_steps is not None:
             raise ValueError(
                 f"controller: num_inference_steps {num_inference_steps} is for a sampler given by name or settings; "
@@ -95,7 +98,7 @@ class PolicyController:
             )
         self.policy, self.safety, self.inference_batch = policy, safety, inference_batch
         self.turn = Turn()
-        self._drawing = Drawing(policy, sampler, guide, constrain, inference_batch)
+        self._drawing = Drawing(policy, sampler, warm, guide, constrain, inference_batch)
         self.last_plan: PlanReport | None = None
         if inference_batch is not None:
             warn_of_dependent_rows(policy, inference_batch)
@@ -199,7 +202,8 @@ class PolicyController:
         robots = torch.from_numpy(due)
         first = self._draw(robots, torch.zeros_like(robots))
         if self._layer is None:
-            self._chunking.start(due, first.plans[:, : self.policy.config.window.n_action_steps].numpy())
+            chunks = first.plans[:, : self.policy.config.window.n_action_steps].numpy()
+            self._chunking.start(due, chunks, [first.plans.numpy()])
             return
         considered = self._layer.consider(robots, first)
         if self.draws_all and self._samples > 1:
@@ -207,7 +211,11 @@ class PolicyController:
         asked = robots[considered.doubtful]
         further = torch.arange(1, self._samples)  # the second sample of each that asks, then the third, and so on
         others = self._draw(asked.repeat(len(further)), further.repeat_interleave(len(asked))) if len(asked) else None
-        self._chunking.start(due, self._layer.settle(considered, others))
+        chunks, plans = self._layer.settle(considered, others), [first.plans.numpy()]
+        if others is not None:
+            further_plans = others.plans.unflatten(0, (len(further), len(asked)))
+            plans += [first.plans.index_copy(0, considered.doubtful, one).numpy() for one in further_plans]
+        self._chunking.start(due, chunks, plans)
 
     def _draw(self, robots: Tensor, samples: Tensor) -> Samples:
         """Draw `samples` [Q] of the robots [Q]."""

@@ -1,6 +1,7 @@
 """A plan may start from the last one, noised to the level of the first of the last steps."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ class FirstSight:
 
     def __init__(self) -> None:
         self.x: torch.Tensor | None = None
-        self.row = None
+        self.row: Any = None
 
     def __call__(self, denoise, unconditional):
         def watched(x, row):
