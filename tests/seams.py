@@ -210,7 +210,9 @@ class RegressionPolicy(nn.Module):
     def loss(self, observations, actions, generator, part=(0, 1), step=0) -> Tensor:
         return (self._plan(observations) - self.codec.encode(actions)).square().mean()
 
-    def predict_action_chunk(self, observation, generators, sampler=None, constrain=None, guide=None) -> ActionChunk:
+    def predict_action_chunk(
+        self, observation, generators, sampler=None, constrain=None, guide=None, previous=None
+    ) -> ActionChunk:
         window = self.config.window
         present = window.n_obs_steps - 1
         seen = checked_observation(observation, self.config.observations, (len(generators), window.n_obs_steps))

@@ -48,7 +48,7 @@ SHELVES = {
         "certificate",
         "fallback",
     ),
-    "control": ("controller wrapper", "latency"),
+    "control": ("drawing", "controller wrapper", "latency"),
     "data": ("images memory_bounds replacing", "store stream", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("parts", "generate"),
     "diffusion": (

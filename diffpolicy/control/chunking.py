@@ -44,6 +44,11 @@ class Chunking:
         self._chunks = np.zeros((batch, self._n, config.action_dim), dtype=np.float32)
         self._position = np.full(batch, self._n, dtype=np.intp)
         self._is_first = np.ones(batch, dtype=bool)
+        present = config.window.n_obs_steps - 1
+        self._sent = np.zeros((batch, present, config.action_dim), dtype=np.float32)
+        self._has_sent = np.zeros(batch, dtype=bool)
+        self._plans = np.zeros((batch, config.window.horizon - present, config.action_dim), dtype=np.float32)
+        self._has_plan = np.zeros(batch, dtype=bool)
 
     def __len__(self) -> int:
         return len(self._position)
@@ -55,6 +60,7 @@ class Chunking:
                 generator.manual_seed(int(seeds[robot]) + SAMPLE_SEEDS * sample)
         self._is_first[mask] = True
         self._position[mask] = self._n
+        self._has_sent[mask] = self._has_plan[mask] = False
 
     def remember(self, observation: Mapping[str, Tensor], is_seen: Tensor) -> None:
         """Take in the observation {key: [B, *shape]} of this tick. The first of an episode fills the whole history.
@@ -87,15 +93,38 @@ class Chunking:
         """The robots that are still executing a chunk."""
         return np.flatnonzero(self._position < self._n)
 
-    def start(self, robots: Robots, chunks: Chunks) -> None:
-        """Give these robots new chunks [Q, n, action]."""
+    def start(self, robots: Robots, chunks: Chunks, samples: Sequence[Chunks] = ()) -> None:
+        """Give these robots new chunks [Q, n, action].
+
+        Args:
+            samples: plans from the present on, each [Q, rows, action]. A robot whose chunk is the beginning of one of
+                them has that as its last plan; the others have none.
+        """
         self._chunks[robots] = chunks
         self._position[robots] = 0
+        self._has_plan[robots] = False
+        for plans in samples:
+            is_taken = (plans[:, : self._n] == chunks).all((1, 2)) & np.isfinite(plans).all((1, 2))
+            self._plans[robots[is_taken]] = plans[is_taken]
+            self._has_plan[robots[is_taken]] = True
+
+    def have_plan(self, robots: Tensor) -> Tensor:
+        """[Q], for which of these robots the last plan is known, and was followed to the end of its chunk."""
+        return torch.from_numpy(self._has_plan[robots.numpy()])
+
+    def shifted_plans(self, robots: Tensor) -> Tensor:
+        """The last plans of these robots [Q, horizon, action] as seen from the end of their chunks.
+
+        The past rows are what was sent, and the last row fills up the end.
+        """
+        rows = np.minimum(self._n + np.arange(self._plans.shape[1]), self._plans.shape[1] - 1)
+        return torch.from_numpy(np.concatenate([self._sent[robots], self._plans[robots][:, rows]], axis=1))
 
     def abandon(self, robots: Robots, actions: Chunks) -> None:
         """End the chunks of these robots with this tick, whose actions [Q, action] are to be these."""
         self._chunks[robots] = actions[:, None]
         self._position[robots] = self._n - 1
+        self._has_plan[robots] = False
 
     def remaining(self, robots: Robots) -> Chunks:
         """The rest of these robots' chunks, filled up to [Q, n, action] with the last row."""
@@ -105,10 +134,15 @@ class Chunking:
     def replace_remaining(self, robots: Robots, chunks: Chunks) -> None:
         """Replace the rest of these robots' chunks by [Q, n, action]. Rows beyond the end of a chunk are dropped."""
         for robot, chunk in zip(robots.tolist(), chunks, strict=True):
-            self._chunks[robot, self._position[robot] :] = chunk[: self._n - self._position[robot]]
+            rest, new = self._chunks[robot, self._position[robot] :], chunk[: self._n - self._position[robot]]
+            self._has_plan[robot] &= np.array_equal(rest, new)
+            rest[:] = new
 
     def next_actions(self) -> Chunks:
         """The actions of this tick [B, action]. Every chunk advances by one row."""
         actions = self._chunks[np.arange(len(self._chunks)), self._position]
         self._position += 1
+        self._sent[~self._has_sent] = actions[~self._has_sent, None]
+        self._sent = np.concatenate([self._sent, actions[:, None]], axis=1)[:, 1:]
+        self._has_sent[:] = True
         return actions

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffpolicy.control.chunking import Chunking
+from diffpolicy.control.drawing import Drawing
 from diffpolicy.control.row_check import warn_of_dependent_rows
 from diffpolicy.control.turn import Turn, one_thread_at_a_time
 from diffpolicy.diffusion.guidance import Guide
@@ -41,7 +42,9 @@ class PolicyController:
 
     Args:
         policy: a policy that is ready to act, from `DiffusionPolicy.from_pretrained`.
-        sampler: a name, a mapping with a name, settings such as `DdimConfig`, or a sampler from `policy.sampler`.
+        sampler: a name, a mapping with a name, settings such as `DdimConfig`, or a sampler from `policy.sampler`. With
+            `warm_start` in the settings, a robot's first sample starts from its last plan, shifted to the present. A
+            robot without one, after a reset, a stop, a late plan or a chunk that safety changed, begins from noise.
         num_inference_steps: overrides the number of steps in the settings; not for a sampler from `policy.sampler`.
         safety: constraints that every action must meet; see docs/safety.md. `last_plan` then reports how the actions of
             the latest tick were decided.
@@ -84,18 +87,18 @@ class PolicyController:
             raise ValueError("controller: safety and constrain cannot both be given")
         if inference_batch is not None and inference_batch < 1:
             raise ValueError(f"controller: inference_batch {inference_batch} must be at least 1")
+        warm = None
         if is_choice(sampler):
             sampling = policy.sampling(sampler, num_inference_steps)
-            sampler, guide = sampling.sampler, guide or sampling.guide
+            sampler, warm, guide = sampling.sampler, sampling.warm, guide or sampling.guide
         elif num_inference_steps is not None:
             raise ValueError(
                 f"controller: num_inference_steps {num_inference_steps} is for a sampler given by name or settings; "
                 f"this {type(sampler).__name__} already has its steps"
             )
-        self.policy, self.sampler, self.safety = policy, sampler, safety
+        self.policy, self.safety, self.inference_batch = policy, safety, inference_batch
         self.turn = Turn()
-        self.inference_batch = inference_batch
-        self.guide, self.constrain = guide, constrain
+        self._drawing = Drawing(policy, sampler, warm, guide, constrain, inference_batch)
         self.last_plan: PlanReport | None = None
         if inference_batch is not None:
             warn_of_dependent_rows(policy, inference_batch)
@@ -104,6 +107,11 @@ class PolicyController:
         self._layer: SafetyLayer | None = None
         self._layer = self._safety_layer(1)
         self._clock, self.draws_all = clock, False
+
+    @property
+    def guide(self) -> Guide | None:
+        """What steers the samples."""
+        return self._drawing.guide
 
     @one_thread_at_a_time
     def reset(self, seeds: Sequence[int], mask: npt.NDArray[np.bool_] | None = None) -> None:
@@ -194,7 +202,8 @@ class PolicyController:
         robots = torch.from_numpy(due)
         first = self._draw(robots, torch.zeros_like(robots))
         if self._layer is None:
-            self._chunking.start(due, first.plans[:, : self.policy.config.window.n_action_steps].numpy())
+            chunks = first.plans[:, : self.policy.config.window.n_action_steps].numpy()
+            self._chunking.start(due, chunks, [first.plans.numpy()])
             return
         considered = self._layer.consider(robots, first)
         if self.draws_all and self._samples > 1:
@@ -202,41 +211,15 @@ class PolicyController:
         asked = robots[considered.doubtful]
         further = torch.arange(1, self._samples)  # the second sample of each that asks, then the third, and so on
         others = self._draw(asked.repeat(len(further)), further.repeat_interleave(len(asked))) if len(asked) else None
-        self._chunking.start(due, self._layer.settle(considered, others))
+        chunks, plans = self._layer.settle(considered, others), [first.plans.numpy()]
+        if others is not None:
+            further_plans = others.plans.unflatten(0, (len(further), len(asked)))
+            plans += [first.plans.index_copy(0, considered.doubtful, one).numpy() for one in further_plans]
+        self._chunking.start(due, chunks, plans)
 
     def _draw(self, robots: Tensor, samples: Tensor) -> Samples:
-        """Draw `samples` [Q] of the robots [Q], in one call or in several of the inference batch."""
-        size = self.inference_batch or len(robots)
-        parts = zip(robots.split(size), samples.split(size), strict=True)
-        return Samples.joined([self._propose(*part) for part in parts])
-
-    def _propose(self, robots: Tensor, samples: Tensor) -> Samples:
-        """Draw samples in one call of the policy. With safety, robots for which it raises are told from the others."""
-        states = [one.get_state() for one in self._chunking.generators(robots, samples)]
-        try:
-            return self._proposed(robots, samples)
-        except ValueError as error:
-            if self._layer is None:
-                raise
-            for one, state in zip(self._chunking.generators(robots, samples), states, strict=True):
-                one.set_state(state)
-            if len(robots) == 1:
-                return self._layer.no_plan(int(robots[0]), int(samples[0]), str(error))
-        parts = zip(robots.split(1), samples.split(1), strict=True)
-        return Samples.joined([self._propose(*part) for part in parts])
-
-    def _proposed(self, robots: Tensor, samples: Tensor) -> Samples:
-        """One call, padded to the inference batch."""
-        padding = max(0, (self.inference_batch or 0) - len(robots))
-        rows = torch.cat([robots, robots[-1:].expand(padding)])
-        generators = self._chunking.generators(robots, samples)
-        generators += [torch.Generator() for _ in range(padding)]
-        present = self.policy.config.window.n_obs_steps - 1
-        projection = self._layer.projection(rows, present, len(self.sampler)) if self._layer is not None else None
-        constrain = self.constrain if projection is None else projection
-        observation = self._chunking.observation(rows)
-        chunk = self.policy.predict_action_chunk(observation, generators, self.sampler, constrain, self.guide)
-        return Samples.of(chunk.plan[: len(robots), present:].float().cpu().clone(), projection)
+        """Draw `samples` [Q] of the robots [Q]."""
+        return self._drawing.draw(self._chunking, self._layer, robots, samples)
 
     def _safety_layer(self, batch: int) -> SafetyLayer | None:
         if self.safety is None:

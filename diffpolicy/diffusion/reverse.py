@@ -64,6 +64,24 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     return Denoised(x, all_finite(estimates))
 
 
+def warm_noise(noise: Tensor, table: StepTable, clean: Tensor) -> Tensor:
+    """The draws [rows + 1, batch, horizon, action] with which `reverse` starts from alpha * clean + sigma * noise[0].
+
+    Alpha and sigma are those of the first row (SDEdit, Meng et al. 2022, algorithm 1). The other draws are unchanged.
+
+    Args:
+        clean: trajectories to start from, [batch, horizon, action].
+
+    Raises:
+        ValueError: the table starts without noise.
+    """
+    row = table.rows[0].like(noise)
+    start = row.sigma if table.start is None else table.start
+    if table.start == 0.0:
+        raise ValueError("sampler: it starts without noise, so it cannot start from a last plan; leave warm_start out")
+    return torch.cat([noise[:1] + row.alpha / start * clean, noise[1:]])
+
+
 def _advance(row: Row, x: Tensor, clean: Tensor, raw: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:
     """The row's linear step; terms whose coefficient is 0 cost nothing."""
     x = clean * row.b if row.a == 0.0 else (clean * row.b).add_(x, alpha=row.a)

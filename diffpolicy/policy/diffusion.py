@@ -16,7 +16,7 @@ from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.objectives.objective import ConditionedNetwork, Objective
 from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
-from diffpolicy.diffusion.samplers.table import Row, StepTable
+from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.networks.condition import Condition
 from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
@@ -29,8 +29,8 @@ from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.precision import check_precision, like_parameters
 from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
-from diffpolicy.policy.sampler_choices import AUTO, Sampler, build_sampler, sampler_settings
-from diffpolicy.policy.sampling import ActionChunk, Sampling, drawn
+from diffpolicy.policy.sampler_choices import AUTO, Sampler, sampler_settings
+from diffpolicy.policy.sampling import ActionChunk, Sampling, drawn, drawn_noise, sampling_of
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.parts import WHOLE, Part
 from diffpolicy.system.replay import Replays
@@ -87,12 +87,8 @@ class DiffusionPolicy(nn.Module):
 
     def sampling(self, choice: Choice = AUTO, steps: int | None = None) -> Sampling:
         """The sampler, and the guide that its settings ask for. Raises ValueError as `sampler` and `guide`."""
-        schedule, settings = self.objective.schedule, sampler_settings(choice, steps, self.objective.sampler)
-        self.objective.check_sampler(settings)
-        sampler = build_sampler(schedule, settings)
-        if self.objective.sees_stop and isinstance(sampler, StepTable):
-            sampler = sampler.with_stops(float(schedule.levels.time[0]))
-        return Sampling(sampler, self.guide(settings.guidance), settings)
+        settings = sampler_settings(choice, steps, self.objective.sampler)
+        return sampling_of(self.objective, settings, self.guide(settings.guidance))
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """The guidance of these settings, or None; raises ValueError if the policy was not trained for it."""
@@ -165,6 +161,7 @@ class DiffusionPolicy(nn.Module):
         sampler: Sampler | None = None,
         constrain: Constrain | Projection | None = None,
         guide: Guide | None = None,
+        previous: Tensor | None = None,
     ) -> ActionChunk:
         """Sample a plan for every observation of the batch.
 
@@ -176,10 +173,12 @@ class DiffusionPolicy(nn.Module):
                 before the present are left unchanged. A function (plan, row), or a `Projection`, which also gets the
                 step.
             guide: wraps the denoiser, on encoded actions; from `guide`, or your own.
+            previous: plans [B, H, A] to start from, physical units, such as the last ones shifted to the present: they
+                are noised to the first level of `sampler`, e.g. `sampling(...).warm`. By default, pure noise.
 
         Raises:
-            ValueError: an observation is missing, unknown, of the wrong shape or not finite; there are not B
-                generators; a clean estimate or the plan is not finite.
+            ValueError: an observation or `previous` is missing, unknown, of the wrong shape or not finite; there are
+                not B generators; a clean estimate or the plan is not finite.
         """
         self.check_fitted()
         observation = self.checked(observation, len(generators))
@@ -187,9 +186,7 @@ class DiffusionPolicy(nn.Module):
         present, window = self.config.window.n_obs_steps - 1, self.config.window
         projection = PlanProjection(self.codec, present, constrain)
         with torch.inference_mode(guide is None), torch.no_grad():  # a guide may ask for gradients
-            shape = (len(sampler) + 1, *self._encoded_shape)
-            noise = torch.stack([torch.randn(shape, generator=each) for each in generators], dim=1)
-            noise = like_parameters(noise, self.network)
+            noise = drawn_noise(generators, sampler, self.codec, self.config, self.network, previous)
             denoiser = functools.partial(self._denoiser, guide=guide, sampler=sampler)
             replays = self._replays if guide is None else None
             denoised = drawn(replays, self, denoiser, observation, sampler, noise, projection)

@@ -78,8 +78,12 @@ class Policy(Protocol):
         sampler: Any = None,
         constrain: Constrain | Projection | None = None,
         guide: Any = None,
+        previous: Tensor | None = None,
     ) -> ActionChunk:
-        """Sample a plan for every observation {key: [batch, n_obs_steps, *shape]}, with one generator each."""
+        """Sample a plan for every observation {key: [batch, n_obs_steps, *shape]}, with one generator each.
+
+        `previous` [batch, horizon, action] is given only with the sampler `warm` of a `Sampling`.
+        """
         ...
 
     def acting_state(self) -> dict[str, Tensor]:

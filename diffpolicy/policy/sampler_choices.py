@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from diffpolicy.diffusion.diffusers_sampler import DiffusersConfig, DiffusersSampler
 from diffpolicy.diffusion.samplers import ancestral, consistency, direct, heun, langevin, multistep
-from diffpolicy.diffusion.samplers.ancestral import DdimConfig, DdpmConfig
+from diffpolicy.diffusion.samplers.ancestral import AncestralConfig, DdimConfig, DdpmConfig
 from diffpolicy.diffusion.samplers.consistency import ConsistencySamplerConfig, FlowMapConfig
 from diffpolicy.diffusion.samplers.direct import DirectConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
@@ -25,18 +25,20 @@ AUTO = "auto"
 
 @dataclass
 class AutoConfig:
-    """The sampler that the policy's objective prefers, with other steps or guidance where they are given."""
+    """The sampler that the policy's objective prefers, with other steps, guidance or warm start where given."""
 
     name: str = AUTO
     steps: Annotated[int | None, Range(1, 10_000)] = None
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    warm_start: Annotated[int | None, Range(1, 10_000)] = None
 
 
 def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -> Entry[Sampler]:
     """The entry of a table sampler; `make` takes the levels to start steps from, the schedule and the settings."""
 
-    def from_schedule(own: SamplerConfig, schedule: Schedule) -> StepTable:
-        return make(lookup(SPACINGS, "spacing", own.spacing)(schedule, own.steps), schedule, own)
+    def from_schedule(own: SamplerConfig, schedule: Schedule, last: int | None = None) -> StepTable:
+        now = lookup(SPACINGS, "spacing", own.spacing)(schedule, own.steps)
+        return make(now if last is None else now[-last:], schedule, own)
 
     return Entry(settings, from_schedule)
 
@@ -94,13 +96,34 @@ def build_sampler(schedule: Schedule, choice: Choice, steps: int | None = None) 
     return made(SAMPLERS, "sampler", sampler_settings(choice, steps), schedule)
 
 
+def warm_sampler(schedule: Schedule, settings: Any) -> StepTable | None:
+    """The table of the last `settings.warm_start` steps, with a start of its own; None if there is no warm start.
+
+    It is built from their levels, not cut from the whole table, so that a sampler that looks back begins as it should.
+
+    Raises:
+        ValueError: there are not fewer of them than steps.
+    """
+    last = getattr(settings, "warm_start", None)
+    if last is None:
+        return None
+    if last >= settings.steps:
+        most = settings.steps - 1
+        mend = f"give sampler.warm_start={most} or fewer" if most else "leave it out, or give more steps"
+        raise ValueError(f"sampler: warm_start {last} is beyond the schedule of {settings.steps} steps; {mend}")
+    if isinstance(settings, AncestralConfig):
+        settings = replace(settings, start=None)  # of pure noise, which a warm start does not begin from
+    return SAMPLERS[settings.name].make(settings, schedule, last)  # pyright: ignore[reportReturnType]
+
+
 def sampler_settings(choice: Choice, steps: int | None = None, preferred: Choice = "ddim") -> Any:
     """The settings of a sampler, with `steps` in place of their own unless it is None.
 
-    The choice "auto" takes the settings of `preferred`, with its own number of steps and guidance if it has any.
+    The choice "auto" takes the settings of `preferred`, with its own steps, guidance and warm start if it has any.
     """
     settings = settings_of(SAMPLERS_AND_AUTO, "sampler", choice)
     if isinstance(settings, AutoConfig):
         steps = settings.steps if steps is None else steps
-        settings = replace(settings_of(SAMPLERS, "sampler", preferred), guidance=settings.guidance)
+        own = {"guidance": settings.guidance, "warm_start": settings.warm_start}
+        settings = replace(settings_of(SAMPLERS, "sampler", preferred), **own)
     return settings if steps is None else replace(settings, steps=steps)

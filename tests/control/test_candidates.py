@@ -36,7 +36,8 @@ class OneByOne(PolicyController):
 
     def _draw(self, robots: torch.Tensor, samples: torch.Tensor) -> Samples:
         pairs = zip(robots.split(1), samples.split(1), strict=True)
-        return Samples.joined([self._propose(*pair) for pair in pairs])
+        draw = super()._draw
+        return Samples.joined([draw(*pair) for pair in pairs])
 
 
 def run(controller: PolicyController, ticks: int, seed: int = 0) -> World:

@@ -50,6 +50,7 @@ class Adversary(nn.Module):
         sampler: Any = None,
         constrain: Constrain | Projection | None = None,
         guide: Any = None,
+        previous: Tensor | None = None,
     ) -> ActionChunk:
         seen = {key: value[:, -1].double() for key, value in observation.items()}
         horizon, n = self.config.window.horizon, self.config.window.n_action_steps

@@ -25,12 +25,15 @@ class SamplerConfig:
         steps: number of steps.
         spacing: spacing of the levels that it visits, an entry of `SPACINGS`.
         guidance: guidance of the samples beyond the observations.
+        warm_start: number of last steps that are run where a last plan is known, which is noised to the level of the
+            first of them; None draws every plan from noise.
     """
 
     name: str
     steps: Annotated[int, Range(1, 10_000)] = 10
     spacing: str = "trailing"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    warm_start: Annotated[int | None, Range(1, 10_000)] = None
 
 
 @dataclass
