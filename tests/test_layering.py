@@ -37,7 +37,7 @@ SHELVES = {
         "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
         "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training convert_data evaluate_policy "
-        "generate_demos import_policy plot_diffusion plot_safety train_policy training_cost",
+        "export_policy generate_demos import_policy plot_diffusion plot_safety train_policy training_cost",
     ),
     "constraints": (
         "plant planar/obstacles",
@@ -68,10 +68,10 @@ SHELVES = {
         "convert recognise",
     ),
     "interop": (
-        "lerobot_statistics machine network_tensors plain_config schedulers transformer_names views",
-        "building names",
-        "lerobot pickles",
-        "torch_file",
+        "lerobot_statistics machine network_tensors onnx_modules plain_config schedulers transformer_names views",
+        "building names onnx_metadata onnx_parts",
+        "lerobot onnx_file pickles",
+        "onnx_export torch_file",
         "diffusion_policy to_lerobot",
         "importing",
     ),
@@ -121,6 +121,9 @@ NOT_IN_THE_CORE = [
     "av",
     "h5py",
     "PIL",
+    "onnx",
+    "onnxruntime",
+    "huggingface_hub",
 ]
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load"}
