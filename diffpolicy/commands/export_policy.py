@@ -18,7 +18,7 @@ from diffpolicy.interop.onnx_export import OPSETS, export_onnx
 from diffpolicy.interop.onnx_parts import PARTS
 from diffpolicy.interop.to_lerobot import to_lerobot
 from diffpolicy.policy.diffusion import DiffusionPolicy
-from diffpolicy.system.schema import Count, OneOf, Range
+from diffpolicy.system.schema import Count, OneOf, Range, read
 
 SCHEDULERS = {"ddpm": "DDPM", "ddim": "DDIM"}
 
@@ -42,7 +42,7 @@ class ExportPolicyConfig:
     parts: Annotated[list[str], Count(1, len(PARTS))] = field(default_factory=lambda: list(PARTS))
     box: BoxLimits = field(default_factory=BoxLimits)
     opset: Annotated[int, Range(*OPSETS)] = OPSETS[0]
-    names: dict[str, str] = field(default_factory=dict)
+    names: Any = None
 
 
 @command("export_policy", ExportPolicyConfig)
@@ -62,5 +62,6 @@ def _to_lerobot(config: ExportPolicyConfig, policy: DiffusionPolicy) -> None:
     sampler = policy.sampling(config.sampler).settings
     if sampler.name not in SCHEDULERS:
         raise ValueError(f"sampler: LeRobot has no {sampler.name}; use sampler=ddim or sampler=ddpm")
-    to_lerobot(policy, config.output, config.names or None, SCHEDULERS[sampler.name], sampler.steps)
+    names = read(dict[str, str] | None, config.names, "names")
+    to_lerobot(policy, config.output, names, SCHEDULERS[sampler.name], sampler.steps)
     print(f"{config.output}: a checkpoint of LeRobot, {SCHEDULERS[sampler.name]} with {sampler.steps} steps")
