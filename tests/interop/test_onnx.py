@@ -1,6 +1,7 @@
 """ONNX files: onnxruntime computes what torch does, for every sampler, network and batch; the file says what it is."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from diffpolicy.policy.settings import WindowConfig
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
+PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
 TOLERANCE = 1e-5  # of encoded actions in [-1, 1]: some rounding errors of float32 through a small network and ten rows
 UNET = {"name": "unet1d", "widths": [8, 16], "time_embedding_dim": 8, "groups": 2}
 NETWORKS = {
@@ -148,37 +150,31 @@ def test_broken_observations_are_told_by_is_finite(tmp_path: Path) -> None:
     assert found["is_finite"].tolist() == [True, False, True]
 
 
-def stepwise(folder: Path, seen: dict[str, np.ndarray], noise: np.ndarray, table: dict) -> np.ndarray:
-    """A loop of numpy over step.onnx, for any sampler whose table is known: docs/onnx.md."""
-    condition = ran(folder / "encoder.onnx", seen)
-    session = onnxruntime.InferenceSession(folder / "step.onnx", providers=["CPUExecutionProvider"])
-    x, past, plan = np.float32(table["start"]) * noise[0], [], noise[0]
-    for row, draw in zip(table["rows"], noise[1:], strict=True):
-        numbers = np.array([row[name] for name in table["row"]])
-        clean, x, plan = session.run(None, {"x": x, "noise": draw, "row": numbers, **condition})
-        for coefficient, earlier in zip(row["c"], past, strict=False):
-            x = x + np.float32(coefficient) * earlier
-        past = [clean, *past]
-    return plan
+def stepwise(folder: Path, told: Path, seen: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    """The loop of docs/onnx.md over the step in `folder`, with the table that the file `told` has in its metadata."""
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for written, here in (("FOLDER", folder.as_posix()), ("step.get_modelmeta()", "told.get_modelmeta()")):
+        assert written in program
+        program = program.replace(written, here)
+    names = {"observations": seen, "noise": noise, "told": onnxruntime.InferenceSession(told)}
+    exec(program, names)
+    return names["plan"]
 
 
 @over("sampler", ["ddpm", "ddim", "dpmpp_3m", "heun"])
 def test_the_step_takes_the_rows_of_any_sampler(sampler: str, tmp_path: Path) -> None:
     """Of a file that was made for another one."""
-    policy, table = made(diffusion={"name": "denoising", "parameterization": "v"}), None
+    policy = made(diffusion={"name": "denoising", "parameterization": "v"})
     export_onnx(policy, tmp_path / sampler, "ddim", 2, BOX, parts=["encoder", "step"])
     export_onnx(policy, tmp_path / f"{sampler}_told", sampler, 5, parts=["encoder"])
-    table = json.loads(
-        onnxruntime.InferenceSession(tmp_path / f"{sampler}_told" / "encoder.onnx")
-        .get_modelmeta()
-        .custom_metadata_map["sampler"]
-    )
-    seen, (generators, noise) = observations(policy, 2), drawn(len(table["rows"]) + 1, 2, policy)
+    rows = len(policy.sampler(sampler, 5))
+    seen, (generators, noise) = observations(policy, 2), drawn(rows + 1, 2, policy)
     low, high = map(torch.tensor, BOX)
     chunk = policy.predict_action_chunk(
         seen, generators, policy.sampler(sampler, 5), lambda plan, row: plan.clamp(low, high)
     )
-    plan = stepwise(tmp_path / sampler, {key: value.numpy() for key, value in seen.items()}, noise, table)
+    told = tmp_path / f"{sampler}_told" / "encoder.onnx"
+    plan = stepwise(tmp_path / sampler, told, {key: value.numpy() for key, value in seen.items()}, noise)
     pair = policy.codec.encode(torch.tensor(plan)), policy.codec.encode(chunk.plan)
     torch.testing.assert_close(*pair, rtol=0.0, atol=TOLERANCE)
     assert chunk.plan.std() > 0.1
