@@ -38,7 +38,7 @@ class ExportPolicyConfig:
     checkpoint: str
     output: str
     format: Annotated[str, OneOf("onnx", "lerobot")] = "onnx"
-    sampler: Any = "ddim"
+    sampler: Any = "auto"
     parts: Annotated[list[str], Count(1, len(PARTS))] = field(default_factory=lambda: list(PARTS))
     box: BoxLimits = field(default_factory=BoxLimits)
     opset: Annotated[int, Range(*OPSETS)] = OPSETS[0]

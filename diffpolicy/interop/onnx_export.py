@@ -20,6 +20,7 @@ from diffpolicy.interop.onnx_file import difference, exported
 from diffpolicy.interop.onnx_metadata import described, metadata
 from diffpolicy.interop.onnx_parts import PARTS, part_of
 from diffpolicy.policy.diffusion import DiffusionPolicy
+from diffpolicy.policy.sampler_choices import AUTO
 from diffpolicy.system.files import staging, write_bytes
 from diffpolicy.system.tables import Choice
 
@@ -31,7 +32,7 @@ MAX_ROWS = 200  # of the whole loop, in which each row is a copy of the network'
 def export_onnx(
     policy: DiffusionPolicy,
     folder: str | Path,
-    sampler: Choice = "ddim",
+    sampler: Choice = AUTO,
     steps: int | None = None,
     box: tuple[Sequence[float], Sequence[float]] | None = None,
     parts: Sequence[str] = PARTS,
@@ -58,7 +59,7 @@ def export_onnx(
     if folder.exists():
         raise FileExistsError(f"export_onnx: {folder} exists already; choose another folder or remove it first")
     told = None if box is None else {"low": list(box[0]), "high": list(box[1])}
-    sampled, found = described(table, chosen.settings), dict[str, float]()
+    sampled, found = described(policy, table, chosen.settings), dict[str, float]()
     with staging(folder) as unfinished, torch.no_grad():
         unfinished.mkdir()
         for name in parts:
@@ -93,7 +94,7 @@ def _table(chosen: Any, parts: Sequence[str]) -> StepTable:
     table, name = chosen.sampler, chosen.settings.name
     if chosen.guide is not None:
         raise ValueError(f"export_onnx: sampler {name} has guidance, which is not exported; leave sampler.guidance out")
-    if not isinstance(table, StepTable) or not all(row.is_uniform and row.stop is None for row in table.rows):
+    if not isinstance(table, StepTable) or not all(row.is_uniform for row in table.rows):
         raise ValueError(
             f"export_onnx: sampler {name} is no table of one number for each coefficient and row; use ddim or ddpm"
         )

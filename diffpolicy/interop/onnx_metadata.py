@@ -10,7 +10,7 @@ from torch import nn
 from diffpolicy._version import __version__
 from diffpolicy.codecs.normalizer import Normalizer
 from diffpolicy.diffusion.samplers.table import StepTable
-from diffpolicy.interop.onnx_modules import ROW, normalizers
+from diffpolicy.interop.onnx_modules import row_of
 from diffpolicy.policy.diffusion import DiffusionPolicy
 
 FORMAT = 1
@@ -39,18 +39,19 @@ def metadata(policy: DiffusionPolicy, part: str, opset: int, sampler: Mapping[st
     return {name: json.dumps(value, allow_nan=False) for name, value in content.items()}
 
 
-def described(table: StepTable, settings: Any) -> dict[str, Any]:
+def described(policy: DiffusionPolicy, table: StepTable, settings: Any) -> dict[str, Any]:
     """A sampler: its settings, the standard deviation of the first noise, and its table, one row per evaluation."""
     start = table.rows[0].sigma if table.start is None else table.start
-    rows = [{**{name: getattr(row, name) for name in ROW}, "c": list(row.c)} for row in table.rows]
+    columns = row_of(policy)
+    rows = [{**{name: getattr(row, name) for name in columns}, "c": list(row.c)} for row in table.rows]
     own = dataclasses.asdict(settings)
-    return {"name": own.pop("name"), "settings": own, "start": start, "row": list(ROW), "rows": rows}
+    return {"name": own.pop("name"), "settings": own, "start": start, "row": list(columns), "rows": rows}
 
 
 def _observation(policy: DiffusionPolicy, key: str) -> dict[str, Any]:
     spec = policy.config.observations[key]
     own = {"kind": spec.kind, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-    return {**own, **_statistics(normalizers(policy).get(key))}
+    return {**own, **_statistics(policy.normalizers.by_key().get(key))}
 
 
 def _statistics(module: nn.Module | Any) -> dict[str, Any]:

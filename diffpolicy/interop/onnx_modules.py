@@ -3,7 +3,7 @@
 Shape legend: B batch, T observed steps, H horizon, A action; of encoded actions where a name says encoded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from diffpolicy.diffusion.reverse import Denoised, all_finite, reverse
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.interop.onnx_unet import UNet1dAtTimes
 from diffpolicy.networks.backbones.unet1d import UNet1d
+from diffpolicy.networks.protocols import Moment
 from diffpolicy.policy.clip import clip
 from diffpolicy.policy.diffusion import DiffusionPolicy
 from diffpolicy.policy.plan_projection import PlanProjection
 
 ROW = ("alpha", "sigma", "time", "input_scale", "a", "b", "s", "raw")
-"""The numbers of a row in the order of the input `row` of `Step`."""
 
 
 class Box:
@@ -48,17 +48,18 @@ class Encode(nn.Module):
 
 
 class Step(nn.Module):
-    """One row of any sampler. The row is an input: float64 numbers in the order of `ROW`."""
+    """One row of any sampler. The row is an input: float64 numbers in the order of `row_of`."""
 
     def __init__(self, policy: DiffusionPolicy, box: Box | None) -> None:
         super().__init__()
         self.policy, self.projection = policy, _projection(policy, box)
 
     def forward(self, x: Tensor, noise: Tensor, row: Tensor, *fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x and noise [B, H, A] encoded, row [8] -> the clean estimate after the projection, encoded; the x of the
+        """x and noise [B, H, A] encoded, row [8 or 9] -> the clean estimate after the projection, encoded; the x of the
         next row, without the terms of earlier estimates; and the plan [B, H, A] of the clean estimate, physical units.
         """
-        at = Row(**dict(zip(ROW, row.unbind(), strict=True)))
+        numbers: dict[str, Any] = dict(zip(row_of(self.policy), row.unbind(), strict=True))
+        at = Row(**numbers)
         raw = self.policy.objective.denoiser(_as_called(self.policy.network, fields))(x, at).to(x.dtype)
         clean = self.projection.project(raw, at, 0)
         a, b, s, of_raw = (one.to(x.dtype) for one in (at.a, at.b, at.s, at.raw))
@@ -73,8 +74,8 @@ class Loop(nn.Module):
         super().__init__()
         self.policy, self.sampler, self.projection = policy, sampler, _projection(policy, box)
         self.encode = Encode(policy)
-        is_known = type(policy.network) is UNet1d
-        self.known = UNet1dAtTimes(policy.network, [row.time for row in sampler.rows]) if is_known else None
+        known = [Moment(row.time, row.stop) for row in sampler.rows]
+        self.known = UNet1dAtTimes(policy.network, known) if type(policy.network) is UNet1d else None
 
     def forward(self, noise: Tensor, *observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """noise [rows + 1, B, H, A] encoded, and observations -> actions [B, n_action_steps, A], plan [B, H, A] in
@@ -93,7 +94,12 @@ class Loop(nn.Module):
         if self.known is None:
             return _as_called(self.policy.network, fields)
         known, films = self.known, self.known.films(fields[0])
-        return lambda x, time, stop=None: known(x, time, films)
+        return lambda x, time, stop=None: known(x, time, stop, films)
+
+
+def row_of(policy: DiffusionPolicy) -> tuple[str, ...]:
+    """The numbers of a row, in the order of the input `row` of `Step`."""
+    return (*ROW, "stop") if policy.objective.sees_stop else ROW
 
 
 def inputs_of(policy: DiffusionPolicy, batch: int) -> dict[str, Tensor]:
@@ -105,15 +111,10 @@ def inputs_of(policy: DiffusionPolicy, batch: int) -> dict[str, Tensor]:
         if spec.kind == "image":
             made[key] = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         else:
-            normalizer: Any = normalizers(policy)[key]
+            normalizer: Any = policy.normalizers.by_key()[key]
             encoded = 2.0 * torch.rand(shape, generator=generator) - 1.0
             made[key] = normalizer.decode(encoded.to(policy.device)).float()
     return {key: value.to(policy.device) for key, value in made.items()}
-
-
-def normalizers(policy: DiffusionPolicy) -> Mapping[str, nn.Module]:
-    keys = sorted(key for key, spec in policy.config.observations.items() if spec.kind == "vector")
-    return dict(zip(keys, policy.normalizers, strict=True))
 
 
 def _projection(policy: DiffusionPolicy, box: Box | None) -> PlanProjection:

@@ -43,7 +43,7 @@ def part_of(policy: DiffusionPolicy, name: str, table: StepTable, box: modules.B
 
     def of_step(batch: int) -> dict[str, Tensor]:
         row = table.rows[len(table) // 2]
-        numbers = torch.tensor([getattr(row, column) for column in modules.ROW], dtype=torch.float64)
+        numbers = torch.tensor([getattr(row, column) for column in modules.row_of(policy)], dtype=torch.float64)
         fields = encode(*modules.inputs_of(policy, batch).values())
         own = {"x": random(batch), "noise": random(batch).flip(0), "row": numbers.to(policy.device)}
         return {**own, **dict(zip(reads, fields, strict=True))}

@@ -1,6 +1,6 @@
-"""A `UNet1d` at known times, for export: what the times add to FiLM is a constant, the condition's part one product.
+"""A `UNet1d` at known moments, for export: what the times add to FiLM is a constant, the condition's part one product.
 
-Shape legend: B batch, H horizon, A action, D condition, R times, F features of all FiLM layers.
+Shape legend: B batch, H horizon, A action, D condition, R moments, F features of all FiLM layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,36 +12,38 @@ from torch import Tensor, nn
 
 from diffpolicy.networks.backbones.unet1d import UNet1d
 from diffpolicy.networks.backbones.unet1d_unrolled import residual_blocks
+from diffpolicy.networks.protocols import Moment, as_tensors
 
 
 class UNet1dAtTimes(nn.Module):
-    """The same function as `network` at these times, with fewer operations in each evaluation."""
+    """The same function as `network` at these moments, with fewer operations in each evaluation."""
 
     of_times: Tensor  # [R, F]
     of_condition: Tensor  # [F, D]
 
-    def __init__(self, network: UNet1d, times: Sequence[float]) -> None:
+    def __init__(self, network: UNet1d, known: Sequence[Moment]) -> None:
         super().__init__()
         self.network: Any = network
-        self._place = {time: place for place, time in enumerate(times)}
+        self._place = {(one.time, one.stop): place for place, one in enumerate(known)}
         layers, split = (
             [block.film[1] for block in residual_blocks(network)],
             self.network.time_encoder[-1].out_features,
         )
         with torch.no_grad():
-            embedded = F.mish(network.time_encoder(torch.tensor(list(times), device=layers[0].weight.device)))
+            embedded = F.mish(network.embedded_time(*as_tensors(known, layers[0].weight)))
             of_times = [F.linear(embedded, one.weight[:, :split], one.bias) for one in layers]
             self.register_buffer("of_times", torch.cat(of_times, dim=1))
             self.register_buffer("of_condition", torch.cat([one.weight[:, split:] for one in layers]))
 
     def films(self, vector: Tensor) -> Tensor:
-        """The scales and biases of all blocks at all times, given the condition [B, D]: [B, R, F]."""
+        """The scales and biases of all blocks at all moments, given the condition [B, D]: [B, R, F]."""
         return F.linear(F.mish(vector), self.of_condition)[:, None] + self.of_times
 
-    def forward(self, x: Tensor, time: float, films: Tensor) -> Tensor:
-        """x [B, H, A], one of the times and `films` [B, R, F] -> [B, H, A]."""
-        sizes = [block.film[1].out_features for block in residual_blocks(self.network)]
-        film = dict(zip(residual_blocks(self.network), films[:, self._place[time]].split(sizes, dim=1), strict=True))
+    def forward(self, x: Tensor, time: float, stop: float | None, films: Tensor) -> Tensor:
+        """x [B, H, A], one of the moments and `films` [B, R, F] -> [B, H, A]."""
+        blocks = residual_blocks(self.network)
+        parts = films[:, self._place[time, stop]].split([block.film[1].out_features for block in blocks], dim=1)
+        film = dict(zip(blocks, parts, strict=True))
         x = x.transpose(1, 2)
         skips: list[Tensor] = []
         for level, pair in enumerate(self.network.down):

@@ -12,9 +12,11 @@ import torch
 from one_case import over
 
 from diffpolicy import DiffusionPolicy, PolicyConfig
+from diffpolicy.diffusion import Denoising
 from diffpolicy.interop import export_onnx
 from diffpolicy.networks.observation import ObservationSpec
-from diffpolicy.policy.build import BACKBONES, TABLES
+from diffpolicy.policy.build import BACKBONES
+from diffpolicy.policy.sampler_choices import TABLES
 from diffpolicy.policy.settings import WindowConfig
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -85,6 +87,12 @@ def ran(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
+def told(path: Path) -> dict:
+    """The metadata of a file."""
+    texts = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    return {name: json.loads(text) for name, text in texts.items()}
+
+
 def check_loop(policy: DiffusionPolicy, folder: Path, sampler: object, steps: int, box=None) -> None:
     """policy.onnx makes the plans of `predict_action_chunk`, at two batch sizes."""
     export_onnx(policy, folder, sampler, steps, box, parts=["policy"])
@@ -113,6 +121,15 @@ def test_every_sampler_makes_our_plans(sampler: str, tmp_path: Path) -> None:
 @over("name", [*BACKBONES])
 def test_every_network_makes_our_plans(name: str, tmp_path: Path) -> None:
     check_loop(made(model=NETWORKS[name]), tmp_path / name, "ddim", 2)
+
+
+@over("name", [*BACKBONES])
+def test_networks_that_see_the_end_of_a_step_make_our_plans(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Denoising, "sees_stop", True)
+    policy = made(model=NETWORKS[name])
+    check_loop(policy, tmp_path / name, "ddim", 2)
+    export_onnx(policy, tmp_path / f"{name}_step", "ddim", 3, parts=["step"])  # compares by itself
+    assert told(tmp_path / f"{name}_step" / "step.onnx")["sampler"]["row"][-1] == "stop"
 
 
 @over("diffusion", DIFFUSIONS)
@@ -185,18 +202,17 @@ def test_the_file_says_all_that_a_program_needs(part: str, tmp_path: Path) -> No
     policy = made()
     policy.metadata = {"task": "reach", "env": {"id": "diffpolicy/ObstacleReach-v0"}}
     export_onnx(policy, tmp_path / part, "ddim", 3, BOX, opset=18, parts=[part])
-    session = onnxruntime.InferenceSession(tmp_path / part / f"{part}.onnx")
-    told = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-    assert told["diffpolicy"]["part"] == part
-    assert told["diffpolicy"]["opset"] == 18
-    assert told["window"] == {"horizon": 8, "n_obs_steps": 2, "n_action_steps": 4}
-    assert told["observations"]["blocks"]["shape"] == [3]
-    assert told["limits"] == [-1.0, 1.0]
-    assert told["box"] == {"low": BOX[0], "high": BOX[1]}
-    assert told["task"] == "reach"
+    known = told(tmp_path / part / f"{part}.onnx")
+    assert known["diffpolicy"]["part"] == part
+    assert known["diffpolicy"]["opset"] == 18
+    assert known["window"] == {"horizon": 8, "n_obs_steps": 2, "n_action_steps": 4}
+    assert known["observations"]["blocks"]["shape"] == [3]
+    assert known["limits"] == [-1.0, 1.0]
+    assert known["box"] == {"low": BOX[0], "high": BOX[1]}
+    assert known["task"] == "reach"
     rows = policy.sampler("ddim", 3).rows
-    assert [row["alpha"] for row in told["sampler"]["rows"]] == [row.alpha for row in rows]
-    for own, normalizer in ((told["action"], policy.codec), (told["observations"]["agent"], policy.normalizers[0])):
+    assert [row["alpha"] for row in known["sampler"]["rows"]] == [row.alpha for row in rows]
+    for own, normalizer in ((known["action"], policy.codec), (known["observations"]["agent"], policy.normalizers[0])):
         assert own["normalizer"]["scale"] == normalizer.scale.tolist()
         assert own["normalizer"]["offset"] == normalizer.offset.tolist()
 
