@@ -81,6 +81,7 @@ SHELVES = {
         "build plan_projection",
         "migration sampling",
         "protocol",
+        "model_card",
         "pretrained",
         "diffusion",
         "analysis kinds",
