@@ -68,7 +68,8 @@ SHELVES = {
         "convert recognise",
     ),
     "interop": (
-        "lerobot_statistics machine network_tensors onnx_modules plain_config schedulers transformer_names views",
+        "lerobot_statistics machine network_tensors onnx_modules plain_config renaming schedulers transformer_names "
+        "views",
         "building names onnx_metadata onnx_parts",
         "lerobot onnx_file pickles",
         "onnx_export torch_file",
