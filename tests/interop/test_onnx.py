@@ -16,7 +16,8 @@ from diffpolicy.diffusion import Denoising
 from diffpolicy.interop import export_onnx
 from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.policy.build import BACKBONES
-from diffpolicy.policy.sampler_choices import TABLES
+from diffpolicy.policy.objective_choices import OBJECTIVES, build_objective
+from diffpolicy.policy.sampler_choices import SAMPLERS, TABLES
 from diffpolicy.policy.settings import WindowConfig
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -93,7 +94,7 @@ def told(path: Path) -> dict:
     return {name: json.loads(text) for name, text in texts.items()}
 
 
-def check_loop(policy: DiffusionPolicy, folder: Path, sampler: object, steps: int, box=None) -> None:
+def check_loop(policy: DiffusionPolicy, folder: Path, sampler: object, steps: int | None, box=None) -> None:
     """policy.onnx makes the plans of `predict_action_chunk`, at two batch sizes."""
     export_onnx(policy, folder, sampler, steps, box, parts=["policy"])
     table = policy.sampler(sampler, steps)
@@ -112,10 +113,26 @@ def check_loop(policy: DiffusionPolicy, folder: Path, sampler: object, steps: in
         assert chunk.plan.std() > 0.1, "a plan that is clipped everywhere would prove nothing"
 
 
+OF_OBJECTIVES = {"consistency": "consistency", "flow_map": "consistency_trajectory"}  # which no denoiser takes
+
+
 @over("sampler", [*TABLES])
 def test_every_sampler_makes_our_plans(sampler: str, tmp_path: Path) -> None:
-    straight = {"diffusion": {"name": "denoising", **DIFFUSIONS[-1]}} if sampler == "flow_heun" else {}
-    check_loop(made(**straight), tmp_path / sampler, sampler, 2)
+    diffusion = {"name": "denoising", **(DIFFUSIONS[-1] if sampler == "flow_heun" else {})}
+    check_loop(made(diffusion=OF_OBJECTIVES.get(sampler, diffusion)), tmp_path / sampler, sampler, 2)
+
+
+def preferred(objective: str) -> str:
+    """The name of the sampler that an objective prefers."""
+    found = build_objective(objective).sampler
+    return found if isinstance(found, str) else found["name"]
+
+
+@over("objective", [name for name in OBJECTIVES if preferred(name) in SAMPLERS])
+def test_every_objective_makes_our_plans_by_the_sampler_that_it_prefers(objective: str, tmp_path: Path) -> None:
+    policy = made(diffusion=objective)
+    check_loop(policy, tmp_path / objective, "auto", None)
+    export_onnx(policy, tmp_path / f"{objective}_step", parts=["step"])  # compares by itself
 
 
 @over("name", [*BACKBONES])
