@@ -3,7 +3,7 @@
 Shape legend: B batch, H horizon, A action, D condition, R moments, F features of all FiLM layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,15 +35,18 @@ class UNet1dAtTimes(nn.Module):
             self.register_buffer("of_times", torch.cat(of_times, dim=1))
             self.register_buffer("of_condition", torch.cat([one.weight[:, split:] for one in layers]))
 
-    def films(self, vector: Tensor) -> Tensor:
-        """The scales and biases of all blocks at all moments, given the condition [B, D]: [B, R, F]."""
-        return F.linear(F.mish(vector), self.of_condition)[:, None] + self.of_times
+    def films(self, vector: Tensor) -> list[Tensor]:
+        """The scales and biases of all blocks at all moments, given the condition [B, D]: each [B, channels, 1].
 
-    def forward(self, x: Tensor, time: float, stop: float | None, films: Tensor) -> Tensor:
-        """x [B, H, A], one of the moments and `films` [B, R, F] -> [B, H, A]."""
-        blocks = residual_blocks(self.network)
-        parts = films[:, self._place[time, stop]].split([block.film[1].out_features for block in blocks], dim=1)
-        film = dict(zip(blocks, parts, strict=True))
+        They are taken apart in one operation, because each costs as much as its arithmetic in a network of this size.
+        """
+        all_of_them = F.linear(F.mish(vector), self.of_condition)[:, None] + self.of_times  # [B, R, F]
+        return list(all_of_them.flatten(1)[..., None].split(self._sizes() * len(self.of_times), dim=1))
+
+    def forward(self, x: Tensor, time: float, stop: float | None, films: Sequence[Tensor]) -> Tensor:
+        """x [B, H, A], one of the moments and `films` -> [B, H, A]."""
+        count = len(self._sizes())
+        film = iter(films[count * self._place[time, stop] :][:count])
         x = x.transpose(1, 2)
         skips: list[Tensor] = []
         for level, pair in enumerate(self.network.down):
@@ -56,14 +59,15 @@ class UNet1dAtTimes(nn.Module):
             x = grow(_pair(torch.cat([x, skips.pop()], dim=1), pair, film))
         return self.network.head(x).transpose(1, 2)
 
+    def _sizes(self) -> list[int]:
+        """The channels of the scale, if there is one, and of the bias of every block, in the order of their use."""
+        blocks = residual_blocks(self.network)
+        return [block.first[0].out_channels for block in blocks for _ in range(1 + block.film_scale)]
 
-def _pair(x: Tensor, pair: Any, film: Mapping[nn.Module, Tensor]) -> Tensor:
+
+def _pair(x: Tensor, pair: Any, film: Iterator[Tensor]) -> Tensor:
     for block in (pair.first, pair.second):
-        hidden, parts = block.first(x), film[block][..., None]
-        if block.film_scale:
-            scale, bias = parts.chunk(2, dim=1)
-            hidden = torch.addcmul(bias, hidden, scale)
-        else:
-            hidden = hidden + parts
+        hidden, scale = block.first(x), next(film) if block.film_scale else None
+        hidden = hidden + next(film) if scale is None else torch.addcmul(next(film), hidden, scale)
         x = block.second(hidden) + block.residual(x)
     return x
