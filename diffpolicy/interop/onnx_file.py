@@ -26,7 +26,7 @@ def exported(part: Part, opset: int, texts: Mapping[str, str]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes are compared while tracing; and there is a newer exporter with needs
         torch.onnx.export(
-            part.module.eval(),
+            part.module,
             tuple(inputs.values()),
             buffer,  # pyright: ignore[reportArgumentType]: any file is taken
             input_names=list(inputs),
