@@ -183,7 +183,15 @@ def lerobot(weights: dict[str, Tensor], model: dict, work: Work) -> Contestant:
     return Contestant(scheduler_loop(network, condition, work), encoder)
 
 
-CONTESTANTS = {"diffpolicy": diffpolicy, "eager": eager, "plain": plain, "lerobot": lerobot}
+def onnx(weights: dict[str, Tensor], model: dict, work: Work) -> Contestant:
+    """The whole loop as one file for onnxruntime, which also encodes."""
+    from diffpolicy.benchmarks.onnx_loop import exported_loop
+
+    policy = make_policy(model, weights)
+    return Contestant(exported_loop(policy, work.sampler, work.steps, observation(model, work.batch)), None)
+
+
+CONTESTANTS = {"diffpolicy": diffpolicy, "eager": eager, "plain": plain, "lerobot": lerobot, "onnx": onnx}
 
 
 def part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:

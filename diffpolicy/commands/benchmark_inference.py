@@ -1,12 +1,13 @@
 """Benchmark the time of a chunk against other libraries: python scripts/benchmark_inference.py peer_python=PYTHON
 
-The contestants are ours (`predict_action_chunk`), our network in a plain loop with the scheduler of diffusers, and
-LeRobot's diffusion U-Net in the same loop, if an interpreter has it. On a GPU (device=cuda) ours is a CUDA graph and
-`eager` is the same without it; only these two run samplers other than ddim. A model with an encoder sees two frames,
-which each chunk encodes anew; LeRobot has only `resnet18`. All use the same weights, noise and observation, and their
-plans are compared. Each runs in its own child process; they alternate block by block. Writes
-benchmark_inference.json, .csv and .png, and benchmark_inference_kernels.txt with the forms of products that were timed
-and chosen. DIFFPOLICY_KERNELS fixes the form; with bfloat16 the plans may differ by SAME_PLAN_BFLOAT16.
+The contestants are ours (`predict_action_chunk`), our network in a plain loop with the scheduler of diffusers,
+LeRobot's diffusion U-Net in the same loop, if an interpreter has it, and on a CPU the policy as an ONNX file, if
+onnxruntime is installed; its encoder is a part of the file, so it is not timed apart. On a GPU (device=cuda) ours is a
+CUDA graph and `eager` is the same without it. Samplers other than ddim are run by ours, eager and onnx only. A model
+with an encoder sees two frames, which each chunk encodes anew; LeRobot has only `resnet18`. All use the same weights,
+noise and observation, and their plans are compared. Each runs in its own child process; they alternate block by block.
+Writes benchmark_inference.json, .csv and .png, and benchmark_inference_kernels.txt with the forms of products that were
+timed and chosen. DIFFPOLICY_KERNELS fixes the form; with bfloat16 the plans may differ by SAME_PLAN_BFLOAT16.
 """
 
 import json
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -88,12 +90,16 @@ def main(config: BenchmarkInferenceConfig, folder: Path) -> None:
 
 def interpreters(config: BenchmarkInferenceConfig, device: torch.device) -> dict[str, str]:
     """The Python interpreter of each contestant."""
-    ours = [OURS] if device.type == "cpu" else [OURS, "eager"]
+    ours = [OURS, *_exported()] if device.type == "cpu" else [OURS, "eager"]
     if config.sampler != "ddim":
         return dict.fromkeys(ours, sys.executable)
     peer_python = find_peer("lerobot", config.peer_python)
     peers = {} if peer_python is None else {"lerobot": peer_python}
     return {**dict.fromkeys([*ours, "plain"], sys.executable), **peers}
+
+
+def _exported() -> list[str]:
+    return ["onnx"] if all(map(find_spec, ("onnx", "onnxruntime"))) else []
 
 
 def measure(config: BenchmarkInferenceConfig, name: str, model: MeasuredModel, pythons: dict[str, str]) -> list[dict]:

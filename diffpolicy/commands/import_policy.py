@@ -1,16 +1,18 @@
 """Import a policy of another library: python scripts/import_policy.py source=FILE_OR_FOLDER output=FOLDER
 
+    python scripts/import_policy.py source=... output=FOLDER 'rename={observation.state: state}'
+
 Reads folders of LeRobot's diffusion policies, and .ckpt files of diffusion_policy without running what they pickle.
 The output is a checkpoint for DiffusionPolicy.from_pretrained. docs/checkpoints.md says what is kept.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from diffpolicy.commands.command import command
 from diffpolicy.interop.importing import import_policy
-from diffpolicy.system.schema import OneOf
+from diffpolicy.system.schema import OneOf, read
 
 
 @dataclass
@@ -20,11 +22,13 @@ class ImportPolicyConfig:
     source: str
     output: str
     weights: Annotated[str, OneOf("ema", "model")] = "ema"
+    rename: Any = None
 
 
 @command("import_policy", ImportPolicyConfig)
 def main(config: ImportPolicyConfig, _: Path) -> None:
-    policy = import_policy(config.source, config.weights)
+    rename = read(dict[str, str] | None, config.rename, "rename")
+    policy = import_policy(config.source, config.weights, rename)
     policy.save_pretrained(config.output)
     imported = policy.metadata["imported"]
     sampler = imported["sampler"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 
 from diffpolicy.formats.bounds import decoding
+from diffpolicy.system.pixels import PixelFormat, converted
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -44,13 +46,21 @@ def is_image(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def as_bytes(values: np.ndarray, where: str) -> np.ndarray:
-    """Images as uint8; floats must be whole numbers from 0 to 255, else ValueError."""
+    """Images [n, height, width, channels] as uint8.
+
+    As for observations (`system.pixels`), floats must be whole numbers from 0 to 255. An image of floats from 0 to 1 is
+    refused even if they are whole numbers: nothing tells whether 1 is white or almost black.
+
+    Raises:
+        ValueError: an image is none of bytes; the message names the first.
+    """
     if values.dtype == np.uint8:
         return values
-    pixels = np.clip(values, 0, 255).astype(np.uint8)
-    if not (pixels == values).all():
+    pixels, reasons = converted(torch.from_numpy(np.ascontiguousarray(values)), PixelFormat())
+    if reasons:
+        index, why = next(iter(reasons.items()))
         raise ValueError(
-            f"{where}: holds numbers that are no pixels, expected whole numbers from 0 to 255; "
-            f"convert the array first, or leave it out with leave_out=[{where.rsplit(' ', 1)[-1]}]"
+            f"{where}: image {index} of those read {why}; convert the array first, or leave it out with "
+            f"leave_out=[{where.rsplit(' ', 1)[-1]}]"
         )
-    return pixels
+    return pixels.numpy()

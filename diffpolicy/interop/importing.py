@@ -1,17 +1,19 @@
 """Policies of other libraries as policies of ours: what a file or folder is, is recognised by its content."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffpolicy.interop.building import built
 from diffpolicy.interop.diffusion_policy import read_diffusion_policy
 from diffpolicy.interop.lerobot import read_lerobot
 from diffpolicy.interop.reading import Imported
+from diffpolicy.interop.renaming import renamed
 from diffpolicy.policy.diffusion import DiffusionPolicy
 
 WEIGHTS = ("ema", "model")
 
 
-def import_policy(source: str | Path, weights: str = "ema") -> DiffusionPolicy:
+def import_policy(source: str | Path, weights: str = "ema", rename: Mapping[str, str] | None = None) -> DiffusionPolicy:
     """The policy in a folder of LeRobot, or in a .ckpt file of diffusion_policy; ready to act, or to be saved.
 
     No code of the file runs, and nothing is unpickled. `policy.metadata["imported"]` has the sampler that the other
@@ -19,12 +21,14 @@ def import_policy(source: str | Path, weights: str = "ema") -> DiffusionPolicy:
 
     Args:
         weights: of a .ckpt file: ema, the averaged weights, or model, those of the last step.
+        rename: their observation -> the name that it gets here.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: it is of another kind, damaged or refused, or the policy has what ours cannot represent.
+        ValueError: it is of another kind, damaged or refused, the policy has what ours cannot represent, or a name does
+            not fit.
     """
-    return built(read_policy(Path(source), weights))
+    return built(renamed(read_policy(Path(source), weights), rename or {}))
 
 
 def read_policy(source: Path, weights: str = "ema") -> Imported:

@@ -28,7 +28,7 @@ from diffpolicy.policy.objective_choices import build_objective
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.precision import check_precision, like_parameters
-from diffpolicy.policy.pretrained import read_pretrained, write_pretrained
+from diffpolicy.policy.pretrained import push_to_hub, read_pretrained, write_pretrained
 from diffpolicy.policy.sampler_choices import AUTO, Sampler, sampler_settings
 from diffpolicy.policy.sampling import ActionChunk, Sampling, drawn, drawn_noise, sampling_of
 from diffpolicy.policy.settings import PolicyConfig
@@ -194,8 +194,10 @@ class DiffusionPolicy(nn.Module):
         return ActionChunk(plan[:, present : present + window.n_action_steps], plan)
 
     def save_pretrained(self, folder: str | Path, dtype: str = "float32") -> None:
-        """Write a checkpoint into a new folder, with weights in float32 or float16; raises as `write_pretrained`."""
+        """Write a checkpoint and a model card into a new folder, in float32 or float16; see `write_pretrained`."""
         write_pretrained(self, folder, dtype)
+
+    push_to_hub = push_to_hub
 
     def acting_state(self) -> dict[str, Tensor]:
         """The part of `state_dict` that is needed to act, without what only training needs."""
@@ -204,9 +206,10 @@ class DiffusionPolicy(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load and verify a checkpoint folder, on disk or shipped, or a link to one; the policy is ready to act.
+        """Load and verify a checkpoint, ready to act: a folder, on disk or shipped, a link to one, or owner/name on the
+        Hugging Face hub.
 
-        Raises FileNotFoundError or, if it is damaged or of another kind, ValueError.
+        Raises FileNotFoundError or, if it is damaged or of another kind, ValueError; others as `read_pretrained`.
         """
         return read_pretrained(folder, {"diffusion": cls}).to(device).eval()
 

@@ -1,6 +1,7 @@
 """Saving and loading of policies of any kind as checkpoint folders."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from diffpolicy.policy import migration
+from diffpolicy.policy.model_card import CARD, model_card
 from diffpolicy.policy.protocol import Policy
 from diffpolicy.policy.settings import PolicyConfig, check_metadata, policy_config
-from diffpolicy.system import checkpoint, tensor_file
+from diffpolicy.system import checkpoint, hub, tensor_file
 from diffpolicy.system.plain import difference, shown_text
 from diffpolicy.system.schema import OneOf, read
 from diffpolicy.system.shipped import find_checkpoint
@@ -22,12 +24,13 @@ WEIGHTS = "weights"  # the key of the type in which weights are stored, if it is
 NOT_METADATA = ("policy", "sha256", "format_version", WEIGHTS)
 
 
-def write_pretrained(policy: Policy, folder: str | Path, dtype: str = "float32") -> None:
-    """Write config.json and model.safetensors into a new folder.
+def write_pretrained(policy: Policy, folder: str | Path, dtype: str = "float32", source: str | None = None) -> None:
+    """Write config.json, model.safetensors and a model card, README.md, into a new folder.
 
     Args:
         dtype: float32; or float16, in which weights take half the space. They are rounded to 11 bits and loaded as
             float32 again. Buffers, such as the statistics of normalisation, keep their precision.
+        source: where the card says that the policy is to be loaded from; by default the folder's name.
 
     Raises:
         FileExistsError: the folder exists.
@@ -37,7 +40,21 @@ def write_pretrained(policy: Policy, folder: str | Path, dtype: str = "float32")
     content, state = checkpoint_config(policy), policy.acting_state()
     if dtype == "float16":
         content, state = {**content, WEIGHTS: dtype}, {**state, **_halved(policy, state)}
-    checkpoint.write(Path(folder), content, {"model": state})
+    card = model_card(policy, source or Path(folder).name)
+    checkpoint.write(Path(folder), content, {"model": state}, {CARD: card})
+
+
+def push_to_hub(policy: Policy, name: str, private: bool = False, dtype: str = "float32") -> str:
+    """Upload the policy and its model card to owner/name on the Hugging Face hub; returns the address.
+
+    Raises:
+        ConnectionError: the hub cannot be reached, or refuses, as without a token.
+        ImportError: huggingface_hub is not installed.
+        ValueError: the name is not of the form owner/name; or as `write_pretrained`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_pretrained(policy, Path(folder, "policy"), dtype, name)
+        return hub.uploaded(Path(folder, "policy"), name, private, "A policy of diffpolicy")
 
 
 def checkpoint_config(policy: Policy) -> dict[str, Any]:
@@ -48,15 +65,33 @@ def checkpoint_config(policy: Policy) -> dict[str, Any]:
 def read_pretrained(folder: str | Path, kinds: Mapping[str, Callable[[PolicyConfig], Kind]]) -> Kind:
     """Load and verify the policy in a checkpoint folder, on disk or shipped, or a link to one, on the CPU.
 
+    If there is none, a name like owner/name or owner/name@revision is looked up on the Hugging Face hub, unless there
+    is a folder `owner`. What comes from there is read and checked like any other.
+
     Args:
         kinds: the kinds of policies to accept: name in settings -> class.
 
     Raises:
+        ConnectionError: the hub cannot be reached.
         FileNotFoundError: there is no checkpoint.
+        ImportError: it could only be on the hub, and huggingface_hub is not installed.
         ValueError: it is damaged or of another kind, a setting is unknown, missing, of the wrong type or out of range,
             or tensors are missing, unknown, not finite, or of the wrong shape or dtype.
     """
-    return checkpoint.load(find_checkpoint(folder), lambda saved: _read(saved, kinds))
+    return checkpoint.load(_found(folder), lambda saved: _read(saved, kinds))
+
+
+def _found(name: str | Path) -> Path:
+    """The folder of a checkpoint: on disk, shipped, or on the hub."""
+    try:
+        return find_checkpoint(name)
+    except FileNotFoundError as error:
+        if not hub.is_name(name) or Path(str(name).partition("/")[0]).exists():  # then it is a folder misspelled
+            raise
+        try:
+            return hub.downloaded(str(name))
+        except (ConnectionError, FileNotFoundError, ImportError) as other:
+            raise type(other)(f"{error}. {other}") from other
 
 
 def _read(saved: checkpoint.Saved, kinds: Mapping[str, Callable[[PolicyConfig], Kind]]) -> Kind:

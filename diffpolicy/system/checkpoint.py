@@ -2,10 +2,11 @@
 
     config.json              settings, format version, and the SHA-256 of itself and of every other file
     NAME.safetensors         tensors
+    README.md                for people, in a policy that was saved to be passed on; not hashed
 
-safetensors does not detect a flipped bit, so every file is hashed, and verified when it is read. The hashes detect
-accidents, not attackers, so what a file claims is checked as well: the header of a file of tensors is compared with the
-tensors that are expected before anything is loaded.
+safetensors does not detect a flipped bit, so every other file is hashed, and verified when it is read. The hashes
+detect accidents, not attackers, so what a file claims is checked as well: the header of a file of tensors is compared
+with the tensors that are expected before anything is loaded.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -36,8 +38,15 @@ Migrated = Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]]
 """(format version, tensors of that format) -> tensors of the current format."""
 
 
-def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def write(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write `config` and one file per entry of `tensors` (name -> tensors) into a new folder.
+
+    `texts` are other files, by their names; they are for people, who may change them, so they are not hashed.
 
     The folder gets its name only once all of its content is on disk.
 
@@ -56,6 +65,8 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
             write_bytes(unfinished / file, data := safetensors.torch.save(contiguous))
             hashes[file] = hashlib.sha256(data).hexdigest()
+        for name, text in texts.items():
+            write_bytes(unfinished / name, text.encode())
         content = {"format_version": FORMAT_VERSION, **config, "sha256": hashes}
         hashes[CONFIG] = _config_hash(content)
         write_bytes(unfinished / CONFIG, json.dumps(content, indent=2, allow_nan=False).encode())

@@ -11,6 +11,7 @@ from diffpolicy.formats.table import READERS
 from diffpolicy.system.schema import check_settings
 from diffpolicy.system.tables import lookup
 from diffpolicy.system.time_limits import LimitsConfig
+from diffpolicy.training.control_rate import warn_of_other_rate
 from diffpolicy.training.mixture import check_weights, joined_sets
 from diffpolicy.training.rendering import with_rendered
 from diffpolicy.training.settings import DataConfig, image_formats
@@ -20,7 +21,7 @@ FORMATS: Mapping[str, Callable[[str], DataSource]] = {**READERS, "zarr": ReplayB
 
 def load_data(data: DataConfig, env: EnvConfig | None = None, limit_s: float = LimitsConfig.data_s) -> Demonstrations:
     """Find or download the data sets and load their demonstrations; `env` draws what `data.render` names,
-    in processes that may take `limit_s` for some hundred frames.
+    in processes that may take `limit_s` for some hundred frames. Warns if a data set has another rate than the env.
 
     Raises:
         ValueError: a setting or the data set is invalid.
@@ -45,6 +46,7 @@ def load_data(data: DataConfig, env: EnvConfig | None = None, limit_s: float = L
 
     def opened(location: str) -> DataSource:
         source = open_source(location)
+        warn_of_other_rate(source, env)
         return with_rendered(source, data, env, limit_s) if data.render else source
 
     asked = data.observations, data.action, data.stream, opened, taught, image_formats(data), data.episodes

@@ -75,17 +75,18 @@ def test_the_human_push_t_data_come_back_bit_for_bit(tmp_path: Path):
 
 def test_float_images_of_whole_numbers_are_stored_as_bytes_and_fractions_are_refused(tmp_path: Path):
     image = np.arange(8 * 8 * 3, dtype=np.float32).reshape(1, 8, 8, 3)
-    for name, values in {"whole": image, "fractions": image / 2}.items():
+    for name, values in {"whole": image, "fractions": image / 2, "units": (image > 99).astype(np.float32)}.items():
         buffer = ReplayBuffer.create(tmp_path / name, {"action": ((1,), "float32"), "img": ((8, 8, 3), "float32")})
         buffer.append_episode({"action": np.zeros((1, 1), np.float32), "img": values})
     convert(open_recording(str(tmp_path / "whole"), "zarr"), tmp_path / "out", "lerobot", WriteSettings(fps=5))
     found = open_recording(str(tmp_path / "out"), "lerobot")["img"]
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, image)
-    fractions = open_recording(str(tmp_path / "fractions"), "zarr")
-    with pytest.raises(ValueError, match=r"array img: holds numbers that are no pixels.*leave_out=\[img\]"):
-        convert(fractions, tmp_path / "no", "lerobot", WriteSettings(fps=5))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fractions", "out", "whole"]
+    for name, message in {"fractions": "has fractions, from 0 to 95.5", "units": "has floats from 0 to 1"}.items():
+        refused = open_recording(str(tmp_path / name), "zarr")
+        with pytest.raises(ValueError, match=rf"array img: image 0 of those read {message}.*leave_out=\[img\]"):
+            convert(refused, tmp_path / "no", "lerobot", WriteSettings(fps=5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fractions", "out", "units", "whole"]
 
 
 # LeRobot's format 3.0, file by file: column or key -> what it holds.

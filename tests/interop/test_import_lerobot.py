@@ -39,6 +39,42 @@ def test_the_sampler_of_the_file_is_kept_and_the_saved_policy_acts_alike(name: s
     assert peers.worst_of(again, {key: found[key] for key in again.config.observations}, settings, theirs) < 1e-4
 
 
+RENAMES = [
+    {},
+    {"observation.state": "agent"},
+    {"observation.state": "zz", "observation.environment_state": "blocks"},
+    {"observation.state": "observation.environment_state", "observation.environment_state": "observation.state"},
+]
+
+
+@over("rename", RENAMES)
+def test_observations_may_get_other_names_whatever_order_these_have(rename: dict, tmp_path: Path) -> None:
+    for name in NAMES:
+        folder = peers.unpacked(name, tmp_path)
+        plain = import_policy(folder)
+        known = {theirs: ours for theirs, ours in rename.items() if theirs in plain.config.observations}
+        policy, found = import_policy(folder, rename=known), peers.golden(folder)
+        ours = {key: known.get(key, key) for key in plain.config.observations}
+        assert policy.config.observations == {ours[key]: spec for key, spec in plain.config.observations.items()}
+        theirs = peers.of_kind(found, "DDIM")
+        settings = sampler(read_json(folder / "config.json"), "DDIM", len(theirs["noise"]) - 1)
+        observation = {ours[key]: found[key] for key in ours}
+        assert peers.worst_of(policy, observation, settings, theirs) < peers.TOLERANCE
+
+
+@over(
+    "rename, message",
+    [
+        ({"state": "x"}, "no observation state; the policy has observation.environment_state, observation.state"),
+        ({"observation.state": "observation.environment_state"}, "two observations would have the same name"),
+        ({"observation.state": ""}, "needs a name of at least one letter"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(rename: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        import_policy(peers.unpacked("lerobot_min_max", tmp_path), rename=rename)
+
+
 CHANGES = {
     "only diffusion policies are": {"type": "act"},
     "rgb are not imported; vectors are": {"input_features": {"rgb": {"type": "VISUAL", "shape": [3, 96, 96]}}},

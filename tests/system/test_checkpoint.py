@@ -42,8 +42,15 @@ def test_a_loaded_policy_plans_as_the_saved_one(small_policy: DiffusionPolicy, f
     assert loaded.config == small_policy.config
 
 
-def test_the_folder_holds_json_and_safetensors_alone(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+def test_the_folder_holds_json_safetensors_and_the_model_card_alone(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_the_model_card_may_be_changed_or_removed(folder: Path) -> None:
+    (folder / "README.md").write_text("# Mine")
+    DiffusionPolicy.from_pretrained(folder)
+    (folder / "README.md").unlink()
+    DiffusionPolicy.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("position", [0.1, 0.5, 0.99])

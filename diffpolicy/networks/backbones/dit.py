@@ -193,7 +193,8 @@ class _Head(nn.Module):
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1.0 + scale)
+    features = int(x.shape[-1])  # a number of Python's, as an export to ONNX needs it
+    return torch.addcmul(shift, F.layer_norm(x, (features,), eps=1e-6), 1.0 + scale)
 
 
 def _mlp(inputs: int, width: int) -> nn.Sequential:

@@ -64,7 +64,7 @@ class Vit(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).flatten(2).mT + self.places  # [N, P, E]
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places  # [N, P, E]
         return F.relu(self.head(self.norm(self.blocks(tokens)).mean(dim=1)))
 
 
