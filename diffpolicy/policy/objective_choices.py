@@ -87,7 +87,7 @@ OBJECTIVES: Mapping[str, Entry[Any]] = {
     "progressive": Entry(
         ProgressiveConfig, lambda own: Progressive(_base(own), own.first_steps, own.last_steps, own.round_every)
     ),
-    "reflow": Entry(ReflowConfig, lambda own: Reflow(_base(own), own.teacher_steps)),
+    "reflow": Entry(ReflowConfig, lambda own: Reflow(_base(own), own.teacher_steps, own.at_noise)),
     "distribution_matching": Entry(
         DistributionMatchingConfig, lambda own: DistributionMatching(_base(own), own.lowest, own.highest)
     ),

@@ -214,6 +214,18 @@ def test_reflow_trains_on_what_the_teacher_makes_of_the_noise() -> None:
     assert abs(float(found.std()) - STD * float(noise.std())) < 0.1, "which spreads like the data"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_reflow_trains_as_many_windows_at_pure_noise_as_it_is_told(share: float) -> None:
+    objective = Reflow(base(), 20, share)
+    clean = torch.zeros(20_000, 1, 1, dtype=torch.float64)
+    levels = objective.draw(clean, torch.Generator().manual_seed(3)).level
+    last = len(objective.schedule) - 1
+    expected = share + (1 - share) / len(objective.schedule)
+    assert abs(float((levels == last).double().mean()) - expected) < 0.02  # 5 standard errors
+    halves = [objective.draw(clean[:10_000], torch.Generator().manual_seed(3), (i, 2)).level for i in (0, 1)]
+    assert_close(torch.cat(halves), levels, rtol=0, atol=0)
+
+
 def test_distribution_matching_stays_at_the_mode_and_moves_towards_it_from_elsewhere() -> None:
     objective = taught(DistributionMatching(base(), 0.02, 0.95), Exact(base()))
     batch = drawn(objective)

@@ -2,7 +2,8 @@
 
 The paths of the new network between such pairs cross less than those between random ones, so that they are straighter
 and fewer steps follow them; with flow matching and one repetition this is the 2-rectified flow. The teacher's
-trajectories are made anew for every batch, given the batch's observations.
+trajectories are made anew for every batch, given the batch's observations. Trained at pure noise alone, one step learns
+the teacher's whole chain (Luhman & Luhman 2021; Liu et al. 2023, section 2.2).
 """
 
 import copy
@@ -18,7 +19,7 @@ from diffpolicy.diffusion.reverse import Denoise, reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.samplers.table import Number, Row
 from diffpolicy.diffusion.spacing import trailing
-from diffpolicy.system.parts import WHOLE, Part
+from diffpolicy.system.parts import WHOLE, Part, shared_draws
 from diffpolicy.system.schema import Range
 
 
@@ -29,12 +30,14 @@ class ReflowConfig:
     Attributes:
         denoising: settings of the denoiser that it starts from; None for the teacher's.
         teacher_steps: DDIM steps in which the teacher makes a trajectory.
+        at_noise: share of the windows whose level is pure noise; the levels of the others are drawn as the denoiser's.
     """
 
     BASE: ClassVar[dict[str, Any]] = FLOW
     name: str = "reflow"
     denoising: Any = None
     teacher_steps: Annotated[int, Range(1, 1000)] = 10
+    at_noise: Annotated[float, Range(least=0, most=1)] = 0.0
 
 
 class Reflow(nn.Module, Objective):
@@ -42,7 +45,7 @@ class Reflow(nn.Module, Objective):
 
     Args:
         base: how the network is trained on the pairs.
-        teacher_steps: see `ReflowConfig`.
+        teacher_steps, at_noise: see `ReflowConfig`.
 
     Raises:
         ValueError: there are more steps than levels.
@@ -50,8 +53,9 @@ class Reflow(nn.Module, Objective):
 
     teaching = "required"
 
-    def __init__(self, base: Denoising, teacher_steps: int) -> None:
+    def __init__(self, base: Denoising, teacher_steps: int, at_noise: float = 0.0) -> None:
         super().__init__()
+        self.at_noise = at_noise
         self.base, self.schedule, self.condition_dropout = base, base.schedule, base.condition_dropout
         self.steps = ddim(trailing(base.schedule, teacher_steps))
         self.sampler = {"name": "ddim", "steps": 1}
@@ -66,8 +70,11 @@ class Reflow(nn.Module, Objective):
         self.base.check_sampler(settings)
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
-        """Levels and noise, as for the denoiser; see `Objective.draw`."""
-        return self.base.draw(clean, generator, part)
+        """Levels and noise, as for the denoiser but for the share `at_noise`; see `Objective.draw`."""
+        batch = self.base.draw(clean, generator, part)
+        total, rows = shared_draws(part, len(clean))
+        chance = torch.rand(self.base.draws, total, generator=generator, device=clean.device)[:, rows].flatten()
+        return replace(batch, level=batch.level.masked_fill(chance < self.at_noise, len(self.schedule) - 1))
 
     def loss(
         self, network: ConditionedNetwork, batch: NoisyBatch, step: int | Tensor = 0, counts: Tensor | None = None
