@@ -51,7 +51,7 @@ SHELVES = {
     ),
     "control": ("drawing", "controller wrapper", "latency"),
     "data": ("images memory_bounds replacing", "store stream", "arrays", "replay_buffer", "demonstrations locate"),
-    "demos": ("parts", "generate"),
+    "demos": ("corrections parts", "generate"),
     "diffusion": (
         "samplers/table schedules weighting",
         "samplers reverse spacing",

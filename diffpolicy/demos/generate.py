@@ -7,15 +7,16 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
+from diffpolicy.demos.corrections import Corrections
 from diffpolicy.demos.parts import join_parts, record_parts, remove_parts
 from diffpolicy.demos.recording import (
     FAILURES_IN_A_ROW,
+    Expert,
     Request,
     append,
     attempts,
@@ -28,8 +29,7 @@ from diffpolicy.system.distributed import ALONE, Ranks
 from diffpolicy.system.lock import FileLock
 from diffpolicy.system.time_limits import LimitsConfig
 
-# Task -> module with VERSION, SPECS, Settings and demonstrate(seed, settings), which returns an Episode, or None if
-# the expert failed.
+# Task -> module of an `Expert`.
 EXPERTS = {"pusht": "diffpolicy_envs.experts.pusht", "reach": "diffpolicy_envs.experts.reach"}
 
 
@@ -42,6 +42,7 @@ def generate(
     settings: dict[str, Any] | None = None,
     ranks: Ranks = ALONE,
     limit_s: float = LimitsConfig.data_s,
+    checkpoint: str | None = None,
 ) -> Path:
     """Write `episodes` successful demonstrations of a task's expert to the .zip `output`, unless it exists; returns it.
 
@@ -50,17 +51,22 @@ def generate(
         workers: processes to record with; the result does not depend on their number.
         settings: fields of the expert's settings that differ from their defaults.
         limit_s: how long a worker may take for one attempt.
+        checkpoint: of a policy, to record `Corrections` of its failures instead.
 
     Raises:
+        FileNotFoundError: there is no such checkpoint.
         ValueError: the task or a setting is unknown, a number is out of range, `output` was made with other arguments,
             the expert fails too many times in a row, or there are more processes than episodes.
         BlockingIOError: another process is recording `output`.
         ChildProcessError: a worker died or took too long.
     """
-    expert = _expert(task)
+    module = _expert(task)
     _check(episodes, seed, output, workers)
     ranks.shard(range(episodes))
+    expert = module if checkpoint is None else Corrections(module, checkpoint)
     request = {"task": task, "expert_version": expert.VERSION, "seed": seed}
+    if isinstance(expert, Corrections):
+        request["policy"] = expert.policy
     request["settings"] = asdict(_settings(expert, settings or {}))
     if output.exists():
         _check_finished(output, request, episodes)
@@ -75,7 +81,7 @@ def generate(
 
 
 @contextmanager
-def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -> Iterator[ReplayBuffer]:
+def _packed(output: Path, expert: Expert, request: Request, episodes: int) -> Iterator[ReplayBuffer]:
     """Yield a recording next to `output` and pack it into `output` at the end; after an error it can be resumed."""
     recording = output.with_name(output.name + ".recording")
     buffer = open_recording(recording, expert, request, episodes)
@@ -84,7 +90,7 @@ def _packed(output: Path, expert: ModuleType, request: Request, episodes: int) -
     shutil.rmtree(recording)
 
 
-def _record(output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, limit_s: float) -> None:
+def _record(output: Path, expert: Expert, request: Request, episodes: int, workers: int, limit_s: float) -> None:
     """Append demonstrations in the order of their seeds until there are `episodes` of them."""
     with _packed(output, expert, request, episodes) as buffer:
         done = buffer.episode_attributes
@@ -105,7 +111,7 @@ def _record(output: Path, expert: ModuleType, request: Request, episodes: int, w
 
 
 def _record_together(
-    output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
+    output: Path, expert: Expert, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
 ) -> None:
     """Record a part in each process of torchrun; the first joins them."""
     record_parts(output, expert, request, episodes, workers, ranks, limit_s)
@@ -136,13 +142,13 @@ def _check(episodes: int, seed: int, output: Path, workers: int) -> None:
         raise ValueError(f"output is {str(output)!r}; expected a name that ends in .zip (typically .zarr.zip)")
 
 
-def _expert(task: str) -> ModuleType:
+def _expert(task: str) -> Any:
     if task not in EXPERTS:
         raise ValueError(f"task is {task!r}; expected one with an expert: {sorted(EXPERTS)}")
     return importlib.import_module(EXPERTS[task])
 
 
-def _settings(expert: ModuleType, settings: dict[str, Any]) -> Any:
+def _settings(expert: Expert, settings: dict[str, Any]) -> Any:
     known = sorted(expert.Settings.__dataclass_fields__)
     if not set(settings) <= set(known):
         raise ValueError(f"expert has settings {sorted(settings)}; expected some of {known}")

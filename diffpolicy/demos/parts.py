@@ -7,7 +7,6 @@ interrupted.
 import shutil
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.demos.recording import (
     FAILURES_IN_A_ROW,
+    Expert,
     Request,
     append,
     attempts,
@@ -28,7 +28,7 @@ ROUND = 32  # most attempts per process between two counts of all processes, so 
 
 
 def record_parts(
-    output: Path, expert: ModuleType, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
+    output: Path, expert: Expert, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
 ) -> None:
     """Attempt the seeds in order, every count-th one in this process, until all have `episodes` demonstrations.
 
@@ -67,7 +67,7 @@ def remove_parts(output: Path, ranks: Ranks) -> None:
 
 
 def _record_round(
-    part: ReplayBuffer, expert: ModuleType, request: Request, seeds: range, workers: int, limit_s: float
+    part: ReplayBuffer, expert: Expert, request: Request, seeds: range, workers: int, limit_s: float
 ) -> int:
     """Attempt the `seeds` that were not attempted before; returns how many of them all have a demonstration."""
     done = [each["seed"] for each in part.episode_attributes]

@@ -4,8 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
 from diffpolicy.system.pool import Pool
@@ -14,7 +13,19 @@ SEEDS_PER_SET = 1_000_000  # evaluation uses the seeds below the first set
 FAILURES_IN_A_ROW = 100
 
 Request = dict[str, Any]
-"""Everything that the episodes depend on: task, expert_version, seed, settings."""
+"""Everything that the episodes depend on: task, expert_version, seed, settings, and of corrections the policy."""
+
+
+class Expert(Protocol):
+    """What an expert's module offers."""
+
+    VERSION: int
+    SPECS: Any  # arrays of an episode, see `ReplayBuffer.create`
+    Settings: Any  # a dataclass
+
+    def demonstrate(self, seed: int, settings: Any) -> Any:
+        """The episode of a seed, with `arrays` and `attributes`; None if the expert fails."""
+        ...
 
 
 def first_seed(request: Request) -> int:
@@ -23,7 +34,7 @@ def first_seed(request: Request) -> int:
 
 
 def attempts(
-    expert: ModuleType, seeds: Iterable[int], request: Request, workers: int, limit_s: float
+    expert: Expert, seeds: Iterable[int], request: Request, workers: int, limit_s: float
 ) -> Generator[tuple[int, Any]]:
     """Yield (seed, episode or None) in the order of the seeds; closing the generator ends the workers.
 
@@ -46,7 +57,7 @@ def attempts(
             yield oldest, pool.result(future)
 
 
-def open_recording(recording: Path, expert: ModuleType, request: Request, episodes: int) -> ReplayBuffer:
+def open_recording(recording: Path, expert: Expert, request: Request, episodes: int) -> ReplayBuffer:
     """Open the recording to resume, or create it.
 
     Raises:
@@ -80,6 +91,11 @@ def check_request(path: Path, buffer: ReplayBuffer, request: Request) -> None:
 
 def given_up(request: Request, failures: int) -> ValueError:
     """The error to raise when the expert failed too many times in a row."""
+    if "policy" in request:
+        return ValueError(
+            f"{failures} attempts in a row without a correction: the policy solved all its episodes, or the expert "
+            f"failed with {request['settings']}"
+        )
     return ValueError(f"expert failed {failures} times in a row with {request['settings']}; change a setting")
 
 

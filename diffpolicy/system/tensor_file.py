@@ -5,6 +5,7 @@ n bytes      JSON, {name: {"dtype": "F32", "shape": [...], "data_offsets": [star
 the rest     the tensors, without gaps
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -115,6 +116,15 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{where}: {name} holds NaN or infinity")
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names and values of tensors."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(state[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _spec(value: object, where: str) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -3,16 +3,14 @@
 The student keeps the teacher's encoder and normalisation and does not train them, so that both see the same condition.
 """
 
-import hashlib
 from dataclasses import asdict, replace
 from typing import Any
-
-import numpy as np
 
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.objective_choices import OBJECTIVES, build_objective
 from diffpolicy.system.tables import Choice, settings_of
+from diffpolicy.system.tensor_file import digest
 from diffpolicy.training.run_settings import differences, flattened, new_policy
 from diffpolicy.training.settings import TrainConfig
 
@@ -95,12 +93,4 @@ def learn_from(student: Any, teacher: Any, source: str) -> None:
     student.objective.learn_from(student.network)
     for shared in (student.encoder, student.null_condition):
         shared.requires_grad_(False)
-    student.metadata["teacher"] = {"checkpoint": source, "sha256": _digest(state)}
-
-
-def _digest(state: dict[str, Any]) -> str:
-    found = hashlib.sha256()
-    for name in sorted(state):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(state[name].cpu().numpy()).data)
-    return found.hexdigest()
+    student.metadata["teacher"] = {"checkpoint": source, "sha256": digest(state)}

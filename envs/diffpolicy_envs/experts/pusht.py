@@ -31,6 +31,7 @@ from diffpolicy_envs.pusht_world import (
     to_world,
 )
 
+ENV = "diffpolicy_envs:diffpolicy/PushT-v0"
 VERSION = 3
 SPECS = {
     "action": ((2,), "float32"),
@@ -96,9 +97,13 @@ class Episode:
 
 def demonstrate(seed: int, settings: Settings) -> Episode | None:
     """The episode of a seed, which depends on nothing else. None if the expert fails."""
-    env = gymnasium.make("diffpolicy_envs:diffpolicy/PushT-v0", obs_type="state", max_episode_steps=10**6).unwrapped
-    episode = record_episode(env, start_state(env, settings, seed), settings, seed)
-    return episode if episode.attributes["coverage"] > SUCCESS_COVERAGE else None
+    env = _env()
+    return _if_solved(record_episode(env, start_state(env, settings, seed), settings, seed))
+
+
+def correct(state: np.ndarray, settings: Settings, seed: int) -> Episode | None:
+    """The expert's attempt from `state` [5], where a policy got to, with all at rest. None if the expert fails."""
+    return _if_solved(record_episode(_env(), _storable(state), settings, seed))
 
 
 def record_episode(env: gymnasium.Env, start: np.ndarray, settings: Settings, seed: int) -> Episode:
@@ -133,6 +138,14 @@ def start_state(env: gymnasium.Env, settings: Settings, seed: int) -> np.ndarray
         if unsolved.any():
             start = _storable(run.states[generator.choice(np.flatnonzero(wanted))])
     return start
+
+
+def _env() -> gymnasium.Env:
+    return gymnasium.make(ENV, obs_type="state", max_episode_steps=10**6).unwrapped
+
+
+def _if_solved(episode: Episode) -> Episode | None:
+    return episode if episode.attributes["coverage"] > SUCCESS_COVERAGE else None
 
 
 def _by_a_wall(generator: np.random.Generator) -> np.ndarray:
