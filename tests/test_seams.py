@@ -29,7 +29,7 @@ from diffpolicy.policy.settings import WindowConfig
 from diffpolicy.safety import Safety, State, Surroundings
 from diffpolicy.system import checkpoint
 from diffpolicy.system.tables import Entry, NameOnly
-from diffpolicy.training import run_settings
+from diffpolicy.training import run_settings, teaching
 from diffpolicy.training.settings import EvaluationConfig
 from diffpolicy.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> None:
     for table, more in new.items():
         home = objective_choices if table == "OBJECTIVES" else build
         whole = MappingProxyType({**getattr(home, table), **more})
-        for module in (home, run_settings):
+        for module in (home, *(one for one in (run_settings, teaching) if hasattr(one, table))):
             monkeypatch.setattr(module, table, whole)
     monkeypatch.setattr(kinds, "POLICIES", {**kinds.POLICIES, "regression": RegressionPolicy})
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def generate(
     limit_s: float = LimitsConfig.data_s,
     checkpoint: str | None = None,
 ) -> Path:
-    """Write `episodes` successful demonstrations of a task's expert to the .zip `output`, unless it exists; returns it.
+    """Write `episodes` demonstrations of a task's expert to the .zip `output`, unless it exists; returns it.
 
     Args:
         seed: number of the set; its start states use the seeds from 1,000,000 * (seed + 1) on.
@@ -55,28 +56,22 @@ def generate(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the task or a setting is unknown, a number is out of range, `output` was made with other arguments,
-            the expert fails too many times in a row, or there are more processes than episodes.
+        ValueError: an argument is unknown, out of range, or not that with which `output` was made; the expert fails too
+            many times in a row; or there are more processes than episodes.
         BlockingIOError: another process is recording `output`.
         ChildProcessError: a worker died or took too long.
     """
-    module = _expert(task)
     _check(episodes, seed, output, workers)
     ranks.shard(range(episodes))
-    expert = module if checkpoint is None else Corrections(module, checkpoint)
-    request = {"task": task, "expert_version": expert.VERSION, "seed": seed}
-    if isinstance(expert, Corrections):
-        request["policy"] = expert.policy
-    request["settings"] = asdict(_settings(expert, settings or {}))
+    expert = _expert(task, checkpoint)
+    request = _request(task, expert, seed, settings or {})
     if output.exists():
         _check_finished(output, request, episodes)
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.name}.lock"), str(output)) if ranks.is_first else nullcontext():
-        if ranks.count == 1:
-            _record(output, expert, request, episodes, workers, limit_s)
-        else:
-            _record_together(output, expert, request, episodes, workers, ranks, limit_s)
+        record = _record if ranks.count == 1 else partial(_record_together, ranks=ranks)
+        record(output, expert, request, episodes, workers, limit_s)
     return output
 
 
@@ -111,7 +106,7 @@ def _record(output: Path, expert: Expert, request: Request, episodes: int, worke
 
 
 def _record_together(
-    output: Path, expert: Expert, request: Request, episodes: int, workers: int, ranks: Ranks, limit_s: float
+    output: Path, expert: Expert, request: Request, episodes: int, workers: int, limit_s: float, ranks: Ranks
 ) -> None:
     """Record a part in each process of torchrun; the first joins them."""
     record_parts(output, expert, request, episodes, workers, ranks, limit_s)
@@ -142,10 +137,17 @@ def _check(episodes: int, seed: int, output: Path, workers: int) -> None:
         raise ValueError(f"output is {str(output)!r}; expected a name that ends in .zip (typically .zarr.zip)")
 
 
-def _expert(task: str) -> Any:
+def _expert(task: str, checkpoint: str | None) -> Any:
     if task not in EXPERTS:
         raise ValueError(f"task is {task!r}; expected one with an expert: {sorted(EXPERTS)}")
-    return importlib.import_module(EXPERTS[task])
+    expert = importlib.import_module(EXPERTS[task])
+    return expert if checkpoint is None else Corrections(expert, checkpoint)
+
+
+def _request(task: str, expert: Any, seed: int, settings: dict[str, Any]) -> Request:
+    policy = {"policy": expert.policy} if isinstance(expert, Corrections) else {}
+    chosen = asdict(_settings(expert, settings))
+    return {"task": task, "expert_version": expert.VERSION, "seed": seed, "settings": chosen, **policy}
 
 
 def _settings(expert: Expert, settings: dict[str, Any]) -> Any:

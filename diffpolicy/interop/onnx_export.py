@@ -83,6 +83,8 @@ def _check(policy: DiffusionPolicy, parts: Sequence[str], opset: int) -> None:
     dtype = next(policy.network.parameters()).dtype
     if dtype != torch.float32:
         raise ValueError(f"export_onnx: the policy is in {dtype}, expected torch.float32; call policy.float() first")
+    if policy.config.diffusion.name == "mixture_density":
+        raise ValueError("export_onnx: a mixture_density draws in float64, whose error function onnxruntime lacks")
     if getattr(policy.config.encoder, "precision", "float32") != "float32":
         raise ValueError(
             f"export_onnx: the encoder {policy.config.encoder.name} computes in {policy.config.encoder.precision}, "

@@ -63,13 +63,15 @@ class Mixture(NamedTuple):
         bounds = self.log_weight.double().exp().cumsum(dim=1)
         chance = (0.5 * torch.erfc(-along / 2.0**0.5)).clamp(max=1.0 - 1e-15)[:, None] * bounds[:, -1:]
         chosen = torch.searchsorted(bounds, chance, right=True)
+        at = chosen[:, :, None, None].expand(-1, 1, *noise.shape[1:])
+        mean, std = (one.gather(1, at)[:, 0] for one in (self.mean, self.std))
+        if spread == 0.0:
+            return mean
         upper = bounds.gather(1, chosen)
         lower = torch.where(chosen > 0, bounds.gather(1, (chosen - 1).clamp(min=0)), 0.0)
         place = ((chance - lower) / (upper - lower)).clamp(1e-12, 1.0 - 1e-12)[:, 0]
         fresh = noise + ((2.0**0.5 * torch.erfinv(2.0 * place - 1.0) - along) / size)[:, None, None].to(noise)
-        at = chosen[:, :, None, None].expand(-1, 1, *noise.shape[1:])
-        mean, std = (one.gather(1, at)[:, 0] for one in (self.mean, self.std))
-        return mean if spread == 0.0 else mean + spread * std * fresh
+        return mean + spread * std * fresh
 
 
 class MixtureDensity(nn.Module, Objective):
