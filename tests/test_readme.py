@@ -49,7 +49,7 @@ def test_its_python_programs_run_one_after_the_other(shipped_checkpoint: Path, t
     assert len(blocks) == 3
     program = "\n".join(blocks)
     for written, here in (
-        ("data/checkpoints/pusht_small", shipped_checkpoint.as_posix()),
+        ('"data/checkpoints/pusht"', f'"{(shipped_checkpoint.parent / "pusht").as_posix()}"'),
         ("runs/pusht", (tmp_path / "run").as_posix()),
         ("steps=2000", "steps=2"),
     ):
@@ -81,7 +81,7 @@ def test_what_the_pages_import_exists(module: str, names: str):
 
 
 def test_the_data_that_its_commands_and_programs_name_exist():
-    assert "data/checkpoints/pusht_small" in DATA
+    assert {"data/checkpoints/pusht", "data/checkpoints/pusht_small"} <= set(DATA)
     assert [path for path in DATA if not (REPOSITORY / path).exists()] == []
 
 

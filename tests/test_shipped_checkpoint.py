@@ -16,18 +16,21 @@ SEEING = [
 
 @pytest.mark.parametrize("checkpoint", SEEING, ids=lambda path: path.name)
 def test_it_solves_push_t(checkpoint: Path) -> None:
-    """Sixteen episodes on separate seeds; a failing policy scores about 0.2, a good one above 0.93."""
+    """Sixteen episodes on separate seeds; a failing policy scores about 0.2, a good one above 0.93.
+
+    On 500 other seeds `pusht` succeeds in 93 %: fewer than eleven of sixteen would be chance once in 1,500 times.
+    """
     policy = DiffusionPolicy.from_pretrained(checkpoint)
     env = EnvConfig(**policy.metadata["env"])
     summary = summarize(evaluate(policy, env, {"name": "ddim", "steps": 10}, range(70_000, 70_016), inference_batch=16))
     assert summary["mean_score"] > 0.8
-    assert summary["success_rate"] > 0.35
+    assert summary["success_rate"] > (0.65 if checkpoint.name == "pusht" else 0.35)
 
 
 @pytest.mark.parametrize("checkpoint", SHIPPED, ids=lambda path: path.name)
 def test_it_is_small_and_complete(checkpoint: Path) -> None:
     files = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
-    assert set(files) == {"config.json", "model.safetensors"}
+    assert set(files) - {"README.md"} == {"config.json", "model.safetensors"}
     assert sum(files.values()) < 6_000_000
 
 

@@ -125,8 +125,8 @@ def test_it_holds_the_two_packages_the_configs_the_data_and_metadata_alone(wheel
 
 
 def test_it_stays_small(wheel: Path):
-    """15 MB of it are the shipped demonstrations and two checkpoints, one of a policy that sees (4 MB)."""
-    assert wheel.stat().st_size < 16_000_000
+    """17 MB of it are the shipped demonstrations and three checkpoints, one of a policy that sees (4 MB)."""
+    assert wheel.stat().st_size < 18_500_000
 
 
 def test_an_editable_install_copies_nothing(tmp_path: Path):
