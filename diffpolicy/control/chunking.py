@@ -118,7 +118,8 @@ class Chunking:
         The past rows are what was sent, and the last row fills up the end.
         """
         rows = np.minimum(self._n + np.arange(self._plans.shape[1]), self._plans.shape[1] - 1)
-        return torch.from_numpy(np.concatenate([self._sent[robots], self._plans[robots][:, rows]], axis=1))
+        at = robots.numpy()  # NumPy takes a tensor of one element for a number
+        return torch.from_numpy(np.concatenate([self._sent[at], self._plans[at][:, rows]], axis=1))
 
     def abandon(self, robots: Robots, actions: Chunks) -> None:
         """End the chunks of these robots with this tick, whose actions [Q, action] are to be these."""

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffpolicy.control.chunking import Chunking
+from diffpolicy.control.chunking import Chunking, Robots
+from diffpolicy.control.deadline import Deadline
 from diffpolicy.control.drawing import Drawing
 from diffpolicy.control.row_check import warn_of_dependent_rows
 from diffpolicy.control.turn import Turn, one_thread_at_a_time
@@ -57,19 +58,22 @@ class PolicyController:
             in the sampler's settings.
         constrain: your own projection of every clean estimate, in physical units, without a certificate; see
             `predict_action_chunk`.
-        clock: seconds, for `last_plan.planning_ms` and for `latency_s`.
+        clock: seconds, for `last_plan.planning_ms`, `latency_s` and the deadline.
+        deadline_ms: how long a tick with a plan may take. Each plan then has the most steps, up to those of `sampler`,
+            that are known to fit; `deadline` tells how many. `reset` of all robots measures that on this machine.
 
     A controller serves one thread at a time; a second one gets a RuntimeError. After a fork, make a new policy and
     controller: torch's threads do not survive a fork, and the child may wait for them for ever.
 
     Attributes:
         last_plan: the `PlanReport` of the latest tick; None without safety.
+        deadline: the `Deadline`, with `steps` of the latest plan and how many plans `missed` it; None without one.
         draws_all: whether all candidates are drawn even if none is needed, to measure what that takes.
 
     Raises:
         ValueError: the sampler is unknown or does not fit, both safety and constrain are given, inference_batch is
-            below 1, or safety is not possible (a constraint acts on the motion but there is no plant, or actions are
-            not normalised by scale and offset).
+            below 1, the deadline is not above 0, a sampler with fixed steps is to have others, safety is not possible
+            (a constraint acts on the motion without a plant, or actions are not normalised by scale and offset).
     """
 
     def __init__(
@@ -82,19 +86,22 @@ class PolicyController:
         guide: Guide | None = None,
         constrain: Constrain | Projection | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        deadline_ms: float | None = None,
     ) -> None:
         if safety is not None and constrain is not None:
             raise ValueError("controller: safety and constrain cannot both be given")
         if inference_batch is not None and inference_batch < 1:
             raise ValueError(f"controller: inference_batch {inference_batch} must be at least 1")
-        warm = None
+        warm, self.deadline = None, None
         if is_choice(sampler):
             sampling = policy.sampling(sampler, num_inference_steps)
+            self.deadline = None if deadline_ms is None else Deadline(policy, sampling, deadline_ms, clock)
             sampler, warm, guide = sampling.sampler, sampling.warm, guide or sampling.guide
-        elif num_inference_steps is not None:
+        elif num_inference_steps is not None or deadline_ms is not None:
+            asked = "deadline_ms" if num_inference_steps is None else f"num_inference_steps {num_inference_steps}"
             raise ValueError(
-                f"controller: num_inference_steps {num_inference_steps} is for a sampler given by name or settings; "
-                f"this {type(sampler).__name__} already has its steps"
+                f"controller: {asked} is for a sampler given by name or settings; this {type(sampler).__name__} has "
+                "its steps already"
             )
         self.policy, self.safety, self.inference_batch = policy, safety, inference_batch
         self.turn = Turn()
@@ -133,6 +140,8 @@ class PolicyController:
                 raise ValueError(f"reset: {len(seeds)} robots, expected at most inference_batch {self.inference_batch}")
             self._chunking = Chunking(len(seeds), self.policy.config, self._samples)
             self._layer = self._safety_layer(len(seeds))
+            if self.deadline is not None:
+                self.deadline.measure(self.inference_batch or len(seeds))
             mask = np.ones(len(seeds), dtype=bool)
         elif (mask := np.asarray(mask)).dtype != np.bool_:
             raise ValueError(f"reset: mask is {mask.dtype}, expected bool, one per robot")
@@ -171,10 +180,10 @@ class PolicyController:
                 raise ValueError("controller: obstacles are given, but the controller has no safety to use them")
             now = checked_observation(observation, self.policy.config.observations, (len(self._chunking),))
             self._chunking.remember(now, torch.ones(len(self._chunking), dtype=torch.bool))
-            self._plan()
+            self._plan(began)
             return self._chunking.next_actions()
         self._keep_safe(self._layer, observation, surroundings)
-        self._plan()
+        self._plan(began)
         last = self._layer.too_late(self._clock() - began)
         if last is not None:
             self._chunking.abandon(np.arange(len(last)), last)
@@ -194,11 +203,19 @@ class PolicyController:
             checked = layer.check(torch.from_numpy(robots), self._chunking.remaining(robots))
             self._chunking.replace_remaining(robots, checked)
 
-    def _plan(self) -> None:
-        """Plan new chunks for the robots that have finished theirs."""
+    def _plan(self, began: float) -> None:
+        """Plan new chunks for the robots that have finished theirs, in a tick that `began` then."""
         due = self._chunking.due
         if len(due) == 0:
             return
+        if self.deadline is not None:
+            sampling = self.deadline.choose()
+            self._drawing = replace(self._drawing, sampler=sampling.sampler, warm=sampling.warm)
+        self._plan_for(due)
+        if self.deadline is not None:
+            self.deadline.took(self._clock() - began)
+
+    def _plan_for(self, due: Robots) -> None:
         robots = torch.from_numpy(due)
         first = self._draw(robots, torch.zeros_like(robots))
         if self._layer is None:

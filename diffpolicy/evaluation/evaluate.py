@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from diffpolicy._version import __version__
 from diffpolicy.control.controller import PolicyController
+from diffpolicy.control.deadline import blank_call
 from diffpolicy.evaluation.intervals import bootstrap_interval, wilson_interval
 from diffpolicy.evaluation.monitor import Monitor
 from diffpolicy.evaluation.outcome import step_limit
@@ -118,7 +119,7 @@ def latency_ms(contestants: Sequence[tuple[Policy, Choice]], repeats: int) -> li
 
     The contestants take turns, call by call, so that other load on the machine slows all of them down alike.
     """
-    calls = [_chunk_call(policy, sampler) for policy, sampler in contestants]
+    calls = [blank_call(policy, policy.sampling(sampler)) for policy, sampler in contestants]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats + WARM_UP):
         for call, own in zip(calls, times, strict=True):
@@ -126,21 +127,6 @@ def latency_ms(contestants: Sequence[tuple[Policy, Choice]], repeats: int) -> li
             call()
             own.append(1e3 * (time.perf_counter() - start))
     return [{f"p{q}": float(np.percentile(own[WARM_UP:], q)) for q in (50, 95, 99)} for own in times]
-
-
-def _chunk_call(policy: Policy, sampler: Choice) -> Callable[[], None]:
-    config = policy.config
-    observation = {
-        key: torch.zeros(1, config.window.n_obs_steps, *spec.shape, dtype=spec.dtype)
-        for key, spec in config.observations.items()
-    }
-    sampling = policy.sampling(sampler)
-
-    def call() -> None:
-        generators = [torch.Generator()]
-        policy.predict_action_chunk(observation, generators, sampling.sampler, guide=sampling.guide).actions.cpu()
-
-    return call
 
 
 def _zones(safety: Safety | None) -> list[Zone]:
