@@ -3,8 +3,9 @@
     python scripts/benchmark_samplers.py checkpoint=RUN/checkpoints/last 'samplers={ddim: [10, 5], heun: [10]}'
 
 The installed command is `diffpolicy-benchmark-samplers`. Every line uses the same seeds. It reports score and success
-with 95 % intervals, the latency of a chunk for one robot, policy time per solved episode, and the CPU time per sampler
-row without the network. Writes benchmark_samplers.json, .csv, .md and .png.
+with 95 % intervals, both minus those of the first line too, the latency of a chunk for one robot, policy time per solved
+episode, the steps of training, and the CPU time per sampler row without the network. Writes benchmark_samplers.json,
+.csv, .md and .png.
 """
 
 import statistics
@@ -91,7 +92,8 @@ def main(config: BenchmarkSamplersConfig, folder: Path) -> None:
     rows: list[dict[str, Any]] = []
     for (label, policy, env, sampler), latency in zip(tqdm(runs, unit="sampler"), latencies, strict=True):
         measured = report(policy, env, sampler, seeds, config.inference_batch)
-        reports.append({"policy": label, **measured, "latency_ms": latency, "row_us": row_cost_us(policy, sampler)})
+        costs = {"latency_ms": latency, "row_us": row_cost_us(policy, sampler), "training_steps": _trained(policy)}
+        reports.append({"policy": label, **measured, **costs})
         rows = [row(one, reports[0]) for one in reports]  # this may take an hour, so each row is written at once
         write_rows(folder, NAME, {"config": asdict(config), "reports": reports}, rows)
         write_text(folder / f"{NAME}.md", markdown(rows))
@@ -107,6 +109,12 @@ def _load(contestant: Contestant, config: BenchmarkSamplersConfig) -> tuple[Poli
     for sampler in samplers:
         policy.sampling(sampler)
     return policy, env, samplers
+
+
+def _trained(policy: Policy) -> int | None:
+    """The optimiser steps in a policy, with those in its teacher; None if the checkpoint does not say."""
+    own, teacher = policy.metadata.get("step"), policy.metadata.get("teacher", {"step": 0}).get("step")
+    return None if own is None or teacher is None else own + teacher
 
 
 def _study(policy: Policy) -> dict[str, list[int]]:
@@ -141,9 +149,10 @@ def row_cost_us(policy: Policy, choice: Choice, repeats: int = 100) -> float:
 
 
 def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table; `difference` is the score minus the reference's on the same seeds (paired interval)."""
-    pairs = zip(report["episodes"], reference["episodes"], strict=True)
+    """One line of the table; a difference is the value minus the reference's on the same seeds (paired interval)."""
+    pairs = [*zip(report["episodes"], reference["episodes"], strict=True)]
     differences = [own["score"] - other["score"] for own, other in pairs]
+    successes = [float(own["success"]) - float(other["success"]) for own, other in pairs]
     name = report["sampler"]["name"]
     solved = sum(episode["success"] for episode in report["episodes"])
     chunks = sum(-(-episode["length"] // report["n_action_steps"]) for episode in report["episodes"])
@@ -156,6 +165,8 @@ def row(report: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
         **_with_interval("score", report["mean_score"], report["score_ci95"]),
         **_with_interval("difference", statistics.mean(differences), bootstrap_interval(differences)),
         **_with_interval("success", report["success_rate"], report["success_ci95"]),
+        **_with_interval("success_difference", statistics.mean(successes), bootstrap_interval(successes)),
+        "training_steps": report["training_steps"],
         **{f"latency_{key}_ms": value for key, value in report["latency_ms"].items()},
         "row_us": report["row_us"],
         "cost_per_solved_s": chunks * report["latency_ms"]["p50"] / 1e3 / solved if solved else float("inf"),
@@ -170,17 +181,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """The Markdown table in the layout of the README."""
     first = f"{rows[0]['sampler']}-{rows[0]['steps']}"
     lines = [
-        f"| sampler | steps | evaluations | mean score | score minus {first} | success | ms a chunk, p50 / p95 "
-        "| policy s per solved episode |",
-        "|---" * 8 + "|",
+        f"| sampler | steps | evaluations | mean score | score minus {first} | success | success minus {first} "
+        "| ms a chunk, p50 / p95 | policy s per solved episode | steps of training |",
+        "|---" * 10 + "|",
     ]
     for r in rows:
         score = f"{r['score']:.3f} [{r['score_low']:.3f}, {r['score_high']:.3f}]"
         lost = f"{r['difference']:+.3f} [{r['difference_low']:+.3f}, {r['difference_high']:+.3f}]"
         success = f"{r['success']:.0%} [{r['success_low']:.0%}, {r['success_high']:.0%}]"
+        missed = (
+            f"{r['success_difference']:+.1%} [{r['success_difference_low']:+.1%}, {r['success_difference_high']:+.1%}]"
+        )
         latency = f"{r['latency_p50_ms']:.1f} / {r['latency_p95_ms']:.1f}"
         name = f"{r['sampler']} | {r['steps']} | {r['evaluations']}"
-        lines.append(f"| {name} | {score} | {lost} | {success} | {latency} | {r['cost_per_solved_s']:.1f} |")
+        cost = f"{r['cost_per_solved_s']:.1f} | {'' if r['training_steps'] is None else r['training_steps']}"
+        lines.append(f"| {name} | {score} | {lost} | {success} | {missed} | {latency} | {cost} |")
     return "\n".join(lines) + "\n"
 
 

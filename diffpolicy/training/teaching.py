@@ -93,4 +93,5 @@ def learn_from(student: Any, teacher: Any, source: str) -> None:
     student.objective.learn_from(student.network)
     for shared in (student.encoder, student.null_condition):
         shared.requires_grad_(False)
-    student.metadata["teacher"] = {"checkpoint": source, "sha256": digest(state)}
+    told = {"checkpoint": source, "sha256": digest(state), "step": teacher.metadata.get("step")}
+    student.metadata["teacher"] = told

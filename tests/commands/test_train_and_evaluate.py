@@ -113,6 +113,8 @@ def test_the_benchmark_writes_table_csv_json_and_plot(pusht_run: Path, tmp_path:
     assert (tmp_path / "benchmark_samplers.png").read_bytes().startswith(b"\x89PNG")
     assert all(float(row["row_us"]) > 0 and float(row["latency_p50_ms"]) > 0 for row in rows)
     assert "| ddim | 1 | 1 |" in result.stdout
+    assert [row["training_steps"] for row in rows] == 3 * ["2"]
+    assert all(-1 <= float(row["success_difference_low"]) <= float(row["success_difference"]) for row in rows)
 
 
 @pytest.mark.slow  # that every one samples, tests/policy says; here, that each has its settings
