@@ -3,7 +3,7 @@
     python scripts/benchmark_samplers.py checkpoint=RUN/checkpoints/last 'samplers={ddim: [10, 5], heun: [10]}'
 
 The installed command is `diffpolicy-benchmark-samplers`. Every line uses the same seeds. It reports score and success
-with 95 % intervals, both minus those of the first line too, the latency of a chunk for one robot, policy time per solved
+with 95 % intervals, also minus those of the first line, the latency of a chunk for one robot, policy time per solved
 episode, the steps of training, and the CPU time per sampler row without the network. Writes benchmark_samplers.json,
 .csv, .md and .png.
 """
