@@ -6,14 +6,28 @@ It has no look-ups, no branches on data and no host synchronisation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 
-Denoise = Callable[[Tensor, Row], Tensor]
-"""(x, row) -> clean estimate; both [batch, horizon, action]."""
+
+class Estimate(NamedTuple):
+    """What a denoiser returns for a row whose noise the network scales (`Row.has_spread`).
+
+    Attributes:
+        clean: the clean estimate, like x.
+        fraction: of the row's `spread`, like x.
+    """
+
+    clean: Tensor
+    fraction: Tensor
+
+
+Denoise = Callable[[Tensor, Row], Any]
+"""(x, row) -> clean estimate, both [batch, horizon, action]; `Estimate` for a row that has a spread."""
 
 Project = Callable[[Tensor, Row, int], Tensor]
 """(clean, row, step) -> the clean estimate that the step uses, same shape; must not work in place.
@@ -55,10 +69,13 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     estimates: list[Tensor] = []
     past: list[Tensor] = []
     for step, row in enumerate(rows):
-        estimates.append(denoise(x, row))
+        found, draw = denoise(x, row), draws[step + 1]
+        if row.has_spread:
+            found, draw = found.clean, (row.spread * found.fraction).exp() * draw
+        estimates.append(found)
         clean = project(estimates[-1], row, step)
         advance = _advance if row.is_uniform else _advance_waypoints
-        x = advance(row, x, clean, estimates[-1], past, draws[step + 1])
+        x = advance(row, x, clean, estimates[-1], past, draw)
         if row.c:
             past = [clean, *past[: len(row.c) - 1]]
     return Denoised(x, all_finite(estimates))

@@ -22,7 +22,7 @@ from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.auxiliary import Auxiliary, encoded
-from diffpolicy.policy.guides import guide_for
+from diffpolicy.policy.guides import guide_for, guided
 from diffpolicy.policy.normalizers import ObservationNormalizers
 from diffpolicy.policy.objective_choices import build_objective
 from diffpolicy.policy.observations import checked_observation
@@ -228,7 +228,7 @@ class DiffusionPolicy(nn.Module):
         if guide is None:
             return denoise
         null = Condition.null(self.null_condition, len(next(iter(observation.values()))))
-        return guide(denoise, self.denoiser_at(null, sampler.rows) if self.has_null_condition else None)
+        return guided(guide, denoise, self.denoiser_at(null, sampler.rows) if self.has_null_condition else None)
 
     def checked(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
         """Check an observation {key: [batch, n_obs_steps, *shape]} and move it to the device; raises ValueError."""

@@ -9,6 +9,7 @@ from diffpolicy.diffusion.objectives.consistency import Consistency, Consistency
 from diffpolicy.diffusion.objectives.consistency_trajectory import ConsistencyTrajectory, ConsistencyTrajectoryConfig
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
 from diffpolicy.diffusion.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
+from diffpolicy.diffusion.objectives.learned_variance import LearnedVariance, LearnedVarianceConfig
 from diffpolicy.diffusion.objectives.mixture_density import MixtureDensity, MixtureDensityConfig
 from diffpolicy.diffusion.objectives.progressive import Progressive, ProgressiveConfig
 from diffpolicy.diffusion.objectives.reflow import Reflow, ReflowConfig
@@ -76,6 +77,7 @@ DENOISING_CHOICES: Mapping[str, Mapping[str, Entry[Any]]] = {
 
 OBJECTIVES: Mapping[str, Entry[Any]] = {
     "denoising": Entry(DenoisingConfig, lambda own: _denoising(own)),
+    "learned_variance": Entry(LearnedVarianceConfig, lambda own: LearnedVariance(_denoising(own), own.vlb_weight)),
     "consistency": Entry(
         ConsistencyConfig,
         lambda own: Consistency(_base(own), own.first_intervals, own.last_intervals, own.double_every),

@@ -119,6 +119,11 @@ class Denoising(nn.Module, Objective):
                 f"sampler: {settings.name} is for policies that are trained for it, and this one denoises; give "
                 "sampler=ddim"
             )
+        if getattr(settings, "variance", None) == "learned":
+            raise ValueError(
+                "sampler: variance learned needs a policy trained with diffusion=learned_variance; give "
+                "sampler.variance=posterior"
+            )
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
         """Draw levels and noise for `clean` [batch, horizon, action]; see `Objective.draw`."""
