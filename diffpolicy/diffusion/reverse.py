@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffpolicy.diffusion.correlation import correlated, whitened
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 
 
@@ -55,7 +56,8 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     Args:
         denoise: returns the clean estimate of x at the row's level.
         table: the sampler.
-        noise: standard normal [rows + 1, batch, horizon, action]; the first draw is the start.
+        noise: standard normal [rows + 1, batch, horizon, action]; the first draw is the start. The loop gives it the
+            correlation of the table.
         project: called on every clean estimate; its output is what the step uses.
 
     Raises:
@@ -63,7 +65,7 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     """
     if len(noise) != len(table) + 1:
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
-    draws = noise.unbind(0)
+    draws = correlated(noise, table.correlation).unbind(0)
     rows = [row.like(noise) for row in table.rows]
     x = (rows[0].sigma if table.start is None else table.start) * draws[0]
     estimates: list[Tensor] = []
@@ -96,7 +98,8 @@ def warm_noise(noise: Tensor, table: StepTable, clean: Tensor) -> Tensor:
     start = row.sigma if table.start is None else table.start
     if table.start == 0.0:
         raise ValueError("sampler: it starts without noise, so it cannot start from a last plan; leave warm_start out")
-    return torch.cat([noise[:1] + row.alpha / start * clean, noise[1:]])
+    shift = whitened(row.alpha / start * clean, table.correlation)
+    return torch.cat([noise[:1] + shift, noise[1:]])
 
 
 def _advance(row: Row, x: Tensor, clean: Tensor, raw: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:

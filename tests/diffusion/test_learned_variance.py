@@ -8,6 +8,7 @@ from mixture import IN_1D
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
+from traced import MODELS, compiled, recorded
 
 from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.diffusion.guidance import epsilon_scaling
@@ -172,3 +173,18 @@ def test_a_policy_with_it_trains_samples_and_is_told_that_its_first_step_has_a_s
     assert policy.sampler().rows[0].has_spread
     assert policy.predict_action_chunk(seen, generators).plan.shape == (4, 16, 2)
     assert policy.predict_action_chunk(seen, generators, policy.sampler("ddim", 3)).plan.isfinite().all()
+
+
+def test_its_loop_can_be_captured(traced) -> None:
+    torch.manual_seed(0)
+    plain = DiffusionPolicy(PolicyConfig({"state": 3}, 2, model=MODELS["unet1d"], diffusion="learned_variance"))
+    plain.fit({"state": torch.randn(50, 3)}, torch.randn(50, 2))
+    replaying, table = compiled(plain.eval()), plain.sampler(steps=3)
+    for seed in range(2):
+        seen = {"state": torch.randn(1, 2, 3)}
+        plans = [
+            one.predict_action_chunk(seen, [torch.Generator().manual_seed(seed)], table).plan
+            for one in (replaying, plain)
+        ]
+        assert_close(*plans, rtol=0, atol=0)
+    assert recorded(replaying) == 1

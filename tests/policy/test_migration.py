@@ -47,7 +47,7 @@ def test_an_old_checkpoint_acts_with_the_settings_that_it_was_trained_with() -> 
 def test_it_is_saved_again_in_the_present_format(tmp_path: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(OLD / "checkpoints" / "step_16")
     policy.save_pretrained(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "config.json").read_text())["format_version"] == 4
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["format_version"] == 5
     again = DiffusionPolicy.from_pretrained(tmp_path / "new")
     assert again.config == policy.config
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in policy.state_dict().items())
@@ -114,6 +114,6 @@ def test_every_choice_takes_its_own_settings_out_of_the_flat_ones(changed: dict,
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     shutil.copytree(OLD / "checkpoints" / "step_24", tmp_path / "future")
     text = (tmp_path / "future" / "config.json").read_text()
-    (tmp_path / "future" / "config.json").write_text(text.replace('"format_version": 1', '"format_version": 5'))
-    with pytest.raises(ValueError, match="format_version 5, this version reads 1 or 2 or 3 or 4"):
+    (tmp_path / "future" / "config.json").write_text(text.replace('"format_version": 1', '"format_version": 6'))
+    with pytest.raises(ValueError, match="format_version 6, this version reads 1 or 2 or 3 or 4 or 5"):
         DiffusionPolicy.from_pretrained(tmp_path / "future")

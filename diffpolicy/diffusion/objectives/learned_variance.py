@@ -72,6 +72,9 @@ class LearnedVariance(nn.Module, Objective):
     Args:
         base: the schedule, the parameterization, the weights and the distribution of levels.
         vlb_weight: see `LearnedVarianceConfig`.
+
+    Raises:
+        ValueError: the noise is correlated.
     """
 
     outputs = 2
@@ -81,6 +84,11 @@ class LearnedVariance(nn.Module, Objective):
 
     def __init__(self, base: Denoising, vlb_weight: float) -> None:
         super().__init__()
+        if base.schedule.correlation:
+            raise ValueError(
+                f"objective: learned_variance with noise of correlation {base.schedule.correlation}, expected white "
+                "noise, whose bound is a sum over numbers; give diffusion.noise_correlation=0"
+            )
         self.base, self.schedule, self.condition_dropout = base, base.schedule, base.condition_dropout
         self.vlb_weight = vlb_weight
         share = base.levels(base.schedule.levels)

@@ -73,8 +73,9 @@ class StepTable:
     """The coefficients of a sampler at the levels `now`: a, b, s, raw and spread [rows], and c [rows, past].
 
     Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension. The loop starts
-    from noise of standard deviation `start`, by default the sigma of the first level. `stop` has the times at which the
-    steps end, for networks that see them.
+    from noise of standard deviation `start`, by default the sigma of the first level. `correlation` is that of noise
+    of neighbouring waypoints; see diffusion/correlation.py. `stop` has the times at which the steps end, for networks
+    that see them.
 
     Raises:
         ValueError: a column does not have one finite number per level, or the last row does not return the clean
@@ -90,6 +91,7 @@ class StepTable:
     start: float | None = None
     stop: FloatArray | None = None
     spread: FloatArray | None = None
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
         columns = {name: getattr(self, name) for name in ("a", "b", "s", "c", "raw", "stop", "spread")}
