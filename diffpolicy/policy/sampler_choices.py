@@ -12,7 +12,7 @@ from diffpolicy.diffusion.samplers.direct import DirectConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
 from diffpolicy.diffusion.samplers.langevin import LangevinConfig, PredictorCorrectorConfig
 from diffpolicy.diffusion.samplers.multistep import Dpmpp3mConfig, UnipcConfig
-from diffpolicy.diffusion.samplers.pyramid import PyramidConfig, pyramid
+from diffpolicy.diffusion.samplers.pyramid import PyramidConfig, pyramid, to_lowest
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig, SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import Levels, Schedule
@@ -68,8 +68,8 @@ def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -
 
 
 def _pyramid(own: PyramidConfig, schedule: Schedule, given: Given) -> StepTable:
-    table = pyramid(_levels(own, schedule, given), schedule, given.length, own.delay)
-    return replace(table, correlation=schedule.correlation)
+    steps = ancestral.ddim(to_lowest(_levels(own, schedule, given), schedule))
+    return replace(pyramid(steps, given.length, own.delay), correlation=schedule.correlation)
 
 
 def _diffusers(own: DiffusersConfig, schedule: Schedule, given: Given) -> DiffusersSampler:

@@ -1,5 +1,6 @@
 """Levels of their own for waypoints: the objective, the sampler that denoises near ones first, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from diffpolicy.diffusion.objectives.objective import ConditionedNetwork
 from diffpolicy.diffusion.parameterization import CLEAN, EPSILON
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim
-from diffpolicy.diffusion.samplers.pyramid import pyramid
+from diffpolicy.diffusion.samplers.pyramid import pyramid, to_lowest
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedules import cosine, vp
 from diffpolicy.diffusion.spacing import trailing
@@ -21,6 +22,7 @@ from diffpolicy.policy.clip import identity
 from diffpolicy.policy.sampler_choices import Given, build_sampler, sampler_settings
 
 SCHEDULE = vp(1000)
+STEPS = ddim(to_lowest(trailing(SCHEDULE, 10), SCHEDULE))  # of 11 levels
 
 
 def denoise(x: Tensor, row: Row) -> Tensor:
@@ -30,18 +32,34 @@ def denoise(x: Tensor, row: Row) -> Tensor:
 
 @pytest.mark.parametrize("delay", [0.0, 0.5, 1.0, 2.3])
 def test_every_waypoint_takes_the_steps_of_ddim_whenever_it_starts(delay: float) -> None:
-    now = trailing(SCHEDULE, 10)
-    table = pyramid(now, SCHEDULE, 8, delay)
+    table = pyramid(STEPS, 8, delay)
     noise = torch.randn(1, 64, 8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = reverse(denoise, table, noise.expand(len(table) + 1, -1, -1, -1), identity).clean
-    levels = torch.tensor([*range(999, 0, -100), 0]).numpy()  # and the lowest one, where those that are done wait
-    alone = ddim(SCHEDULE.levels[levels])
-    expected = reverse(denoise, alone, noise.expand(len(alone) + 1, -1, -1, -1), identity).clean
+    expected = reverse(denoise, STEPS, noise.expand(len(STEPS) + 1, -1, -1, -1), identity).clean
     assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def test_samples_of_dependent_waypoints_have_the_covariance_of_the_data() -> None:
+    """Levels of their own keep the flow exact: each waypoint moves along the score at the levels of all."""
+    length, apart = 4, np.subtract.outer(np.arange(4), np.arange(4))
+    data = torch.from_numpy(0.3 * 0.8 ** np.abs(apart))
+
+    def together(x: Tensor, row: Row) -> Tensor:
+        alpha, sigma = ((one * torch.ones(length, 1)).squeeze(1).double().diag() for one in (row.alpha, row.sigma))
+        return data @ alpha @ torch.linalg.inv(alpha @ data @ alpha + sigma @ sigma) @ x
+
+    def error(steps: int) -> float:
+        table = build_sampler(SCHEDULE, {"name": "pyramid", "delay": 0.3 * steps}, steps, Given(length))
+        units = torch.eye(length, dtype=torch.float64)[:, :, None].expand(len(table) + 1, -1, -1, -1)
+        factor = reverse(together, table, units, identity).clean[..., 0]
+        return float((factor.T @ factor - data).abs().max())
+
+    assert error(400) < 0.01
+    assert error(400) < 0.6 * error(200), "of order 1"
+
+
 def test_near_waypoints_are_ahead_of_far_ones_and_nobody_goes_back() -> None:
-    table = pyramid(trailing(SCHEDULE, 10), SCHEDULE, 8, 1.5)
+    table = pyramid(STEPS, 8, 1.5)
     assert len(table) == 11 + 10
     sigma = torch.from_numpy(table.now.sigma)  # [rows, horizon]
     assert (sigma[:, 1:] >= sigma[:, :-1]).all()

@@ -46,7 +46,7 @@ def test_a_grid_falls_from_the_last_level_and_is_no_worse_than_trailing_steps(st
     np.testing.assert_array_equal(SCHEDULE.levels.time[even], trailing(SCHEDULE, steps).time)
     assert grid[0] == 99
     assert sorted(grid, reverse=True) == grid
-    assert error(grid) <= error(even) * (1.0 if steps == 1 else 0.7)
+    assert error(grid) <= error(even) * (1.0 if steps == 1 else 0.8)
 
 
 def test_a_grid_is_kept_beside_others_of_its_schedule_and_replaces_those_of_another() -> None:
@@ -87,5 +87,5 @@ def test_the_command_stores_a_grid_that_the_copy_samples_with(repository, tmp_pa
     assert [row.time for row in table.rows] == after.objective.schedule.levels.time[grid].tolist()
     with pytest.raises(ValueError, match="stores no grid, expected one of 2"):
         before.sampler({"name": "ddim", "spacing": "stored", "steps": 2})
-    again = run("optimize_steps.py", *arguments, "steps=2", f"output={tmp_path / 'new'}")
-    assert "exists already; choose another folder" in error_of(again)
+    again = error_of("optimize_steps", tmp_path / "run", *arguments, "steps=2", f"output={tmp_path / 'new'}")
+    assert "exists already; choose another folder" in again
