@@ -123,6 +123,11 @@ def test_every_sampler_makes_our_plans(sampler: str, tmp_path: Path) -> None:
     check_loop(made(diffusion=OF_OBJECTIVES.get(sampler, diffusion)), tmp_path / sampler, choice, 2)
 
 
+def test_correlated_noise_is_made_in_the_file(tmp_path: Path) -> None:
+    policy = made(diffusion={"name": "denoising", "noise_correlation": 0.9})
+    check_loop(policy, tmp_path / "correlated", {"name": "ddpm"}, 3)
+
+
 def preferred(objective: str) -> str:
     """The name of the sampler that an objective prefers."""
     found = build_objective(objective).sampler
@@ -250,6 +255,12 @@ REFUSED = [
         "the encoder resnet18_narrow computes in bfloat16",
         {},
         {"encoder": {"name": "resnet18_narrow", "precision": "bfloat16"}},
+    ),
+    ("has learned variance; give parts=.encoder,policy.", {}, {"diffusion": "learned_variance"}),
+    (
+        "sampler ddim has noise of correlation 0.9",
+        {},
+        {"diffusion": {"name": "denoising", "noise_correlation": 0.9}},
     ),
     ("sampler diffusers is no table", {"sampler": {"name": "diffusers", "scheduler": "DDIMScheduler"}}, {}),
 ]
