@@ -8,8 +8,9 @@ import pytest
 import torch
 from mixture import IN_1D
 from run_command import error_of, run
+from traced import MODELS
 
-from diffpolicy import DiffusionPolicy
+from diffpolicy import DiffusionPolicy, PolicyConfig
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.schedules import cosine, linear
@@ -72,6 +73,24 @@ def test_a_grid_is_kept_beside_others_of_its_schedule_and_replaces_those_of_anot
 def test_grids_that_are_missing_foreign_or_damaged_are_refused(grids: dict | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_sampler(SCHEDULE, {"name": "ddim", "spacing": "stored"}, 2, Given(16, grids))
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "steps", "message"),
+    [
+        ("consistency", 2, "ddim"),
+        ("regression", 2, "ddim"),
+        ("denoising", 101, "steps 101 must be between 1 and 100"),
+        ("denoising", 2, "does not say what it was trained on, expected a run of ours"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_search(diffusion: str, steps: int, message: str, tmp_path) -> None:
+    policy = DiffusionPolicy(PolicyConfig({"state": 3}, 2, model=MODELS["unet1d"], diffusion=diffusion))
+    policy.fit({"state": torch.randn(9, 3)}, torch.randn(9, 2))
+    policy.save_pretrained(tmp_path / "policy")
+    arguments = [f"checkpoint={tmp_path / 'policy'}", f"steps={steps}", f"output={tmp_path / 'new'}", "device=cpu"]
+    assert message in error_of("optimize_steps", tmp_path / "run", *arguments)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_stores_a_grid_that_the_copy_samples_with(repository, tmp_path) -> None:

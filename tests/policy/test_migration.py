@@ -53,6 +53,15 @@ def test_it_is_saved_again_in_the_present_format(tmp_path: Path) -> None:
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in policy.state_dict().items())
 
 
+@over("name", ["pusht_small", "pusht_image"])
+def test_checkpoints_of_before_format_5_have_white_noise(name: str, repository: Path) -> None:
+    folder = repository / "data" / "checkpoints" / name
+    assert json.loads((folder / "config.json").read_text())["format_version"] < 5
+    policy = DiffusionPolicy.from_pretrained(folder)
+    assert policy.config.diffusion.noise_correlation == 0.0
+    assert policy.sampler().correlation == 0.0
+
+
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Between two sets of weights, in the Euclidean norm."""
     return math.sqrt(sum(float((one[name].double() - other[name].double()).square().sum()) for name in one))

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig, NoisyBatch
 from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective
 from diffpolicy.diffusion.reverse import Denoise, Estimate
-from diffpolicy.diffusion.samplers.ancestral import DdpmConfig, posterior_steps
+from diffpolicy.diffusion.samplers.ancestral import posterior_steps
 from diffpolicy.diffusion.samplers.table import Number, Row
 from diffpolicy.diffusion.schedule import Schedule
 from diffpolicy.system.parts import WHOLE, Part
 from diffpolicy.system.schema import Range
+from diffpolicy.system.tables import Choice
 
 
 @dataclass
@@ -78,7 +79,7 @@ class LearnedVariance(nn.Module, Objective):
     """
 
     outputs = 2
-    sampler = DdpmConfig(variance="learned")
+    sampler: Choice = {"name": "ddpm", "variance": "learned"}  # noqa: RUF012
 
     bounds: Tensor
 
