@@ -37,8 +37,8 @@ SHELVES = {
         "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "
         "benchmark_safety benchmark_samplers benchmark_streaming benchmark_training convert_data evaluate_policy "
-        "export_policy generate_demos import_policy plot_baselines plot_diffusion plot_safety train_policy "
-        "training_cost",
+        "export_policy generate_demos import_policy optimize_steps plot_baselines plot_diffusion plot_safety "
+        "train_policy training_cost",
     ),
     "constraints": (
         "plant planar/obstacles",
@@ -53,7 +53,7 @@ SHELVES = {
     "data": ("images memory_bounds replacing", "store stream", "arrays", "replay_buffer", "demonstrations locate"),
     "demos": ("corrections parts", "generate"),
     "diffusion": (
-        "samplers/table schedules weighting",
+        "samplers/table schedules step_grids weighting",
         "samplers reverse spacing",
         "diffusers_sampler guidance objectives ode",
         "likelihood",

@@ -55,6 +55,7 @@ def log_likelihood(
     """
     if method not in ("rk4", "adaptive"):
         raise ValueError(f"log_likelihood: method {method!r} is unknown, expected rk4 or adaptive")
+    check_white(flow.schedule)
     (low, high), (first, last) = flow.ends(), flow.end_levels()
     exact = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
     directions = exact.expand(-1, *x.shape) if probes is None else probes
@@ -88,6 +89,7 @@ def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, genera
     """
     if draws < 1:
         raise ValueError(f"elbo: draws {draws} must be at least 1")
+    check_white(schedule)
     levels, weights = schedule.levels, elbo_weights(schedule.levels)
     size = clean[0].numel()
     prior = 0.5 * (float(levels.snr[-1]) * clean.flatten(1).square().sum(1))
@@ -98,6 +100,15 @@ def elbo(schedule: Schedule, denoise: Denoise, clean: Tensor, draws: int, genera
         error = torch.stack([denoise(one, row) - clean for one in noisy]).flatten(2).square().sum(2).mean(0)
         bound = bound - weight * error
     return bound
+
+
+def check_white(schedule: Schedule) -> None:
+    """Raise ValueError if the noise of training is correlated, of which these formulas know nothing."""
+    if schedule.correlation != 0.0:
+        raise ValueError(
+            f"likelihood: the policy was trained with noise of correlation {schedule.correlation}, expected white "
+            "noise; train with diffusion.noise_correlation=0"
+        )
 
 
 def _slope_and_divergence(flow: Flow, z: Tensor, level: Row, directions: Tensor) -> tuple[Tensor, Tensor]:

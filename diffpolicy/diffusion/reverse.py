@@ -6,14 +6,29 @@ It has no look-ups, no branches on data and no host synchronisation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffpolicy.diffusion.correlation import correlated, whitened
 from diffpolicy.diffusion.samplers.table import Row, StepTable
 
-Denoise = Callable[[Tensor, Row], Tensor]
-"""(x, row) -> clean estimate; both [batch, horizon, action]."""
+
+class Estimate(NamedTuple):
+    """What a denoiser returns for a row whose noise the network scales (`Row.has_spread`).
+
+    Attributes:
+        clean: the clean estimate, like x.
+        fraction: of the row's `spread`, like x.
+    """
+
+    clean: Tensor
+    fraction: Tensor
+
+
+Denoise = Callable[[Tensor, Row], Any]
+"""(x, row) -> clean estimate, both [batch, horizon, action]; `Estimate` for a row that has a spread."""
 
 Project = Callable[[Tensor, Row, int], Tensor]
 """(clean, row, step) -> the clean estimate that the step uses, same shape; must not work in place.
@@ -41,7 +56,8 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     Args:
         denoise: returns the clean estimate of x at the row's level.
         table: the sampler.
-        noise: standard normal [rows + 1, batch, horizon, action]; the first draw is the start.
+        noise: standard normal [rows + 1, batch, horizon, action]; the first draw is the start. The loop gives it the
+            correlation of the table.
         project: called on every clean estimate; its output is what the step uses.
 
     Raises:
@@ -49,16 +65,19 @@ def reverse(denoise: Denoise, table: StepTable, noise: Tensor, project: Project)
     """
     if len(noise) != len(table) + 1:
         raise ValueError(f"reverse: noise has {len(noise)} draws, expected {len(table) + 1} (rows + 1)")
-    draws = noise.unbind(0)
+    draws = correlated(noise, table.correlation).unbind(0)
     rows = [row.like(noise) for row in table.rows]
     x = (rows[0].sigma if table.start is None else table.start) * draws[0]
     estimates: list[Tensor] = []
     past: list[Tensor] = []
     for step, row in enumerate(rows):
-        estimates.append(denoise(x, row))
+        found, draw = denoise(x, row), draws[step + 1]
+        if row.has_spread:
+            found, draw = found.clean, (row.spread * found.fraction).exp() * draw
+        estimates.append(found)
         clean = project(estimates[-1], row, step)
         advance = _advance if row.is_uniform else _advance_waypoints
-        x = advance(row, x, clean, estimates[-1], past, draws[step + 1])
+        x = advance(row, x, clean, estimates[-1], past, draw)
         if row.c:
             past = [clean, *past[: len(row.c) - 1]]
     return Denoised(x, all_finite(estimates))
@@ -79,7 +98,8 @@ def warm_noise(noise: Tensor, table: StepTable, clean: Tensor) -> Tensor:
     start = row.sigma if table.start is None else table.start
     if table.start == 0.0:
         raise ValueError("sampler: it starts without noise, so it cannot start from a last plan; leave warm_start out")
-    return torch.cat([noise[:1] + row.alpha / start * clean, noise[1:]])
+    shift = whitened(row.alpha / start * clean, table.correlation)
+    return torch.cat([noise[:1] + shift, noise[1:]])
 
 
 def _advance(row: Row, x: Tensor, clean: Tensor, raw: Tensor, past: Sequence[Tensor], draw: Tensor) -> Tensor:

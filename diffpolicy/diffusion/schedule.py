@@ -94,10 +94,16 @@ def variance_exploding(sigma_data: float) -> Family:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The levels that a network is trained on, from the least noise to the most."""
+    """The levels that a network is trained on, from the least noise to the most.
+
+    Attributes:
+        levels, family: the levels, and the curve on which they lie.
+        correlation: that of the noise of neighbouring waypoints; see diffusion/correlation.py.
+    """
 
     levels: Levels
     family: Family = VARIANCE_PRESERVING
+    correlation: float = 0.0
 
     def check(self) -> None:
         """Check that the last level hides the clean trajectory: its alpha^2 / sigma^2 is at most 0.0101.

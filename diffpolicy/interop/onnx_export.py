@@ -100,6 +100,12 @@ def _table(chosen: Any, parts: Sequence[str]) -> StepTable:
         raise ValueError(
             f"export_onnx: sampler {name} is no table of one number for each coefficient and row; use ddim or ddpm"
         )
+    if "step" in parts and (table.correlation or any(row.has_spread for row in table.rows)):
+        told = "learned variance" if table.spread is not None else f"noise of correlation {table.correlation}"
+        raise ValueError(
+            f"export_onnx: step.onnx takes white noise of the row's size, and sampler {name} has {told}; give "
+            "parts=[encoder,policy]"
+        )
     if "policy" in parts and len(table) > MAX_ROWS:
         raise ValueError(
             f"export_onnx: {len(table)} evaluations are too many for one file, at most {MAX_ROWS}; use fewer "

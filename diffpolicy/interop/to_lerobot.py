@@ -70,6 +70,10 @@ def _check(config: PolicyConfig, ours: Mapping[str, str]) -> None:
             f"to_lerobot: the observations are {', '.join(config.observations)}; LeRobot needs {STATE} and "
             f"{ENVIRONMENT}, two vectors: give names={{OURS: {STATE!r}, OTHER: {ENVIRONMENT!r}}}"
         )
+    if config.diffusion.name != "denoising":
+        raise ValueError(f"to_lerobot: diffusion {config.diffusion.name} is not exported; denoising is")
+    if config.diffusion.noise_correlation:
+        raise ValueError(f"to_lerobot: expected noise_correlation 0, found {config.diffusion.noise_correlation}")
     if not isinstance(model, UNet1dConfig) or config.encoder.name != "low_dim" or config.codec.name != "normalizer":
         raise ValueError(
             f"to_lerobot: model {model.name}, encoder {config.encoder.name}, codec {config.codec.name} are not "

@@ -65,6 +65,7 @@ class Backbone(Protocol):
 
     Attributes:
         reads: the fields of the condition that it takes, in the order of its arguments after the time.
+        takes_waypoint_times: whether it also takes a time for each waypoint; False where there is no such attribute.
     """
 
     reads: tuple[str, ...]

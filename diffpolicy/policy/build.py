@@ -88,6 +88,8 @@ def build_network(
         if (count := sum(size.numel() for size in sizes)) > MAX_PARAMETERS:
             raise ValueError(f"model: has {count} parameters, expected at most {MAX_PARAMETERS}; make it narrower")
         network: Any = made(BACKBONES, "model", config.model, *given)
+        if objective is not None and objective.sees_waypoint_levels:
+            _check_waypoint_levels(network, config)
         for field in network.reads:
             condition.of(field)
         return network
@@ -98,3 +100,13 @@ def build_network(
             f"model: {model} reads {error} of the condition, but the encoder {encoder} gives {condition.given()}; "
             "choose another model or encoder"
         ) from error
+
+
+def _check_waypoint_levels(network: Any, config: PolicyConfig) -> None:
+    """Raise ValueError, naming those that do, unless the backbone takes a time for each waypoint."""
+    if not getattr(network, "takes_waypoint_times", False):
+        name = settings_of(BACKBONES, "model", config.model).name
+        raise ValueError(
+            f"model: diffusion {config.diffusion.name} gives each waypoint a level of its own, and {name} takes one "
+            "time for the whole plan; give model=dit"
+        )

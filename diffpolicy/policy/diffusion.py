@@ -22,14 +22,14 @@ from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.auxiliary import Auxiliary, encoded
-from diffpolicy.policy.guides import guide_for
+from diffpolicy.policy.guides import guide_for, guided
 from diffpolicy.policy.normalizers import ObservationNormalizers
 from diffpolicy.policy.objective_choices import build_objective
 from diffpolicy.policy.observations import checked_observation
 from diffpolicy.policy.plan_projection import Constrain, PlanProjection, Projection
 from diffpolicy.policy.precision import check_precision, like_parameters
 from diffpolicy.policy.pretrained import push_to_hub, read_pretrained, write_pretrained
-from diffpolicy.policy.sampler_choices import AUTO, Sampler, sampler_settings
+from diffpolicy.policy.sampler_choices import AUTO, Given, Sampler, sampler_settings
 from diffpolicy.policy.sampling import ActionChunk, Sampling, drawn, drawn_noise, sampling_of
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.parts import WHOLE, Part
@@ -88,7 +88,8 @@ class DiffusionPolicy(nn.Module):
     def sampling(self, choice: Choice = AUTO, steps: int | None = None) -> Sampling:
         """The sampler, and the guide that its settings ask for. Raises ValueError as `sampler` and `guide`."""
         settings = sampler_settings(choice, steps, self.objective.sampler)
-        return sampling_of(self.objective, settings, self.guide(settings.guidance))
+        given = Given(self._encoded_shape[0], self.metadata.get("step_grids"))
+        return sampling_of(self.objective, settings, self.guide(settings.guidance), given)
 
     def guide(self, config: GuidanceConfig) -> Guide | None:
         """The guidance of these settings, or None; raises ValueError if the policy was not trained for it."""
@@ -228,7 +229,7 @@ class DiffusionPolicy(nn.Module):
         if guide is None:
             return denoise
         null = Condition.null(self.null_condition, len(next(iter(observation.values()))))
-        return guide(denoise, self.denoiser_at(null, sampler.rows) if self.has_null_condition else None)
+        return guided(guide, denoise, self.denoiser_at(null, sampler.rows) if self.has_null_condition else None)
 
     def checked(self, observation: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
         """Check an observation {key: [batch, n_obs_steps, *shape]} and move it to the device; raises ValueError."""

@@ -1,8 +1,12 @@
 """The guidance that a policy's sampler asks for, if the policy can be guided so."""
 
+from torch import Tensor
+
 from diffpolicy.codecs.codec import Codec
 from diffpolicy.diffusion.guidance import Guide, build_guide
+from diffpolicy.diffusion.reverse import Denoise, Estimate
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
+from diffpolicy.diffusion.samplers.table import Row
 
 
 def guide_for(config: GuidanceConfig, has_null_condition: bool, codec: Codec) -> Guide | None:
@@ -22,3 +26,25 @@ def guide_for(config: GuidanceConfig, has_null_condition: bool, codec: Codec) ->
             f"data.normalizer=limits; this policy's {type(codec).__name__} has limits {codec.limits}"
         )
     return build_guide(config)
+
+
+def guided(guide: Guide, denoise: Denoise, without: Denoise | None) -> Denoise:
+    """Apply a guide to the clean estimate; a learned variance stays that of the denoiser with the condition."""
+
+    def of_row(x: Tensor, row: Row) -> Tensor | Estimate:
+        if not row.has_spread:
+            return guide(denoise, without)(x, row)
+        fractions: list[Tensor] = []
+
+        def clean(x: Tensor, row: Row) -> Tensor:
+            found = denoise(x, row)
+            fractions.append(found.fraction)
+            return found.clean
+
+        return Estimate(guide(clean, without and _clean_of(without))(x, row), fractions[-1].detach())
+
+    return of_row
+
+
+def _clean_of(denoise: Denoise) -> Denoise:
+    return lambda x, row: denoise(x, row).clean

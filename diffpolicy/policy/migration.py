@@ -3,6 +3,7 @@
 Format 1 had one flat dataclass for all schedules, weightings and parameterizations, and another for all samplers.
 Up to format 2, normalisers did not know which features were constant.
 Format 4 has further settings, whose defaults are what earlier formats did: how an observation's images are delivered.
+Format 5 has the noise of the diffusion; earlier ones were trained with white noise.
 """
 
 from collections.abc import Mapping

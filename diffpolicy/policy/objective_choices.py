@@ -8,7 +8,9 @@ from diffpolicy.diffusion import parameterization, schedules, weighting
 from diffpolicy.diffusion.objectives.consistency import Consistency, ConsistencyConfig
 from diffpolicy.diffusion.objectives.consistency_trajectory import ConsistencyTrajectory, ConsistencyTrajectoryConfig
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
+from diffpolicy.diffusion.objectives.diffusion_forcing import DiffusionForcing, DiffusionForcingConfig
 from diffpolicy.diffusion.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
+from diffpolicy.diffusion.objectives.learned_variance import LearnedVariance, LearnedVarianceConfig
 from diffpolicy.diffusion.objectives.mixture_density import MixtureDensity, MixtureDensityConfig
 from diffpolicy.diffusion.objectives.progressive import Progressive, ProgressiveConfig
 from diffpolicy.diffusion.objectives.reflow import Reflow, ReflowConfig
@@ -76,6 +78,8 @@ DENOISING_CHOICES: Mapping[str, Mapping[str, Entry[Any]]] = {
 
 OBJECTIVES: Mapping[str, Entry[Any]] = {
     "denoising": Entry(DenoisingConfig, lambda own: _denoising(own)),
+    "diffusion_forcing": Entry(DiffusionForcingConfig, lambda own: DiffusionForcing(_denoising(own))),
+    "learned_variance": Entry(LearnedVarianceConfig, lambda own: LearnedVariance(_denoising(own), own.vlb_weight)),
     "consistency": Entry(
         ConsistencyConfig,
         lambda own: Consistency(_base(own), own.first_intervals, own.last_intervals, own.double_every),
@@ -134,8 +138,9 @@ def _base(own: Any) -> Denoising:
 
 def _denoising(own: DenoisingConfig) -> Denoising:
     schedule = made(SCHEDULES, "schedule", own.schedule, own.num_levels)
+    schedule = schedules.zero_terminal_snr(schedule) if own.zero_terminal_snr else schedule
     return Denoising(
-        schedule=schedules.zero_terminal_snr(schedule) if own.zero_terminal_snr else schedule,
+        schedule=replace(schedule, correlation=own.noise_correlation),
         parameterization=made(PARAMETERIZATIONS, "parameterization", own.parameterization),
         weighting=made(WEIGHTINGS, "weighting", own.weighting),
         levels=made(LEVEL_DISTRIBUTIONS, "level_distribution", own.level_distribution),

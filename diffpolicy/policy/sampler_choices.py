@@ -12,14 +12,17 @@ from diffpolicy.diffusion.samplers.direct import DirectConfig
 from diffpolicy.diffusion.samplers.heun import HeunConfig
 from diffpolicy.diffusion.samplers.langevin import LangevinConfig, PredictorCorrectorConfig
 from diffpolicy.diffusion.samplers.multistep import Dpmpp3mConfig, UnipcConfig
+from diffpolicy.diffusion.samplers.pyramid import PyramidConfig, pyramid, to_lowest
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig, SamplerConfig
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.diffusion.schedule import Levels, Schedule
 from diffpolicy.diffusion.spacing import SPACINGS
+from diffpolicy.diffusion.step_grids import stored
 from diffpolicy.system.schema import Range
 from diffpolicy.system.tables import Choice, Entry, lookup, made, settings_of
 
 Sampler = StepTable | DiffusersSampler
+STORED = "stored"
 AUTO = "auto"
 
 
@@ -33,14 +36,49 @@ class AutoConfig:
     warm_start: Annotated[int | None, Range(1, 10_000)] = None
 
 
+@dataclass(frozen=True)
+class Given:
+    """What of a policy its samplers depend on besides the schedule.
+
+    Attributes:
+        length: waypoints of an encoded trajectory.
+        grids: the steps that its checkpoint stores; see diffusion/step_grids.py.
+        last: how many of the last steps to run, as a warm start does; None for all.
+    """
+
+    length: int = 16
+    grids: Mapping[str, Any] | None = None
+    last: int | None = None
+
+
+def _levels(own: SamplerConfig, schedule: Schedule, given: Given) -> Levels:
+    """The levels from which a sampler with these settings makes its steps."""
+    spacings = {**SPACINGS, STORED: lambda schedule, steps: stored(schedule, steps, given.grids)}
+    levels = lookup(spacings, "spacing", own.spacing)(schedule, own.steps)
+    return levels if given.last is None else levels[-given.last :]
+
+
 def _table(settings: type, make: Callable[[Levels, Schedule, Any], StepTable]) -> Entry[Sampler]:
     """The entry of a table sampler; `make` takes the levels to start steps from, the schedule and the settings."""
 
-    def from_schedule(own: SamplerConfig, schedule: Schedule, last: int | None = None) -> StepTable:
-        now = lookup(SPACINGS, "spacing", own.spacing)(schedule, own.steps)
-        return make(now if last is None else now[-last:], schedule, own)
+    def from_schedule(own: SamplerConfig, schedule: Schedule, given: Given) -> StepTable:
+        return replace(make(_levels(own, schedule, given), schedule, own), correlation=schedule.correlation)
 
     return Entry(settings, from_schedule)
+
+
+def _pyramid(own: PyramidConfig, schedule: Schedule, given: Given) -> StepTable:
+    steps = ancestral.ddim(to_lowest(_levels(own, schedule, given), schedule))
+    return replace(pyramid(steps, given.length, own.delay), correlation=schedule.correlation)
+
+
+def _diffusers(own: DiffusersConfig, schedule: Schedule, given: Given) -> DiffusersSampler:
+    if schedule.correlation:
+        raise ValueError(
+            f"sampler: diffusers draws white noise, and this policy was trained with noise of correlation "
+            f"{schedule.correlation}; give sampler=ddim"
+        )
+    return DiffusersSampler(own.scheduler, own.scheduler_options or {}, schedule, own.steps)
 
 
 TABLES: Mapping[str, Entry[Sampler]] = {  # built from its settings and the schedule
@@ -76,27 +114,27 @@ MAP_TABLES: Mapping[str, Entry[Sampler]] = {  # of networks that are no denoiser
 SAMPLERS: Mapping[str, Entry[Sampler]] = {
     **TABLES,
     **MAP_TABLES,
-    "diffusers": Entry(
-        DiffusersConfig,
-        lambda own, schedule: DiffusersSampler(own.scheduler, own.scheduler_options or {}, schedule, own.steps),
-    ),
+    "pyramid": Entry(PyramidConfig, _pyramid),
+    "diffusers": Entry(DiffusersConfig, _diffusers),
 }
 
 
-SAMPLERS_AND_AUTO: Mapping[str, Entry[Any]] = {**SAMPLERS, AUTO: Entry(AutoConfig, lambda own, schedule: None)}
+SAMPLERS_AND_AUTO: Mapping[str, Entry[Any]] = {**SAMPLERS, AUTO: Entry(AutoConfig, lambda own, schedule, given: None)}
 
 
-def build_sampler(schedule: Schedule, choice: Choice, steps: int | None = None) -> Sampler:
+def build_sampler(schedule: Schedule, choice: Choice, steps: int | None = None, given: Given | None = None) -> Sampler:
     """Build a sampler for a schedule: its table, or the adapter of a diffusers scheduler.
+
+    `given` says what else it may depend on; by default, a plan of 16 waypoints and no stored steps.
 
     Raises:
         ImportError: the sampler needs diffusers, which is not installed.
         ValueError: an unknown sampler or setting, or one that does not fit the schedule.
     """
-    return made(SAMPLERS, "sampler", sampler_settings(choice, steps), schedule)
+    return made(SAMPLERS, "sampler", sampler_settings(choice, steps), schedule, given or Given())
 
 
-def warm_sampler(schedule: Schedule, settings: Any) -> StepTable | None:
+def warm_sampler(schedule: Schedule, settings: Any, given: Given | None = None) -> StepTable | None:
     """The table of the last `settings.warm_start` steps, with a start of its own; None if there is no warm start.
 
     It is built from their levels, not cut from the whole table, so that a sampler that looks back begins as it should.
@@ -113,7 +151,8 @@ def warm_sampler(schedule: Schedule, settings: Any) -> StepTable | None:
         raise ValueError(f"sampler: warm_start {last} is beyond the schedule of {settings.steps} steps; {mend}")
     if isinstance(settings, AncestralConfig):
         settings = replace(settings, start=None)  # of pure noise, which a warm start does not begin from
-    return SAMPLERS[settings.name].make(settings, schedule, last)  # pyright: ignore[reportReturnType]
+    of_last = replace(given or Given(), last=last)
+    return SAMPLERS[settings.name].make(settings, schedule, of_last)  # pyright: ignore[reportReturnType]
 
 
 def sampler_settings(choice: Choice, steps: int | None = None, preferred: Choice = "ddim") -> Any:

@@ -16,7 +16,7 @@ from diffpolicy.diffusion.reverse import Denoise, Denoised, reverse, warm_noise
 from diffpolicy.diffusion.samplers.table import StepTable
 from diffpolicy.policy.plan_projection import PlanProjection
 from diffpolicy.policy.precision import like_parameters
-from diffpolicy.policy.sampler_choices import Sampler, build_sampler, warm_sampler
+from diffpolicy.policy.sampler_choices import Given, Sampler, build_sampler, warm_sampler
 from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.replay import Replays
 
@@ -54,7 +54,7 @@ class Sampling:
     warm: Any = None
 
 
-def sampling_of(objective: Objective, settings: Any, guide: Any) -> Sampling:
+def sampling_of(objective: Objective, settings: Any, guide: Any, given: Given) -> Sampling:
     """How a policy with this objective draws chunks with these settings of a sampler.
 
     Raises:
@@ -68,8 +68,8 @@ def sampling_of(objective: Objective, settings: Any, guide: Any) -> Sampling:
             return sampler
         return sampler.with_stops(float(schedule.levels.time[0]))
 
-    warm = warm_sampler(schedule, settings)
-    return Sampling(finished(build_sampler(schedule, settings)), guide, settings, finished(warm))
+    warm = warm_sampler(schedule, settings, given)
+    return Sampling(finished(build_sampler(schedule, settings, given=given)), guide, settings, finished(warm))
 
 
 def drawn_noise(
@@ -147,6 +147,8 @@ def replayed(
         return [denoised.clean, denoised.is_finite, *twin.left()]
 
     inputs = [noise, *(observation[key] for key in keys), *projection.tensors()]
-    clean, is_finite, *left = replays.run(policy, (sampler.rows, sampler.start, projection.key()), loop, inputs)
+    clean, is_finite, *left = replays.run(
+        policy, (sampler.rows, sampler.start, sampler.correlation, projection.key()), loop, inputs
+    )
     projection.take(left)
     return Denoised(clean, is_finite)

@@ -16,6 +16,7 @@ METADATA = {  # what the trainer saves with a policy: key -> type
     "conditions": dict[str, str],
     "init_from": Mapping[str, Any],
     "teacher": Mapping[str, Any],
+    "step_grids": Mapping[str, Any],
 }
 
 

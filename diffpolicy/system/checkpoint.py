@@ -28,8 +28,8 @@ from diffpolicy.system import tensor_file
 from diffpolicy.system.files import sync_folder, write_bytes
 from diffpolicy.system.plain import parsed, read_bounded, shown
 
-FORMAT_VERSION = 4
-READABLE = (1, 2, 3, 4)  # diffpolicy.policy.migration converts the content of earlier formats
+FORMAT_VERSION = 5
+READABLE = (1, 2, 3, 4, 5)  # diffpolicy.policy.migration converts the content of earlier formats
 CONFIG = "config.json"
 TRIES = 20  # a checkpoint that is replaced more often than this while it is read is an error
 

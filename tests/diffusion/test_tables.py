@@ -117,7 +117,7 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
         ({"name": "heun", "max_weight": 0.0}, "max_weight 0.0 must be above 0"),
         ({"name": "langevin", "langevin_steps": 0}, "langevin_steps 0 must be between 1 and 100"),
         ({"name": "predictor_corrector", "langevin_steps": -1}, "langevin_steps -1 must be between 0 and 100"),
-        ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior' or 'beta'"),
+        ({"name": "ddpm", "variance": "small"}, "variance 'small' must be 'posterior', 'beta' or 'learned'"),
         ({"name": "unipc", "order": 4}, "order 4 must be between 1 and 3"),
         (
             {"name": "nonsense"},

@@ -123,11 +123,17 @@ def test_every_sampler_makes_our_plans(sampler: str, tmp_path: Path) -> None:
     check_loop(made(diffusion=OF_OBJECTIVES.get(sampler, diffusion)), tmp_path / sampler, choice, 2)
 
 
+def test_correlated_noise_is_made_in_the_file(tmp_path: Path) -> None:
+    policy = made(diffusion={"name": "denoising", "noise_correlation": 0.9})
+    check_loop(policy, tmp_path / "correlated", {"name": "ddpm"}, 3)
+
+
 @over("objective", [name for name in OBJECTIVES if name != "mixture_density"])  # which is refused
 def test_every_objective_makes_our_plans_by_the_sampler_that_it_prefers(objective: str, tmp_path: Path) -> None:
-    policy = made(diffusion=objective)
+    policy = made(diffusion=objective, model=NETWORKS["dit"] if objective == "diffusion_forcing" else UNET)
     check_loop(policy, tmp_path / objective, "auto", None)
-    export_onnx(policy, tmp_path / f"{objective}_step", parts=["step"])  # compares by itself
+    sampler = "ddim" if objective == "learned_variance" else "auto"  # its own noise is not that of a row
+    export_onnx(policy, tmp_path / f"{objective}_step", sampler, parts=["step"])  # compares by itself
 
 
 @over("name", [*BACKBONES])
@@ -246,6 +252,12 @@ REFUSED = [
         {"encoder": {"name": "resnet18_narrow", "precision": "bfloat16"}},
     ),
     ("a mixture_density draws in float64", {}, {"diffusion": "mixture_density"}),
+    ("has learned variance; give parts=.encoder,policy.", {}, {"diffusion": "learned_variance"}),
+    (
+        "sampler ddim has noise of correlation 0.9",
+        {},
+        {"diffusion": {"name": "denoising", "noise_correlation": 0.9}},
+    ),
     ("sampler diffusers is no table", {"sampler": {"name": "diffusers", "scheduler": "DDIMScheduler"}}, {}),
 ]
 

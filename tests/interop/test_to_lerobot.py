@@ -18,6 +18,9 @@ STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 SCHEDULERS = {"ddpm": "DDPM", "ddim": "DDIM"}
 
 
+FLOW = {"name": "denoising", "schedule": "flow", "parameterization": "flow"}
+
+
 @over("name", peers.names("lerobot_"))
 def test_what_lerobot_wrote_comes_back(name: str, tmp_path: Path) -> None:
     folder, back = peers.unpacked(name, tmp_path), tmp_path / f"{name}_back"
@@ -74,7 +77,12 @@ def test_a_policy_of_ours_acts_alike_after_the_way_there_and_back(tmp_path: Path
         ("LeRobot needs observation.state and observation.environment_state", {"names": None}),
         ("the last block has 4 groups, LeRobot's has 8", {"head_groups": None}),
         ("horizon 10 must be divisible by 4 in LeRobot", {"horizon": 10}),
-        ("the schedule flow and the parameterization flow are not exported", {"flow": True}),
+        ("diffusion learned_variance is not exported", {"diffusion": "learned_variance"}),
+        (
+            "expected noise_correlation 0, found 0.9",
+            {"diffusion": {"name": "denoising", "noise_correlation": 0.9}},
+        ),
+        ("the schedule flow and the parameterization flow are not exported", {"diffusion": FLOW}),
     ],
 )
 def test_what_lerobot_cannot_represent_is_refused_and_nothing_is_written(
@@ -84,8 +92,8 @@ def test_what_lerobot_cannot_represent_is_refused_and_nothing_is_written(
         widths=[8, 16], time_embedding_dim=8, kernel_size=3, head_groups=given.get("head_groups", 8), groups=4
     )
     changed: dict = {"model": model, "window": WindowConfig(given.get("horizon", 8), 2, 4)}
-    if "flow" in given:
-        changed["diffusion"] = {"name": "denoising", "schedule": "flow", "parameterization": "flow"}
+    if "diffusion" in given:
+        changed["diffusion"] = given["diffusion"]
     names = given.get("names", {"agent": ENVIRONMENT, "blocks": STATE})
     with pytest.raises(ValueError, match=message):
         to_lerobot(small(**changed), tmp_path / "out", names=names)

@@ -47,10 +47,19 @@ def test_an_old_checkpoint_acts_with_the_settings_that_it_was_trained_with() -> 
 def test_it_is_saved_again_in_the_present_format(tmp_path: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(OLD / "checkpoints" / "step_16")
     policy.save_pretrained(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "config.json").read_text())["format_version"] == 4
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["format_version"] == 5
     again = DiffusionPolicy.from_pretrained(tmp_path / "new")
     assert again.config == policy.config
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in policy.state_dict().items())
+
+
+@over("name", ["pusht_small", "pusht_image"])
+def test_checkpoints_of_before_format_5_have_white_noise(name: str, repository: Path) -> None:
+    folder = repository / "data" / "checkpoints" / name
+    assert json.loads((folder / "config.json").read_text())["format_version"] < 5
+    policy = DiffusionPolicy.from_pretrained(folder)
+    assert policy.config.diffusion.noise_correlation == 0.0
+    assert policy.sampler().correlation == 0.0
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -114,6 +123,6 @@ def test_every_choice_takes_its_own_settings_out_of_the_flat_ones(changed: dict,
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     shutil.copytree(OLD / "checkpoints" / "step_24", tmp_path / "future")
     text = (tmp_path / "future" / "config.json").read_text()
-    (tmp_path / "future" / "config.json").write_text(text.replace('"format_version": 1', '"format_version": 5'))
-    with pytest.raises(ValueError, match="format_version 5, this version reads 1 or 2 or 3 or 4"):
+    (tmp_path / "future" / "config.json").write_text(text.replace('"format_version": 1', '"format_version": 6'))
+    with pytest.raises(ValueError, match="format_version 6, this version reads 1 or 2 or 3 or 4 or 5"):
         DiffusionPolicy.from_pretrained(tmp_path / "future")

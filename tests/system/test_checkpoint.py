@@ -88,8 +88,8 @@ def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
 
 def test_another_format_version_is_refused(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 5}))
-    with pytest.raises(ValueError, match="format_version 5, this version reads 1 or 2 or 3 or 4"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 6}))
+    with pytest.raises(ValueError, match="format_version 6, this version reads 1 or 2 or 3 or 4 or 5"):
         DiffusionPolicy.from_pretrained(folder)
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.diffusion.correlation import correlated
 from diffpolicy.diffusion.objectives.levels import LevelTable
 from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective
 from diffpolicy.diffusion.parameterization import Parameterization
 from diffpolicy.diffusion.reverse import Denoise
+from diffpolicy.diffusion.samplers.pyramid import PyramidConfig
 from diffpolicy.diffusion.samplers.settings import MapSamplerConfig
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedule import Schedule
@@ -46,6 +48,8 @@ class DenoisingConfig:
         condition_dropout: share of windows whose observations are replaced by a learned null condition.
         draws: levels and noises drawn for each window, which share its encoded observations. More of them make the most
             of an encoder that costs more than the denoising network, as encoders of images do.
+        noise_correlation: correlation of the noise of neighbouring waypoints, 0 for white noise; see
+            diffusion/correlation.py.
     """
 
     name: str = "denoising"
@@ -57,6 +61,7 @@ class DenoisingConfig:
     level_distribution: Any = "uniform"
     condition_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     draws: Annotated[int, Range(1, 1024)] = 1
+    noise_correlation: Annotated[float, Range(least=0, below=1)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,23 @@ class Denoising(nn.Module, Objective):
                 f"sampler: {settings.name} is for policies that are trained for it, and this one denoises; give "
                 "sampler=ddim"
             )
+        if isinstance(settings, PyramidConfig):
+            raise ValueError(
+                "sampler: pyramid needs a policy trained with a level for each waypoint, diffusion=diffusion_forcing; "
+                "give sampler=ddim"
+            )
+        if getattr(settings, "variance", None) == "learned":
+            raise ValueError(
+                "sampler: variance learned needs a policy trained with diffusion=learned_variance; give "
+                "sampler.variance=posterior"
+            )
 
     def draw(self, clean: Tensor, generator: torch.Generator, part: Part = WHOLE) -> NoisyBatch:
         """Draw levels and noise for `clean` [batch, horizon, action]; see `Objective.draw`."""
         total, rows = shared_draws(part, len(clean))
         level = self.draw_levels(self.draws * total, generator).view(self.draws, total)
         noise = torch.randn(self.draws, total, *clean.shape[1:], generator=generator, device=clean.device)
+        noise = correlated(noise, self.schedule.correlation)
         clean = clean.expand(self.draws, *clean.shape).flatten(0, 1)
         return NoisyBatch(clean, noise[:, rows].flatten(0, 1), level[:, rows].flatten())
 

@@ -95,6 +95,10 @@ class LevelTable(nn.Module):
         """The columns at the levels `level` [batch], each [batch, 1, 1]."""
         return LevelColumns(*self.values[level, :, None, None].unbind(dim=1))
 
+    def of_waypoints(self, level: Tensor) -> LevelColumns:
+        """The columns at levels `level` [batch, horizon], each [batch, horizon, 1]."""
+        return LevelColumns(*self.values[level, :, None].unbind(dim=-2))
+
 
 def pseudo_huber(error: Tensor, counts: Tensor | None = None) -> Tensor:
     """sqrt(|error|^2 + c^2) - c of each trajectory [B, H, A] with c = 0.00054 sqrt(H A): [B, 1, 1].

@@ -79,6 +79,7 @@ class Objective(Protocol):
         schedule: the noise schedule that the network is trained on.
         condition_dropout: the share of windows whose condition is replaced by a learned null condition.
         sees_stop: whether the network also takes the time at which a step ends.
+        sees_waypoint_levels: whether the network must take a time for each waypoint.
         outputs: features of the network's output for each feature of the trajectory.
         sampler: the choice of sampler unless another is made.
         denoises: whether the clean estimate is the mean of clean trajectories at every level, as likelihood, inversion
@@ -89,6 +90,7 @@ class Objective(Protocol):
     schedule: Schedule
     condition_dropout: float
     sees_stop: bool = False
+    sees_waypoint_levels: bool = False
     outputs: int = 1
     sampler: Choice = "ddim"
     denoises: bool = True

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffpolicy.diffusion.correlation import correlated
 from diffpolicy.diffusion.objectives.denoising import EDM, Denoising
 from diffpolicy.diffusion.objectives.levels import LevelTable
 from diffpolicy.diffusion.objectives.objective import Conditioned, ConditionedNetwork, Objective, check_is_one_of
@@ -106,6 +107,7 @@ class Progressive(nn.Module, Objective):
         copies = self.base.draws
         chance = torch.rand(copies, total, generator=generator, device=clean.device)[:, rows].flatten()
         noise = torch.randn(copies, total, *clean.shape[1:], generator=generator, device=clean.device)
+        noise = correlated(noise, self.schedule.correlation)
         return Halving(clean.expand(copies, *clean.shape).flatten(0, 1), noise[:, rows].flatten(0, 1), chance)
 
     def loss(

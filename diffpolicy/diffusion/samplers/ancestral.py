@@ -47,7 +47,7 @@ class DdpmConfig(AncestralConfig):
     """Settings of `ddpm`."""
 
     name: str = "ddpm"
-    variance: str = "posterior"  # or beta
+    variance: str = "posterior"  # or beta; or learned, for diffusion=learned_variance
 
 
 def ddim(now: Levels, eta: float = 0.0, clipped_epsilon: bool = True) -> StepTable:
@@ -75,19 +75,32 @@ def ddim(now: Levels, eta: float = 0.0, clipped_epsilon: bool = True) -> StepTab
 def ddpm(now: Levels, variance: str = "posterior") -> StepTable:
     """DDPM (Ho et al. 2020, eq. 7): the mean of the posterior, with its variance (beta-tilde) or with the larger beta.
 
-    `variance` is "posterior" or "beta", the lower and upper bound for the reverse process (section 3.2).
+    `variance` is "posterior" or "beta", the lower and upper bound for the reverse process (section 3.2), or "learned",
+    where the network says how far it is from one to the other (Nichol & Dhariwal 2021, eq. 15).
 
     Raises:
-        ValueError: the variance is neither of them.
+        ValueError: the variance is none of them.
     """
-    if variance not in ("posterior", "beta"):
-        raise ValueError(f"sampler: variance {variance!r} must be 'posterior' or 'beta'")
+    if variance not in ("posterior", "beta", "learned"):
+        raise ValueError(f"sampler: variance {variance!r} must be 'posterior', 'beta' or 'learned'")
     posterior = ddim(now, eta=1.0)
     if variance == "posterior":
         return posterior
     after = now.followed_by_clean()
+    if variance == "learned":  # the last step, to clean, has a posterior without variance
+        above = np.append(0.5 * np.log(_beta(now, after)[:-1]) - np.log(posterior.s[:-1]), 0.0)
+        return replace(posterior, spread=above)
     s = np.sqrt(_beta(now, after)) * (after.sigma > 0)  # the last step, to clean, adds no noise
     return StepTable(now, a=posterior.a, b=posterior.b, s=s)
+
+
+def posterior_steps(now: Levels, after: Levels) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of q(x_after | x_now, clean): the factor of clean in its mean; beta; and its variance beta-tilde, each [steps].
+
+    Ho et al. 2020, eq. 7, for any schedule.
+    """
+    beta = _beta(now, after)
+    return after.alpha * beta / now.sigma**2, beta, after.sigma**2 / now.sigma**2 * beta
 
 
 def started(table: StepTable, own: AncestralConfig) -> StepTable:

@@ -23,7 +23,8 @@ class SamplerConfig:
 
     Attributes:
         steps: number of steps.
-        spacing: spacing of the levels that it visits, an entry of `SPACINGS`.
+        spacing: spacing of the levels that it visits, an entry of `SPACINGS`; or "stored", those that
+            optimize_steps.py found for the checkpoint.
         guidance: guidance of the samples beyond the observations.
         warm_start: number of last steps that are run where a last plan is known, which is noised to the level of the
             first of them; None draws every plan from noise.

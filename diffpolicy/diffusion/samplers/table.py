@@ -1,9 +1,10 @@
 """Samplers as tables: one row of coefficients per evaluation of the network.
 
-    x = a * x + b * clean + sum_j c[j] * clean[-j - 1] + raw * raw_clean + s * noise
+    x = a * x + b * clean + sum_j c[j] * clean[-j - 1] + raw * raw_clean + s * exp(spread * fraction) * noise
 
 Legend: clean, the projected clean estimate at the row's level; clean[-j - 1], the estimate j + 1 rows earlier;
-raw_clean, the estimate before the projection, which most samplers do not use; noise, fresh standard normal noise.
+raw_clean, the estimate before the projection, which most samplers do not use; noise, fresh standard normal noise;
+fraction, which a network of learned variance gives besides its estimate.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class Row:
 
     Attributes:
         alpha, sigma, time, input_scale: the level; see diffusion/schedule.py.
-        a, b, s, c, raw: the coefficients; see the formula at the top of this file.
+        a, b, s, c, raw, spread: the coefficients; see the formula at the top of this file.
         stop: the time of the level at the end of the step, for a network that was trained with it; else None.
     """
 
@@ -41,6 +42,12 @@ class Row:
     c: tuple[Number, ...] = ()
     stop: Number | None = None
     raw: Number = 0.0
+    spread: Number = 0.0
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the network says how much noise the step adds, so that the denoiser returns an `Estimate`."""
+        return isinstance(self.spread, Tensor) or self.spread != 0.0
 
     @property
     def is_uniform(self) -> bool:
@@ -63,11 +70,12 @@ def rows_at(levels: Levels) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class StepTable:
-    """The coefficients of a sampler at the levels `now`: a, b, s and raw [rows], and c [rows, past].
+    """The coefficients of a sampler at the levels `now`: a, b, s, raw and spread [rows], and c [rows, past].
 
     Where waypoints have levels of their own, all of these have [horizon] as a further, last dimension. The loop starts
-    from noise of standard deviation `start`, by default the sigma of the first level. `stop` has the times at which the
-    steps end, for networks that see them.
+    from noise of standard deviation `start`, by default the sigma of the first level. `correlation` is that of noise
+    of neighbouring waypoints; see diffusion/correlation.py. `stop` has the times at which the steps end, for networks
+    that see them.
 
     Raises:
         ValueError: a column does not have one finite number per level, or the last row does not return the clean
@@ -82,9 +90,11 @@ class StepTable:
     raw: FloatArray | None = None
     start: float | None = None
     stop: FloatArray | None = None
+    spread: FloatArray | None = None
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
-        columns = {"a": self.a, "b": self.b, "s": self.s, "c": self.c, "raw": self.raw, "stop": self.stop}
+        columns = {name: getattr(self, name) for name in ("a", "b", "s", "c", "raw", "stop", "spread")}
         for name, column in columns.items():
             if column is None:
                 continue
@@ -122,6 +132,8 @@ class StepTable:
         rows = [Row(*map(_number, scalars), c=tuple(map(_number, c)), raw=_number(raw)) for *scalars, c, raw in numbers]
         if self.stop is not None:
             rows = [replace(row, stop=stop) for row, stop in zip(rows, self.stop.tolist(), strict=True)]
+        if self.spread is not None:
+            rows = [replace(row, spread=_number(one)) for row, one in zip(rows, self.spread.tolist(), strict=True)]
         return tuple(row if row.is_uniform else replace(row, time=row.time[:, 0]) for row in rows)
 
 

@@ -51,6 +51,7 @@ class DiT(nn.Module):
     """
 
     reads: tuple[str, ...] = ("vector",)
+    takes_waypoint_times = True
 
     def __init__(
         self,
