@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.codecs.codec import Codec, DataArray
+from diffpolicy.codecs.codec import Codec, DataArray, LearnedCodec
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.objectives.objective import ConditionedNetwork, Objective
 from diffpolicy.diffusion.reverse import Denoise
@@ -106,7 +106,7 @@ class DiffusionPolicy(nn.Module):
     def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
-        Raises ValueError if data lack a key or have no rows, the wrong shape or values that are not finite.
+        A `LearnedCodec`, such as `vae`, is then trained with `codec.learn`. Raises ValueError if data lack a key or have no rows, the wrong shape or values that are not finite.
         """
         self.normalizers.fit(observations)
         self.codec.fit(actions)
@@ -241,5 +241,6 @@ class DiffusionPolicy(nn.Module):
             return
         normalizers = {**self.normalizers.by_key(), "action": self.codec}
         if missing := [key for key, one in normalizers.items() if not one.is_fitted]:
-            raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
+            learn = " and codec.learn" if isinstance(self.codec, LearnedCodec) else ""
+            raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit{learn} first")
         self._is_fitted = True
