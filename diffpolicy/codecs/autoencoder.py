@@ -16,7 +16,8 @@ from diffpolicy.system.posterior import Posterior
 class Autoencoder(nn.Module):
     """Two networks: x [B, D] -> a posterior of latents [B, Z], and a latent -> x.
 
-    Without hidden layers both maps are affine, and the best one is probabilistic PCA (Lucas et al. 2019).
+    Both see x in its principal components, scaled to variance 1, so that small details are learned as fast as large
+    ones. Without hidden layers both maps are affine, and the best one is probabilistic PCA (Lucas et al. 2019).
 
     Args:
         size: D.
@@ -26,35 +27,47 @@ class Autoencoder(nn.Module):
         std: standard deviation of x around the decoder's.
     """
 
+    center: Tensor  # [D]
+    axes: Tensor  # [D, D], a principal component in each column
+    scale: Tensor  # [D], their standard deviations
+
     def __init__(self, size: int, latents: int, width: int, layers: int, std: float) -> None:
         super().__init__()
         self.encoder = _Perceptron(size, 2 * latents, width, layers)
         self.decoder = _Perceptron(latents, size, width, layers)
         self.std = std
+        self.register_buffer("center", torch.zeros(size))
+        self.register_buffer("axes", torch.eye(size))
+        self.register_buffer("scale", torch.ones(size))
 
     @torch.no_grad()
     def begin(self, mean: Tensor, covariance: Tensor) -> None:
-        """Set the affine maps to the principal components of the data, with latents of variance 1.
+        """Take the principal components of the data, and let the latents begin as the first of them.
 
         Args:
             mean: of the data, float64 [D].
             covariance: of the data, float64 [D, D].
         """
         variance, axes = torch.linalg.eigh(covariance)
-        count = min(self.decoder.affine.in_features, len(mean))
-        scale = variance.flip(0)[:count].clamp(min=(1e-3 * self.std) ** 2).sqrt()
-        axes = axes.flip(1)[:, :count]
-        to_latent, log_std = axes.mT / scale[:, None], -0.5 * torch.log1p(scale.square() / self.std**2)
+        scale = variance.flip(0).clamp(min=(1e-3 * self.std) ** 2).sqrt()
+        for own, value in ((self.center, mean), (self.axes, axes.flip(1)), (self.scale, scale)):
+            own.copy_(value)
         encoder, decoder = self.encoder.affine, self.decoder.affine
-        spread = slice(encoder.out_features // 2, encoder.out_features // 2 + count)
-        decoder.weight[:, :count] = axes * scale
-        decoder.bias.copy_(mean)
-        encoder.weight[:count], encoder.bias[:count] = to_latent.float(), (-to_latent @ mean).float()
-        encoder.weight[spread], encoder.bias[spread] = 0.0, log_std.float()
+        latents = decoder.in_features
+        count = min(latents, len(mean))
+        for part in (encoder.weight[:count], encoder.weight[latents:], encoder.bias, decoder.weight, decoder.bias):
+            part.zero_()
+        encoder.weight[:count, :count].fill_diagonal_(1.0)
+        decoder.weight[:count, :count].fill_diagonal_(1.0)
+        encoder.bias[latents : latents + count] = -0.5 * torch.log1p(self.scale[:count].square() / self.std**2)
 
     def posterior(self, x: Tensor) -> Posterior:
         """q(z | x), mean and log of the standard deviation [B, Z]."""
-        return Posterior.of(*self.encoder(x).chunk(2, dim=1))
+        return Posterior.of(*self.encoder((x - self.center) @ self.axes / self.scale).chunk(2, dim=1))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """x [B, D] for latents [B, Z]."""
+        return self.center + (self.decoder(latent) * self.scale) @ self.axes.mT
 
     def loss(self, x: Tensor, noise: Tensor, beta: float = 1.0, free_nats: float = 0.0) -> Tensor:
         """The squared error plus 2 std^2 beta times the divergence, per number of x, a scalar.
@@ -80,7 +93,7 @@ class Autoencoder(nn.Module):
     def _parts(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The squared error of each number of x [B, D], and the divergence of each number of the latent [B, Z]."""
         posterior = self.posterior(x)
-        return (self.decoder(posterior.at(noise)) - x).square(), posterior.divergence()
+        return (self.decode(posterior.at(noise)) - x).square(), posterior.divergence()
 
 
 class _Perceptron(nn.Module):

@@ -48,7 +48,7 @@ class VaeConfig:
     anneal_steps: Annotated[int, Range(0, 1_000_000_000)] = 200
     steps: Annotated[int, Range(1, 1_000_000_000)] = 1000
     batch_size: Annotated[int, Range(1, 2**20)] = 256
-    learning_rate: Annotated[float, Range(above=0, most=1)] = 1e-3
+    learning_rate: Annotated[float, Range(above=0, most=1)] = 3e-3
 
 
 class VaeCodec(nn.Module):
@@ -100,7 +100,7 @@ class VaeCodec(nn.Module):
         Raises:
             ValueError: training diverges, or every number of the latent has collapsed.
         """
-        self.autoencoder.begin(*_moments(self.normalized(part) for part in _blocks(windows)))
+        self.autoencoder.begin(*_moments(self.normalized(part).cpu() for part in _blocks(windows)))
         self.autoencoder.requires_grad_(True)
         try:
             with torch.enable_grad():
@@ -123,7 +123,7 @@ class VaeCodec(nn.Module):
     def decode(self, encoded: Tensor) -> Tensor:
         """[B, L, F] -> [B, H, A], within the limits of the data if the normalisation has some."""
         with torch.autocast(encoded.device.type, enabled=False):
-            plan = self.autoencoder.decoder(self.scaling.decode(encoded.flatten(1))).unflatten(1, self._plan_shape)
+            plan = self.autoencoder.decode(self.scaling.decode(encoded.flatten(1))).unflatten(1, self._plan_shape)
         limits = self.normalizer.limits
         return self.normalizer.decode(plan if limits is None else plan.clamp(*limits))
 

@@ -22,7 +22,7 @@ from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.auxiliary import Auxiliary, encoded
-from diffpolicy.policy.guides import guide_for
+from diffpolicy.policy.guides import check_guide, guide_for
 from diffpolicy.policy.normalizers import ObservationNormalizers
 from diffpolicy.policy.objective_choices import build_objective
 from diffpolicy.policy.observations import checked_observation
@@ -106,7 +106,8 @@ class DiffusionPolicy(nn.Module):
     def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
-        A `LearnedCodec`, such as `vae`, is then trained with `codec.learn`. Raises ValueError if data lack a key or have no rows, the wrong shape or values that are not finite.
+        A `LearnedCodec`, such as `vae`, is trained with `codec.learn` afterwards. Raises ValueError if data lack a key
+        or have no rows, the wrong shape or values that are not finite.
         """
         self.normalizers.fit(observations)
         self.codec.fit(actions)
@@ -181,6 +182,7 @@ class DiffusionPolicy(nn.Module):
                 not B generators; a clean estimate or the plan is not finite.
         """
         self.check_fitted()
+        check_guide(guide, self.codec)
         observation = self.checked(observation, len(generators))
         sampler = sampler or self.sampler()
         present, window = self.config.window.n_obs_steps - 1, self.config.window
