@@ -161,9 +161,11 @@ def test_a_codec_returns_the_actions_if_it_says_so_and_knows_its_stretch(name: s
     else:
         assert codec.metric is None
         assert codec.log_determinant(SHAPE[0]) is None
-    jacobian = torch.autograd.functional.jacobian(lambda one: codec.encode(one[None])[0], plan).reshape(
-        encoded.numel(), -1
-    )
+
+    def flat(one: torch.Tensor) -> torch.Tensor:
+        return codec.encode(one[None]).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(flat, plan).flatten(1)
     if (found := codec.log_determinant(SHAPE[0])) is not None:
         assert_close(found, torch.linalg.slogdet(jacobian).logabsdet, rtol=0, atol=1e-5)
     if codec.metric is not None:
