@@ -93,6 +93,7 @@ class TokenReader(nn.Module):
 class CosineCodec(nn.Module):
     """Encodes normalised actions by an orthonormal DCT-II over the horizon, so that waypoints are not separate."""
 
+    is_invertible = True
     limits = None
     metric = None
 

@@ -32,7 +32,7 @@ FLOORS = (
 # named stands on the lowest. A file imports from lower shelves; files of one shelf do not know each other.
 SHELVES = {
     "benchmarks": ("adversary inference_worker",),
-    "codecs": ("normalizer",),
+    "codecs": ("autoencoder normalizer", "vae"),
     "commands": (
         "command",
         "benchmark_adversary benchmark_envs benchmark_gpu benchmark_inference benchmark_planning "

@@ -1,8 +1,9 @@
 """The interface of a codec, which converts actions to the encoding that is denoised, and back."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,18 @@ class DataArray(Protocol):
         ...
 
 
+class Windows(Protocol):
+    """The action windows of training, in physical units: a tensor [N, horizon, action], or what is cut from one."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """The windows at `index`, int64 [B] on the CPU: [B, horizon, action]."""
+        ...
+
+
 class Codec(Protocol):
     """Maps actions [batch, horizon, action] in physical units to an encoding [batch, *encoded_shape], and back.
 
@@ -28,6 +41,11 @@ class Codec(Protocol):
     @property
     def is_fitted(self) -> bool:
         """Whether it has usable statistics or weights. Reading this copies them to the host."""
+        ...
+
+    @property
+    def is_invertible(self) -> bool:
+        """Whether `decode` inverts `encode`. If not, a user's `constrain` acts only on the plan that is returned."""
         ...
 
     @property
@@ -57,9 +75,22 @@ class Codec(Protocol):
         ...
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """[batch, *encoded_shape] -> [batch, horizon, action], the inverse of `encode`."""
+        """[batch, *encoded_shape] -> [batch, horizon, action], the inverse of `encode` if `is_invertible`."""
         ...
 
     def log_determinant(self, horizon: int) -> Tensor | None:
         """log |det(d encoded / d actions)| of a trajectory, a scalar; None if the codec is not invertible."""
+        ...
+
+
+@runtime_checkable
+class LearnedCodec(Codec, Protocol):
+    """A codec with weights, which are trained before the policy and then stay fixed."""
+
+    def learn(self, windows: Windows, generator: torch.Generator) -> None:
+        """Train it on action windows, after `fit`; `generator` on the CPU draws all that is random.
+
+        Raises:
+            ValueError: training diverges, or the encoding says nothing about the actions.
+        """
         ...

@@ -47,6 +47,7 @@ class Normalizer(nn.Module):
         ValueError: the kind is unknown, or a setting is out of range.
     """
 
+    is_invertible = True
     scale: Tensor  # [dim]
     offset: Tensor  # [dim]
     is_constant: Tensor  # bool [dim]

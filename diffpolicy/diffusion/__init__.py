@@ -1,6 +1,6 @@
 """Diffusion: schedules, training objectives, samplers as tables, guidance, and the reverse loop."""
 
-from diffpolicy.diffusion.guidance import by_cost, classifier_free, compose, inpaint
+from diffpolicy.diffusion.guidance import by_classifier, by_cost, classifier_free, compose, inpaint
 from diffpolicy.diffusion.objectives.denoising import Denoising, DenoisingConfig
 from diffpolicy.diffusion.objectives.objective import Objective
 from diffpolicy.diffusion.reverse import reverse
@@ -23,6 +23,7 @@ __all__ = [
     "SamplerConfig",
     "Schedule",
     "StepTable",
+    "by_classifier",
     "by_cost",
     "classifier_free",
     "compose",

@@ -25,6 +25,9 @@ The second is None if the network was trained without a null condition.
 Cost = Callable[[Tensor], Tensor]
 """Clean normalised trajectories [batch, horizon, action] -> cost [batch]."""
 
+LogProbability = Callable[[Tensor, Row], Tensor]
+"""(noisy trajectories x [batch, horizon, action], row) -> log-probability of a label at the row's level, [batch]."""
+
 
 def build_guide(config: GuidanceConfig) -> Guide | None:
     """Compose the guides whose settings are not neutral, with thresholding last; None if all are neutral.
@@ -157,6 +160,33 @@ def by_cost(cost: Cost, scale: float) -> Guide:
     return guide
 
 
+def by_classifier(log_probability: LogProbability, scale: float = 1.0) -> Guide:
+    """Add to the score `scale` times the gradient of log p(label | x, level) (Dhariwal and Nichol 2021, section 4.1).
+
+    With scale 1 and an exact classifier, this is the score of the plans with that label, by Bayes' rule. The clean
+    estimate moves by scale * sigma^2 / alpha * gradient. At levels with almost no signal, where this factor is
+    unbounded, it is left unchanged.
+
+    Args:
+        log_probability: of a classifier that was trained on noisy trajectories at all levels.
+    """
+    _check("scale", scale, 0.0)
+
+    def guide(denoise: Denoise, without: Denoise | None) -> Denoise:
+        def guided(x: Tensor, row: Row) -> Tensor:
+            clean = denoise(x, row)
+            if _has_no_signal(row):
+                return clean
+            with torch.enable_grad():
+                tracked = x.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(log_probability(tracked, row).sum(), tracked)
+            return clean + scale * row.sigma**2 / row.alpha * gradient
+
+        return guided
+
+    return guide
+
+
 def inpaint(known: Tensor, is_known: Tensor) -> Guide:
     """Fix known waypoints: the estimate takes their values at every level (Janner et al. 2022, section 3.4).
 
@@ -165,6 +195,13 @@ def inpaint(known: Tensor, is_known: Tensor) -> Guide:
         is_known: bool mask that broadcasts with `known`.
     """
     return _Inpaint(known, is_known)
+
+
+def fixes_waypoints(guide: Guide) -> bool:
+    """Whether `inpaint` is this guide or among those that it is composed of."""
+    return isinstance(guide, _Inpaint) or (
+        isinstance(guide, _Composed) and any(fixes_waypoints(one) for one in guide.guides)
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Shape legend: B batch, H horizon, A action.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class PolicyAnalysis:
         """
         if probes < 0 or (probes and generator is None):
             raise ValueError(f"log_likelihood: probes {probes} must be at least 0 and need a generator")
+        self._check_density()
         x = self._encoded(plan)
         flow = self._flow(observation, len(x), copies=probes or x[0].numel())
         bits = torch.randint(2, (probes, *x.shape), generator=generator)
@@ -57,6 +59,7 @@ class PolicyAnalysis:
         It is a bound in expectation over the draws, and of the data's density only on average over the data. With 4
         draws the standard deviation of the estimate is 1.1 nats (shipped checkpoint, 24 numbers a plan).
         """
+        self._check_density()
         x = self._encoded(plan)
         flow = self._flow(observation, len(x))
         return self._log_density(elbo(flow.schedule, flow.denoise, x, draws, generator))
@@ -115,10 +118,14 @@ class PolicyAnalysis:
             )
         return values
 
-    def _log_density(self, encoded: Tensor) -> LogDensity:
-        per_plan = self._policy.codec.log_determinant(self._policy.config.window.horizon)
-        if per_plan is None:
+    def _check_density(self) -> None:
+        codec = self._policy.codec
+        if not codec.is_invertible:
             raise ValueError(
-                f"policy: its codec {type(self._policy.codec).__name__} is not invertible; plans have no density"
+                f"analysis: plans have no density, because the policy's {type(codec).__name__} is not invertible: some "
+                "of their details are not encoded; train a policy with codec=normalizer"
             )
+
+    def _log_density(self, encoded: Tensor) -> LogDensity:
+        per_plan: Any = self._policy.codec.log_determinant(self._policy.config.window.horizon)
         return LogDensity(encoded, encoded + per_plan)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffpolicy.codecs.vae import VaeCodec, VaeConfig
 from diffpolicy.diffusion.objectives.objective import Objective
 from diffpolicy.networks.backbones.dit import DiT, DiTConfig
 from diffpolicy.networks.backbones.transformer import Transformer, TransformerConfig
@@ -36,6 +37,10 @@ ENCODERS: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the obs
 
 CODECS: Mapping[str, Entry[nn.Module]] = {  # built from its settings and the policy's
     "normalizer": Entry(NameOnly, lambda own, policy: action_normalizer(policy)),
+    "vae": Entry(
+        VaeConfig,
+        lambda own, policy: VaeCodec(own, action_normalizer(policy), policy.window.horizon, policy.action_dim),
+    ),
 }
 
 

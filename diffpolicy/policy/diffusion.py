@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from diffpolicy.codecs.codec import Codec, DataArray
+from diffpolicy.codecs.codec import Codec, DataArray, LearnedCodec
 from diffpolicy.diffusion.guidance import Guide
 from diffpolicy.diffusion.objectives.objective import ConditionedNetwork, Objective
 from diffpolicy.diffusion.reverse import Denoise
@@ -22,7 +22,7 @@ from diffpolicy.networks.layers.decay import joined
 from diffpolicy.networks.protocols import Encoder
 from diffpolicy.policy import build
 from diffpolicy.policy.auxiliary import Auxiliary, encoded
-from diffpolicy.policy.guides import guide_for, guided
+from diffpolicy.policy.guides import check_guide, guide_for, guided
 from diffpolicy.policy.normalizers import ObservationNormalizers
 from diffpolicy.policy.objective_choices import build_objective
 from diffpolicy.policy.observations import checked_observation
@@ -107,7 +107,8 @@ class DiffusionPolicy(nn.Module):
     def fit(self, observations: Mapping[str, DataArray], actions: DataArray) -> None:
         """Compute the normalisation statistics of all demonstrations: {key: [rows, features]} and [rows, A].
 
-        Raises ValueError if data lack a key or have no rows, the wrong shape or values that are not finite.
+        A `LearnedCodec`, such as `vae`, is trained with `codec.learn` afterwards. Raises ValueError if data lack a key
+        or have no rows, the wrong shape or values that are not finite.
         """
         self.normalizers.fit(observations)
         self.codec.fit(actions)
@@ -182,6 +183,7 @@ class DiffusionPolicy(nn.Module):
                 not B generators; a clean estimate or the plan is not finite.
         """
         self.check_fitted()
+        check_guide(guide, self.codec)
         observation = self.checked(observation, len(generators))
         sampler = sampler or self.sampler()
         present, window = self.config.window.n_obs_steps - 1, self.config.window
@@ -242,5 +244,6 @@ class DiffusionPolicy(nn.Module):
             return
         normalizers = {**self.normalizers.by_key(), "action": self.codec}
         if missing := [key for key, one in normalizers.items() if not one.is_fitted]:
-            raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit first")
+            learn = " and codec.learn" if isinstance(self.codec, LearnedCodec) else ""
+            raise ValueError(f"policy: no normalisation statistics for {', '.join(missing)}; call fit{learn} first")
         self._is_fitted = True

@@ -1,9 +1,9 @@
-"""The guidance that a policy's sampler asks for, if the policy can be guided so."""
+"""The guidance of a policy: what its sampler asks for or its user gives, if the policy can be guided so."""
 
 from torch import Tensor
 
 from diffpolicy.codecs.codec import Codec
-from diffpolicy.diffusion.guidance import Guide, build_guide
+from diffpolicy.diffusion.guidance import Guide, build_guide, fixes_waypoints
 from diffpolicy.diffusion.reverse import Denoise, Estimate
 from diffpolicy.diffusion.samplers.settings import GuidanceConfig
 from diffpolicy.diffusion.samplers.table import Row
@@ -26,6 +26,15 @@ def guide_for(config: GuidanceConfig, has_null_condition: bool, codec: Codec) ->
             f"data.normalizer=limits; this policy's {type(codec).__name__} has limits {codec.limits}"
         )
     return build_guide(config)
+
+
+def check_guide(guide: Guide | None, codec: Codec) -> None:
+    """Raise ValueError if the guide fixes waypoints and the codec's encoding has none."""
+    if guide is not None and codec.metric is None and fixes_waypoints(guide):
+        raise ValueError(
+            f"guidance: inpaint fixes waypoints, and no number that {type(codec).__name__} encodes belongs to one "
+            "waypoint; use a policy with codec=normalizer, or constrain, which acts on the plan"
+        )
 
 
 def guided(guide: Guide, denoise: Denoise, without: Denoise | None) -> Denoise:

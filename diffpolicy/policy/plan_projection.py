@@ -61,6 +61,9 @@ class Replayable(Projection, Protocol):
 class PlanProjection:
     """Clips to the data's limits, then applies the user's constraint, so that the constraint has the last word.
 
+    With a codec that is not invertible, encoding a projected plan would change it, also where the constraint does not
+    act. The constraint then acts once, on the decoded plan that is returned.
+
     Args:
         codec: the codec of the actions.
         present: index of the present; waypoints before it are left unchanged.
@@ -78,7 +81,7 @@ class PlanProjection:
     def project(self, clean: Tensor, row: Row, step: int) -> Tensor:
         """Project an encoded clean estimate [B, *encoded_shape] at a reverse step; same shape."""
         clean = self._to_data(clean, row, step)
-        if self._demand is None:
+        if self._demand is None or not self._codec.is_invertible:
             return clean
         plan = self._codec.decode(clean)
         projected = self._projected(self._demand, plan, row, step)

@@ -62,9 +62,9 @@ class PolicyConfig:
     Attributes:
         observations: key -> `ObservationSpec`; a number stands for a vector with that many features.
         action_dim: features of an action, 1 to 65536.
-        normalizer: a choice (limits, gaussian, quantiles or none) for all vector observations and, with the codec
-            `normalizer`, for actions; or a choice for each key, e.g. {"state": "gaussian", "action": "quantiles"}.
-            Keys that are left out take limits.
+        normalizer: a choice (limits, gaussian, quantiles or none) for all vector observations and for actions, which
+            the codec `vae` encodes further; or a choice for each key, e.g. {"state": "gaussian", "action":
+            "quantiles"}. Keys that are left out take limits.
         window: time steps that the policy observes, plans and executes.
         model, diffusion, encoder, codec: choices.
         name: the kind of policy.

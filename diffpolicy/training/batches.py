@@ -95,6 +95,11 @@ class WindowBatches:
         self._ahead = ReadAhead(self._streamed, self._rows_of, workers, limit_s)
 
     @property
+    def action_windows(self) -> "ActionWindows":
+        """The actions of all windows, without observations."""
+        return ActionWindows(self._actions, self._index)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole batches per epoch; an epoch leaves out the windows that remain."""
         return self._order.steps_per_epoch
@@ -130,6 +135,20 @@ class WindowBatches:
         counts = None if self._counts is None else self._counts[windows]
         auxiliary = {key: value[past] for key, value in self._auxiliary.items()}
         return Batch(resident | moved, self._actions[rows], counts, auxiliary)
+
+
+@dataclass(frozen=True)
+class ActionWindows:
+    """Actions [n_windows, horizon, action] in physical units, cut when they are asked for; `Windows` of a codec."""
+
+    actions: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, windows: Tensor, /) -> Tensor:
+        return self.actions[self.index[windows.to(self.index.device)]]
 
 
 class _Order:

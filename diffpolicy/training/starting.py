@@ -1,13 +1,17 @@
-"""What a run starts from besides random weights: the checkpoint of another policy, or its own, on the same machine."""
+"""What a run starts from besides random weights: another checkpoint, its own on the same machine, a trained codec."""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
+from diffpolicy.codecs.codec import LearnedCodec, Windows
 from diffpolicy.data.demonstrations import Demonstrations
 from diffpolicy.policy.kinds import load_policy
 from diffpolicy.policy.protocol import Policy
+from diffpolicy.training.batches import mixed_seed
 from diffpolicy.training.run_settings import differences, flattened, learning_rate
 from diffpolicy.training.settings import TrainerConfig
 
@@ -37,6 +41,16 @@ def initialize(policy: Policy, source: str, data: Demonstrations) -> None:
                 "clipped when the policy acts; to fit the normalisation to these data, train without init_from",
                 stacklevel=3,
             )
+
+
+def learn_codec(policy: Policy, windows: Windows, seed: int) -> None:
+    """Train the codec of a policy on the windows of actions, if it learns and no checkpoint has trained it.
+
+    Raises:
+        ValueError: training fails, see `LearnedCodec`.
+    """
+    if isinstance(policy.codec, LearnedCodec) and not policy.codec.is_fitted:
+        policy.codec.learn(windows, torch.Generator().manual_seed(mixed_seed(seed, 4)))
 
 
 def warn_of_other_conditions(found: Mapping[str, Any], now: Mapping[str, str]) -> None:

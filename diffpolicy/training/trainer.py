@@ -37,7 +37,7 @@ from diffpolicy.training.run_settings import (
 )
 from diffpolicy.training.settings import TrainConfig
 from diffpolicy.training.splits import split_windows
-from diffpolicy.training.starting import initialize, warn_of_extension, warn_of_other_conditions
+from diffpolicy.training.starting import initialize, learn_codec, warn_of_extension, warn_of_other_conditions
 from diffpolicy.training.state import pack, unpack, unpack_average
 from diffpolicy.training.teaching import untrained_policy
 from diffpolicy.training.validation import Validation
@@ -83,14 +83,14 @@ class Trainer:
             log_report(data, self.policy.config)
         if config.init_from is not None and not config.resume:
             initialize(self.policy, config.init_from, data)
-        if config.env is not None:
-            check_env(config.env, self.policy, config.limits.env_s)
         self.settings = settings_of_run(config, self.policy, data)
         self.conditions = {**conditions(self.device), "processes": str(ranks.count)}
         described = {"task": config.task, "env": self.settings["env"], "training": self.settings}
         self.policy.metadata |= {**described, "conditions": self.conditions}
         self.policy.to(self.device)
         self.batches, held_out = split_windows(config, data, self.device)
+        if not config.resume:
+            learn_codec(self.policy, self.batches.action_windows, config.seed)
         self.validation = None if held_out is None else Validation(held_out, data, config.sampler, config.seed)
         self._rows = ranks.rows(self.batches.batch_size)
         self.ema = Ema(self.policy, config.trainer.ema_power, config.trainer.ema_max_decay)
@@ -99,6 +99,8 @@ class Trainer:
         self.optimization = Optimization(self.policy, self.ema, config.trainer, config.seed, ranks)
         if config.resume:
             self._resume()
+        if config.env is not None:
+            check_env(config.env, self.policy, config.limits.env_s)
         self.optimization.share()
 
     def run(self) -> signal.Signals | None:

@@ -9,6 +9,7 @@ from one_case import over
 
 from diffpolicy.diffusion.guidance import (
     Guide,
+    by_classifier,
     by_cost,
     classifier_free,
     compose,
@@ -178,6 +179,47 @@ def test_known_waypoints_stay_in_any_order_of_guides() -> None:
             assert (clean[:, 3:] != 0.25).all(), name
 
 
+def is_left(x: torch.Tensor, row: Row) -> torch.Tensor:
+    """The exact log p(first component | x) of noisy waypoints, [batch]."""
+    return torch.log_softmax(mixture.IN_2D._fit(x, row), dim=-1)[..., 0].sum(1)
+
+
+@pytest.mark.parametrize("row", LEVELS[1:], ids=str)
+def test_an_exact_classifier_turns_the_estimate_into_that_of_its_label(row: Row) -> None:
+    """Bayes' rule: grad log p(x | label) = grad log p(x) + grad log p(label | x)."""
+    only = mixture.Mixture(mixture.IN_2D.means[:1], mixture.IN_2D.std, torch.ones(1, dtype=torch.float64))
+    x = noise(64, 1, 2)
+    guided = by_classifier(is_left)(mixture.IN_2D.denoise, None)(x, row)
+    torch.testing.assert_close(guided, only.denoise(x, row), rtol=0, atol=1e-9)  # rounding, times sigma^2 / alpha
+
+
+def test_a_stronger_classifier_scales_the_gradient_in_the_score() -> None:
+    x, row = noise(64, 1, 2), LEVELS[10]
+    one, two, three = (
+        score_of_estimate(by_classifier(is_left, scale)(mixture.IN_2D.denoise, None)(x, row), x, row)
+        for scale in (0.0, 1.0, 3.0)
+    )
+    torch.testing.assert_close(three - one, 3.0 * (two - one))
+
+
+def score_of_estimate(clean: torch.Tensor, x: torch.Tensor, row: Row) -> torch.Tensor:
+    return (row.alpha * clean - x) / row.sigma**2
+
+
+def test_a_classifier_guides_all_samples_to_the_mode_of_its_label() -> None:
+    """Without it, half of them end there; with few steps the estimate at the first level is that of all modes."""
+    table = ddim(log_snr(SCHEDULE, 50))
+    draws = noise(51, 400, 1, 2)
+    left = mixture.IN_2D.means[0]
+
+    def share(denoise: Denoise) -> float:
+        ends = reverse(denoise, table, draws, lambda clean, row, step: clean).clean[:, 0]
+        return float(((ends - left).norm(dim=-1) < 5 * mixture.IN_2D.std).double().mean())
+
+    assert share(mixture.IN_2D.denoise) == pytest.approx(0.5, abs=0.08)  # three standard errors of 400 draws
+    assert share(by_classifier(is_left)(mixture.IN_2D.denoise, None)) == 1.0
+
+
 def test_epsilon_scaling_divides_the_noise_estimate() -> None:
     x, row = noise(8, 1, 2), LEVELS[15]
     clean = epsilon_scaling(1.01)(mixture.IN_2D.denoise, None)(x, row)
@@ -189,6 +231,7 @@ EVERY_GUIDE = {
     "classifier_free": classifier_free(2.0, 0.5),
     "dynamic_threshold": dynamic_threshold(0.9),
     "by_cost": by_cost(lambda clean: clean.square().sum((1, 2)), 0.1),
+    "by_classifier": by_classifier(lambda x, row: -x.square().sum((1, 2)), 0.1),
     "inpaint": inpaint(torch.zeros(1, 8, 2, dtype=torch.float64), torch.ones(8, 2, dtype=torch.bool)),
     "epsilon_scaling": epsilon_scaling(1.02),
 }
@@ -219,6 +262,7 @@ def test_the_projection_comes_after_every_guide_in_every_sampler(sampler: str, g
         ),
         (lambda: dynamic_threshold(0.0), "threshold 0.0"),
         (lambda: by_cost(torch.sum, -1.0), "scale -1.0"),
+        (lambda: by_classifier(lambda x, row: x.sum((1, 2)), -1.0), "scale -1.0"),
         (lambda: epsilon_scaling(0.0), "epsilon_scale 0.0"),
         (lambda: classifier_free(1.0)(CONDITIONAL.denoise, None), "null condition"),
     ],

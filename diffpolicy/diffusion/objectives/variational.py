@@ -20,9 +20,8 @@ from diffpolicy.diffusion.reverse import Denoise
 from diffpolicy.diffusion.samplers.table import Row
 from diffpolicy.diffusion.schedules import TIME_SCALE, from_nothing
 from diffpolicy.system.parts import WHOLE, Part, shared_draws
+from diffpolicy.system.posterior import Posterior
 from diffpolicy.system.schema import Range
-
-LOG_STD = 8.0  # the posterior's standard deviation lies between exp(-8) and exp(8)
 
 
 @dataclass
@@ -47,21 +46,6 @@ class Latent(NamedTuple):
 
     clean: Tensor
     noise: Tensor
-
-
-class Posterior(NamedTuple):
-    """Normal distributions of latents: mean and log of the standard deviation, both [B, H, A]."""
-
-    mean: Tensor
-    log_std: Tensor
-
-    def at(self, noise: Tensor) -> Tensor:
-        """The latent of a standard normal `noise`, like it."""
-        return self.mean + self.log_std.exp() * noise
-
-    def divergence(self) -> Tensor:
-        """The KL divergence from the standard normal distribution, in nats, for each number [B, H, A]."""
-        return 0.5 * (self.mean.square() + (2.0 * self.log_std).exp() - 1.0) - self.log_std
 
 
 class Variational(nn.Module, Objective):
@@ -133,6 +117,6 @@ class Variational(nn.Module, Objective):
         clean, features = batch.clean, batch.clean.shape[2]
         time = clean.new_full((len(clean),), TIME_SCALE)
         of_plan = network.of(self.posterior)(clean, torch.zeros_like(time)).to(clean.dtype)
-        posterior = Posterior(of_plan[..., :features], of_plan[..., features:].clamp(-LOG_STD, LOG_STD))
+        posterior = Posterior.of(of_plan[..., :features], of_plan[..., features:])
         plan = network(posterior.at(batch.noise), time)[..., :features]
         return (plan - clean).square(), posterior.divergence()
