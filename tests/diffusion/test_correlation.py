@@ -108,11 +108,15 @@ def test_objectives_of_few_steps_pass_it_on(name: str) -> None:
 
 
 def test_a_policy_samples_with_the_noise_of_training(small_policy: DiffusionPolicy) -> None:
-    assert small_policy.sampler().correlation == 0.0
+    white = small_policy.sampler()
+    assert isinstance(white, StepTable)
+    assert white.correlation == 0.0
     config = small_policy.config
     diffusion = {"name": "denoising", "noise_correlation": 0.9}
     mine = DiffusionPolicy(PolicyConfig(config.observations, 2, model=config.model, diffusion=diffusion))
-    assert mine.sampler().correlation == 0.9
+    table = mine.sampler()
+    assert isinstance(table, StepTable)
+    assert table.correlation == 0.9
     assert mine.sampling({"name": "ddim", "warm_start": 3}).warm.correlation == 0.9
 
 

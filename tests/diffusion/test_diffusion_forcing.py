@@ -14,7 +14,7 @@ from diffpolicy.diffusion.parameterization import CLEAN, EPSILON
 from diffpolicy.diffusion.reverse import reverse
 from diffpolicy.diffusion.samplers.ancestral import ddim
 from diffpolicy.diffusion.samplers.pyramid import pyramid, to_lowest
-from diffpolicy.diffusion.samplers.table import Row
+from diffpolicy.diffusion.samplers.table import Row, StepTable
 from diffpolicy.diffusion.schedules import cosine, vp
 from diffpolicy.diffusion.spacing import trailing
 from diffpolicy.networks.backbones.dit import DiTConfig
@@ -50,6 +50,7 @@ def test_samples_of_dependent_waypoints_have_the_covariance_of_the_data() -> Non
 
     def error(steps: int) -> float:
         table = build_sampler(SCHEDULE, {"name": "pyramid", "delay": 0.3 * steps}, steps, Given(length))
+        assert isinstance(table, StepTable)
         units = torch.eye(length, dtype=torch.float64)[:, :, None].expand(len(table) + 1, -1, -1, -1)
         factor = reverse(together, table, units, identity).clean[..., 0]
         return float((factor.T @ factor - data).abs().max())

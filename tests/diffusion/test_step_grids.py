@@ -24,7 +24,7 @@ NOISE = torch.randn(1, 200, 1, 1, generator=torch.Generator().manual_seed(0), dt
 
 
 def plans(indices: Sequence[int]) -> torch.Tensor:
-    table = ddim(SCHEDULE.levels[list(indices)])
+    table = ddim(SCHEDULE.levels[np.array(indices)])
     return reverse(IN_1D.denoise, table, NOISE.expand(len(table) + 1, -1, -1, -1), identity).clean
 
 

@@ -59,7 +59,7 @@ def test_checkpoints_of_before_format_5_have_white_noise(name: str, repository: 
     assert json.loads((folder / "config.json").read_text())["format_version"] < 5
     policy = DiffusionPolicy.from_pretrained(folder)
     assert policy.config.diffusion.noise_correlation == 0.0
-    assert policy.sampler().correlation == 0.0
+    assert policy.objective.schedule.correlation == 0.0
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
