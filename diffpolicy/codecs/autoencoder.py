@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """x [B, D] for latents [B, Z]."""
-        return self.center + (self.decoder(latent) * self.scale) @ self.axes.mT
+        return self.center + (self.decoder(latent) * self.scale) @ self.axes.transpose(0, 1)  # ONNX knows no mT
 
     def loss(self, x: Tensor, noise: Tensor, beta: float = 1.0, free_nats: float = 0.0) -> Tensor:
         """The squared error plus 2 std^2 beta times the divergence, per number of x, a scalar.

@@ -184,7 +184,7 @@ def is_left(x: torch.Tensor, row: Row) -> torch.Tensor:
     return torch.log_softmax(mixture.IN_2D._fit(x, row), dim=-1)[..., 0].sum(1)
 
 
-@pytest.mark.parametrize("row", LEVELS[1:], ids=str)
+@pytest.mark.parametrize("row", [row for row in LEVELS if (row.alpha / row.sigma) ** 2 > MAX_TERMINAL_SNR], ids=str)
 def test_an_exact_classifier_turns_the_estimate_into_that_of_its_label(row: Row) -> None:
     """Bayes' rule: grad log p(x | label) = grad log p(x) + grad log p(label | x)."""
     only = mixture.Mixture(mixture.IN_2D.means[:1], mixture.IN_2D.std, torch.ones(1, dtype=torch.float64))
