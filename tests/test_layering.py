@@ -69,9 +69,9 @@ SHELVES = {
         "convert recognise",
     ),
     "interop": (
-        "lerobot_statistics machine network_tensors onnx_modules plain_config renaming schedulers transformer_names "
-        "views",
-        "building names onnx_metadata onnx_parts",
+        "eyes lerobot_statistics machine network_tensors onnx_modules plain_config published_statistics schedulers "
+        "transformer_names views",
+        "building lerobot_eyes names onnx_metadata onnx_parts published_images renaming",
         "lerobot onnx_file pickles",
         "onnx_export torch_file",
         "diffusion_policy to_lerobot",

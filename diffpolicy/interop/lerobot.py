@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from diffpolicy.interop import schedulers, statistics
+from diffpolicy.interop import lerobot_eyes, schedulers, statistics
+from diffpolicy.interop.eyes import camera, features_of
 from diffpolicy.interop.lerobot_statistics import ACTION, Statistics
 from diffpolicy.interop.network_tensors import network_tensors
 from diffpolicy.interop.reading import Imported, Settings, read_json, read_safetensors
 from diffpolicy.interop.unet_names import LEROBOT, columns, published_name, reordered
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
+from diffpolicy.networks.observation import ObservationSpec
 from diffpolicy.policy.settings import PolicyConfig, WindowConfig
 
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
@@ -31,7 +33,7 @@ def read_lerobot(folder: Path) -> Imported:
     """
     config = read_json(folder / "config.json")
     config.require("type", "diffusion", "only diffusion policies are", "unknown")
-    vectors = _vectors(config)
+    vectors, cameras = _observations(config)
     (action_dim,) = _shape(config, "output_features", ACTION)
     tensors = read_safetensors(folder / "model.safetensors")
     found = Statistics(folder, config, tensors)
@@ -41,35 +43,46 @@ def read_lerobot(folder: Path) -> Imported:
         settings[key], values = found.normalizer(key, kind, vectors[key])
         buffers |= statistics.as_tensors(f"normalizers.{index}", values)
     settings[ACTION], values = _action(found, action_dim, schedulers.clips(config))
+    where = str(folder / "model.safetensors")
+    encoder, eyes = lerobot_eyes.encoder(config, cameras, found, tensors, where) if cameras else ("low_dim", {})
     policy = PolicyConfig(
-        vectors,
+        {**vectors, **cameras},
         action_dim,
         normalizer=settings,
         window=WindowConfig(*(config.get(name, int) for name in ("horizon", "n_obs_steps", "n_action_steps"))),
         model=_model(config),
         diffusion=schedulers.objective(config),
+        encoder=encoder,
     )
-    theirs = [STATE, ENVIRONMENT] if ENVIRONMENT in vectors else [STATE]
-    order = columns(theirs, sorted(vectors), vectors, policy.window.n_obs_steps)
-    where = str(folder / "model.safetensors")
+    theirs = [STATE, *cameras, *([ENVIRONMENT] if ENVIRONMENT in vectors else [])]
+    order = columns(theirs, sorted(theirs), features_of(policy), policy.window.n_obs_steps)
     network = network_tensors(policy, tensors, partial(published_name, style=LEROBOT), LEROBOT.prefix, where)
     return Imported(
         policy,
-        {**reordered(network, order), **buffers, **statistics.as_tensors("codec", values)},
+        {**reordered(network, order), **eyes, **buffers, **statistics.as_tensors("codec", values)},
         _sampler(config),
         {"format": "lerobot", "file": folder.name},
         LOST,
     )
 
 
-def _vectors(config: Settings) -> dict[str, int]:
-    """The features of each observation."""
-    features = config.get("input_features", dict[str, Any])
-    if unknown := sorted(set(features) - {STATE, ENVIRONMENT}):
-        raise ValueError(f"{config.where}: the observations {', '.join(unknown)} are not imported; vectors are")
-    if STATE not in features:
+def _observations(config: Settings) -> tuple[dict[str, int], dict[str, ObservationSpec]]:
+    """The features of each vector, and the cameras in LeRobot's order."""
+    vectors: dict[str, int] = {}
+    cameras: dict[str, ObservationSpec] = {}
+    for key in config.get("input_features", dict[str, Any]):
+        feature = config.within("input_features").within(key)
+        if feature.get("type", str) == "VISUAL":
+            cameras[key] = camera(feature.get("shape", list[int]), feature.where)
+        elif key in (STATE, ENVIRONMENT):
+            (vectors[key],) = _shape(config, "input_features", key)
+        else:
+            raise ValueError(
+                f"{config.where}: the observation {key} is not imported; {STATE}, {ENVIRONMENT} and images are"
+            )
+    if STATE not in vectors:
         raise ValueError(f"{config.where}: input_features has no {STATE}, which LeRobot's policy needs")
-    return {key: _shape(config, "input_features", key)[0] for key in features}
+    return vectors, cameras
 
 
 def _shape(config: Settings, group: str, key: str) -> list[int]:

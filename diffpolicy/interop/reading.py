@@ -53,6 +53,10 @@ class Settings:
             raise ValueError(f"{self.where}: {name} is missing")
         return read(hint, self.content[name], f"{self.where}: {name}")
 
+    def filled(self, defaults: Mapping[str, Any]) -> "Settings":
+        """With defaults for the settings that are not there."""
+        return Settings({**defaults, **self.content}, self.where)
+
     def within(self, name: str) -> "Settings":
         """A group of settings."""
         return Settings(self.get(name, Any), f"{self.where}: {name}")

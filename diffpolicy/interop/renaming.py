@@ -1,6 +1,6 @@
 """Other names for the observations of an imported policy.
 
-The order of a condition is that of its keys, so the network's weights and the normalisers move with the names.
+The order of a condition is that of its keys, so the network's weights, the normalisers and the cameras' networks move with the names.
 """
 
 import re
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from diffpolicy.interop.eyes import features_of
 from diffpolicy.interop.reading import Imported
 from diffpolicy.interop.unet_names import columns, reordered
 
@@ -28,20 +29,25 @@ def renamed(imported: Imported, names: Mapping[str, str]) -> Imported:
     if "" in ours.values():
         raise ValueError("rename: an observation needs a name of at least one letter")
     before, after = sorted(specs), sorted(specs, key=lambda key: ours[key])
-    order = columns(
-        before, after, {key: spec.features for key, spec in specs.items()}, imported.config.window.n_obs_steps
-    )
-    places = {before.index(key): place for place, key in enumerate(after)}
+    order = columns(before, after, features_of(imported.config), imported.config.window.n_obs_steps)
+    tensors = reordered(imported.tensors, order)
+    for kind, part in (("vector", "normalizers"), ("image", "encoder.eyes")):
+        then = [key for key in after if specs[key].kind == kind]
+        now = [key for key in before if specs[key].kind == kind]
+        tensors = _moved(tensors, part, {place: then.index(key) for place, key in enumerate(now)})
     normalizer = {ours.get(key, key): kind for key, kind in imported.config.normalizer.items()}
     config = replace(
         imported.config, observations={ours[key]: spec for key, spec in specs.items()}, normalizer=normalizer
     )
-    return replace(imported, config=config, tensors=_moved(reordered(imported.tensors, order), places))
+    return replace(imported, config=config, tensors=tensors)
 
 
-def _moved(tensors: Mapping[str, Tensor], places: Mapping[int, int]) -> dict[str, Tensor]:
-    """With the normalisers at other places."""
-    return {
-        re.sub(r"^normalizers\.(\d+)\.", lambda found: f"normalizers.{places[int(found[1])]}.", name): value
-        for name, value in tensors.items()
-    }
+def _moved(tensors: Mapping[str, Tensor], part: str, places: Mapping[int, int]) -> dict[str, Tensor]:
+    """With the modules `part`.0, `part`.1, ... at other places; one that all cameras share stays."""
+
+    def name_of(found: re.Match[str]) -> str:
+        return f"{part}.{places[int(found[1])]}."
+
+    if f"{part}.1." not in "".join(tensors):  # there is one at most
+        return dict(tensors)
+    return {re.sub(rf"^{re.escape(part)}\.(\d+)\.", name_of, name): value for name, value in tensors.items()}

@@ -62,10 +62,14 @@ def columns(theirs: Sequence[str], ours: Sequence[str], features: Mapping[str, i
 
 
 def reordered(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
-    """Our tensors of a U-Net for a condition whose numbers are in this order, of `columns`."""
+    """Our tensors of a U-Net or transformer for a condition whose numbers are in this order, of `columns`."""
 
-    def moved(film: Tensor) -> Tensor:  # [channels, time + condition]
-        time = film.shape[1] - len(order)
-        return torch.cat([film[:, :time], film[:, time:][:, order]], dim=1)
+    def moved(name: str, value: Tensor) -> Tensor:
+        if name.endswith("film.1.weight"):  # [channels, time + condition]
+            time = value.shape[1] - len(order)
+            return torch.cat([value[:, :time], value[:, time:][:, order]], dim=1)
+        if name.endswith("network.observation.weight"):  # [width, condition of a step]
+            return value[:, order[: value.shape[1]]]
+        return value
 
-    return {name: moved(value) if name.endswith("film.1.weight") else value for name, value in tensors.items()}
+    return {name: moved(name, value) for name, value in tensors.items()}

@@ -32,6 +32,7 @@ ENCODERS: Mapping[str, Entry[nn.Module]] = {  # built from its settings, the obs
     "low_dim": Entry(NameOnly, lambda own, observations, n_obs_steps: LowDimEncoder(observations, n_obs_steps)),
     "resnet18": Entry(resnet.Resnet18Config, resnet.resnet18),
     "resnet18_narrow": Entry(resnet.ResnetConfig, resnet.resnet18_narrow),
+    "resnet_imported": Entry(resnet.ImportedConfig, resnet.resnet_imported),
     "vit": Entry(vit.VitConfig, vit.vit),
 }
 

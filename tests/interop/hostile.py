@@ -1,6 +1,6 @@
-"""Pickles and torch files that attack their reader, each one crafted, and mutations of them.
+"""Pickles and torch files that attack their reader, by class of attack, each one crafted, and mutations of them.
 
-Run as a program it reads them under an audit hook and prints what happened as JSON:
+Run as a program it reads them under an audit hook, `count` mutations of each class, and prints what happened as JSON:
 python tests/interop/hostile.py count=300 seed=0
 """
 
@@ -244,36 +244,61 @@ def read(data: bytes, is_file: bool, path: Path, watch: Watch) -> bool:
         watch.is_on = False
 
 
-def cases(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
-    """Everything that is crafted, then `count` mutations; each with whether it is a whole file."""
-    pickles, zips = [*crafted().values()], [*files().values()]
-    yield from ((data, False) for data in pickles)
-    yield from ((packed(data), True) for data in pickles)
-    yield from ((data, True) for data in zips)
-    random_numbers = random.Random(seed)
-    small = [data for data in pickles if len(data) < 4096]
+CLASSES = {  # class of attacks -> how their names begin
+    **{opcode: (f"{opcode} ",) for opcode in ("REDUCE", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "BUILD")},
+    "EXT": ("EXT",),
+    "persistent ids": ("PERSID", "BINPERSID"),
+    "buffers and protocols": ("NEXT_BUFFER", "READONLY_BUFFER", "protocol "),
+    "memo bombs": ("memo ",),
+    "recursion": ("a list ", "deep "),
+    "hashes": ("keys ", "tensor as "),
+    "lengths": ("large ", "negative text", "endless"),
+    "tensors": ("stride ", "negative ", "size", "offset ", "storage ", "tensor without", "honest"),
+}
+
+
+def of_class() -> dict[str, list[tuple[bytes, bool]]]:
+    """The attacks of each class, alone and packed, with whether each is a whole file."""
+    found = {name: [data for key, data in crafted().items() if key.startswith(keys)] for name, keys in CLASSES.items()}
+    assert {data for each in found.values() for data in each} == set(crafted().values())
+    alone = {name: [(data, is_file) for data in each for is_file in (False, True)] for name, each in found.items()}
+    packs = {name: [(packed(data) if is_file else data, is_file) for data, is_file in alone[name]] for name in alone}
+    return {**packs, "zips": [(data, True) for data in files().values()]}
+
+
+def cases(attacks: list[tuple[bytes, bool]], count: int, numbers: random.Random) -> Iterator[tuple[bytes, bool]]:
+    """The attacks themselves, then `count` mutations; a third of those in files change the pickle before it is packed."""
+    yield from attacks
     for _ in range(count):
-        data = mutated(random_numbers.choice(small), random_numbers)
-        kind = random_numbers.randrange(3)
-        if kind == 2:
-            yield mutated(packed(data), random_numbers), True
-        else:
-            yield (packed(data) if kind else data), bool(kind)
+        data, is_file = numbers.choice(attacks)
+        inside = is_file and numbers.randrange(3) == 0 and data.startswith(b"PK") and len(data) < 2**20
+        yield (packed(mutated(_pickle_of(data), numbers)) if inside else mutated(data, numbers)), is_file
+
+
+def _pickle_of(file: bytes) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(file)) as archive:
+            return archive.read("archive/data.pkl")
+    except (zipfile.BadZipFile, KeyError):
+        return file
 
 
 def main(count: int, seed: int) -> dict[str, Any]:
+    """What the reader did: of each class the cases, those that were read, the slowest and the most memory until then."""
+    told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path, watch = Path(folder) / "hostile.ckpt", Watch()
         read(packed(crafted()["honest"]), True, path, watch)  # whatever Python loads at its first zip
         watch.seen.clear()
-        done, kept, slowest = 0, 0, 0.0
-        for data, is_file in cases(count, seed):
-            start = time.process_time()
-            kept += read(data, is_file, path, watch)
-            slowest = max(slowest, time.process_time() - start)
-            done += 1
-    peak_mb = _peak_mb()
-    return {"cases": done, "read": kept, "slowest_s": slowest, "peak_mb": peak_mb, "events": watch.seen[:20]}
+        for name, attacks in of_class().items():
+            done, kept, slowest = 0, 0, 0.0
+            for data, is_file in cases(attacks, count, random.Random(f"{seed} {name}")):
+                start = time.process_time()
+                kept += read(data, is_file, path, watch)
+                slowest = max(slowest, time.process_time() - start)
+                done += 1
+            told[name] = {"cases": done, "read": kept, "slowest_s": round(slowest, 4), "peak_mb": round(_peak_mb())}
+    return {"classes": told, "events": watch.seen[:20]}
 
 
 def _peak_mb() -> float:

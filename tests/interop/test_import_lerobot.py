@@ -40,10 +40,10 @@ def test_the_sampler_of_the_file_is_kept_and_the_saved_policy_acts_alike(name: s
 
 
 RENAMES = [
-    {},
     {"observation.state": "agent"},
     {"observation.state": "zz", "observation.environment_state": "blocks"},
     {"observation.state": "observation.environment_state", "observation.environment_state": "observation.state"},
+    {"observation.images.above": "z", "observation.state": "y", "observation.images.wrist": "x"},
 ]
 
 
@@ -52,9 +52,10 @@ def test_observations_may_get_other_names_whatever_order_these_have(rename: dict
     for name in NAMES:
         folder = peers.unpacked(name, tmp_path)
         plain = import_policy(folder)
-        known = {theirs: ours for theirs, ours in rename.items() if theirs in plain.config.observations}
-        policy, found = import_policy(folder, rename=known), peers.golden(folder)
-        ours = {key: known.get(key, key) for key in plain.config.observations}
+        if not set(rename) <= set(plain.config.observations):
+            continue
+        policy, found = import_policy(folder, rename=rename), peers.golden(folder)
+        ours = {key: rename.get(key, key) for key in plain.config.observations}
         assert policy.config.observations == {ours[key]: spec for key, spec in plain.config.observations.items()}
         theirs = peers.of_kind(found, "DDIM")
         settings = sampler(read_json(folder / "config.json"), "DDIM", len(theirs["noise"]) - 1)
@@ -77,7 +78,9 @@ def test_names_that_do_not_fit_are_refused(rename: dict, message: str, tmp_path:
 
 CHANGES = {
     "only diffusion policies are": {"type": "act"},
-    "rgb are not imported; vectors are": {"input_features": {"rgb": {"type": "VISUAL", "shape": [3, 96, 96]}}},
+    "rgb is not imported; observation.state, observation.environment_state and images are": {
+        "input_features": {"rgb": {"type": "STATE", "shape": [3]}}
+    },
     "beta_schedule 'sigmoid' is not imported": {"beta_schedule": "sigmoid"},
     "clip_sample_range is 2.0, which is not imported": {"clip_sample_range": 2.0},
     "the scheduler PNDM is not imported": {"noise_scheduler_type": "PNDM"},
@@ -94,6 +97,27 @@ def test_what_ours_cannot_represent_is_refused_with_the_reason(message: str, cha
     content = json.loads((folder / "config.json").read_text()) | change
     content = {key: value for key, value in content.items() if value is not None or key not in change}
     (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        import_policy(folder)
+
+
+CHANGES_OF_IMAGES = {
+    "resize_shape is .20, 20., which is not imported": {"resize_shape": [20, 20]},
+    r"a crop of \[33, 33\] of \[40, 40\] pixels is not imported": {"crop_shape": [33, 33]},
+    "statistics: the normalisation QUANTILES of observation.image is not imported": {"VISUAL": "QUANTILES"},
+}
+
+
+@over("message, change", list(CHANGES_OF_IMAGES.items()))
+def test_what_ours_cannot_represent_of_images_is_refused_with_the_reason(
+    message: str, change: dict, tmp_path: Path
+) -> None:
+    folder = peers.unpacked("lerobot_image", tmp_path)
+    path = folder / ("policy_preprocessor.json" if "VISUAL" in change else "config.json")
+    content = json.loads(path.read_text())
+    if "VISUAL" in change:
+        content["steps"][-1]["config"]["norm_map"] |= change
+    path.write_text(json.dumps(content if "VISUAL" in change else content | change))
     with pytest.raises(ValueError, match=message):
         import_policy(folder)
 

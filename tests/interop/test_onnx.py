@@ -34,6 +34,7 @@ NETWORKS = {
 EYES = {
     "resnet18": {"name": "resnet18", "crop": 1.0},
     "resnet18_narrow": {"name": "resnet18_narrow", "shared": True},
+    "resnet_imported": {"name": "resnet_imported", "crop": 1.0, "norm": "batch", "blocks": [1, 1, 1, 1]},
     "vit": {"name": "vit", "width": 24, "depth": 1},
 }
 DIFFUSIONS = [

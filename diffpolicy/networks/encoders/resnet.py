@@ -5,8 +5,8 @@ Shape legend: N images, C channels, H and W height and width.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -17,7 +17,7 @@ from diffpolicy.networks.encoders.imagenet import ImageNetColours, check_source,
 from diffpolicy.networks.encoders.images import ImageEncoder, ImageEncoderConfig
 from diffpolicy.networks.layers.pooling import pool
 from diffpolicy.networks.observation import ObservationSpec
-from diffpolicy.system.schema import OneOf, Range
+from diffpolicy.system.schema import Count, OneOf, Range
 
 CHANNELS_PER_GROUP = 16  # of the group normalisation
 SHRINKAGE = 32  # pixels of an image for one place of the last map
@@ -50,8 +50,47 @@ class Resnet18Config(ResnetConfig):
     weights: str | None = None
 
 
+@dataclass
+class ImportedConfig(ResnetConfig):
+    """Settings of `resnet_imported`, the ResNet of a policy from another library.
+
+    Attributes:
+        blocks: of each stage: [2, 2, 2, 2] for ResNet-18, [3, 4, 6, 3] for ResNet-34.
+        norm: group, or batch: batch normalisation, whose statistics no longer change.
+        head: whether a linear layer follows the pooling; without it, features are those of the pooling.
+    """
+
+    name: str = "resnet_imported"
+    blocks: Annotated[list[Annotated[int, Range(1, 64)]], Count(4, 4)] = field(default_factory=lambda: [2, 2, 2, 2])
+    norm: Annotated[str, OneOf("group", "batch")] = "group"
+    head: bool = True
+
+
+class Colours(nn.Module):
+    """Scale and shift each colour: [N, C, h, w] -> the same; in a checkpoint, as the other library standardised them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("shift", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale[:, None, None] + self.shift[:, None, None]
+
+
+class FixedNorm(nn.Module):
+    """Batch normalisation with fixed statistics, as a factor and a summand of each channel: [N, C, h, w] -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 class Resnet(nn.Module):
-    """The four stages of ResNet-18, a pooling and a linear layer: [N, C, H, W] -> [N, features].
+    """The four stages of a ResNet, a pooling and a linear layer: [N, C, H, W] -> [N, features].
 
     Args:
         size: [H, W] of the images.
@@ -59,7 +98,8 @@ class Resnet(nn.Module):
         weights: see `Resnet18Config`; `load_weights` loads them.
 
     Raises:
-        ValueError: `weights` are neither torchvision's nor a safetensors file, or the images are too small.
+        ValueError: `weights` are neither torchvision's nor a safetensors file, the images are too small, or there is
+            no linear layer but another number of features than the pooling has.
     """
 
     def __init__(
@@ -67,28 +107,37 @@ class Resnet(nn.Module):
     ) -> None:
         super().__init__()
         self._where, self._weights = f"encoder {own.name}", weights
+        imported = own if isinstance(own, ImportedConfig) else None
+        norm = FixedNorm if imported and imported.norm == "batch" else _norm
         if own.pool == "keypoints" and max(size) <= SHRINKAGE:
             raise ValueError(
                 f"{self._where}: a crop of {size[0]} x {size[1]} pixels leaves a single place, where keypoints say "
                 "nothing; set encoder.pool=average, or give larger images"
             )
         check_source(weights, self._where)
-        self.colours = nn.Identity() if weights is None else ImageNetColours()
+        self.colours = Colours(channels) if imported else nn.Identity() if weights is None else ImageNetColours()
         self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
-        self.norm1 = _norm(width)
-        self.layer1 = nn.Sequential(Block(width, width, stride=1), Block(width, width, stride=1))
+        self.norm1 = norm(width)
+        blocks = imported.blocks if imported else [2, 2, 2, 2]
+        self.layer1 = _stage(width, width, blocks[0], norm)
         self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(Block(wide // 2, wide, stride=2), Block(wide, wide, stride=1))
-            for wide in (2 * width, 4 * width, 8 * width)
+            _stage(wide // 2, wide, count, norm)
+            for wide, count in zip((2 * width, 4 * width, 8 * width), blocks[1:], strict=True)
         )
         self.pool = pool(own.pool, 8 * width, own.keypoints)
-        self.head = nn.Linear(self.pool.features, own.features)
+        self.head = None if imported and not imported.head else nn.Linear(self.pool.features, own.features)
+        if self.head is None and own.features != self.pool.features:
+            raise ValueError(
+                f"{self._where}: features {own.features}, but the pooling has {self.pool.features}; set "
+                "encoder.features to that, or encoder.head=true"
+            )
         self.to(memory_format=torch.channels_last)  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(self.conv1(self.colours(x)))
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1).relu_()  # as relu then pooling, on a quarter of values
-        return F.relu(self.head(self.pool(self.maps(x))))
+        pooled = self.pool(self.maps(x))
+        return pooled if self.head is None else F.relu(self.head(pooled))
 
     def maps(self, x: Tensor) -> Tensor:
         """The four stages: [N, width, H, W] -> [N, 8 width, H / 8, W / 8]."""
@@ -109,17 +158,17 @@ class Resnet(nn.Module):
 class Block(nn.Module):
     """Two 3 x 3 convolutions with a residual connection: [N, C, H, W] -> [N, C', H / stride, W / stride]."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
-        self.norm1 = _norm(channels_out)
+        self.norm1 = norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.norm2 = _norm(channels_out)
+        self.norm2 = norm(channels_out)
         if stride == 1 and channels_in == channels_out:
             self.downsample = nn.Identity()
         else:
             shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, _norm(channels_out))
+            self.downsample = nn.Sequential(shortcut, norm(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.norm1(self.conv1(x)).relu_()
@@ -138,6 +187,16 @@ def resnet18(own: Resnet18Config, observations: Mapping[str, ObservationSpec], n
 def resnet18_narrow(own: ResnetConfig, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> ImageEncoder:
     """The encoder with a quarter of the widths of ResNet-18, 0.7 million parameters a camera."""
     return ImageEncoder(own, observations, n_obs_steps, lambda channels, size: Resnet(channels, size, 16, own))
+
+
+def resnet_imported(own: ImportedConfig, observations: Mapping[str, ObservationSpec], n_obs_steps: int) -> ImageEncoder:
+    """The encoder of an imported policy: a ResNet of 64 channels at first, with its own colours and normalisation."""
+    return ImageEncoder(own, observations, n_obs_steps, lambda channels, size: Resnet(channels, size, 64, own))
+
+
+def _stage(channels_in: int, channels_out: int, blocks: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    first = Block(channels_in, channels_out, channels_out // channels_in, norm)  # a wider stage is half as large
+    return nn.Sequential(first, *(Block(channels_out, channels_out, 1, norm) for _ in range(blocks - 1)))
 
 
 def _norm(channels: int) -> nn.GroupNorm:
