@@ -31,9 +31,14 @@ class Range:
 
     def __str__(self) -> str:
         if math.isfinite(self.least) and math.isfinite(self.most):
-            return f"between {self.least} and {self.most}"
+            return f"between {_plain(self.least)} and {_plain(self.most)}"
         bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return " and ".join(f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
+        return " and ".join(f"{word} {_plain(bound)}" for word, bound in bounds.items() if math.isfinite(bound))
+
+
+def _plain(bound: float) -> float:
+    """The bound as a whole number if it is one: `typing` takes Range(0) and Range(0.0) for the same annotation."""
+    return int(bound) if bound == int(bound) else bound
 
 
 @dataclass(frozen=True)
