@@ -72,7 +72,7 @@ SHELVES = {
         "eyes lerobot_statistics machine network_tensors onnx_modules plain_config published_statistics schedulers "
         "transformer_names views",
         "building lerobot_eyes names onnx_metadata onnx_parts published_images renaming",
-        "lerobot onnx_file pickles",
+        "lerobot onnx_file pickles to_lerobot_images",
         "onnx_export torch_file",
         "diffusion_policy to_lerobot",
         "importing",

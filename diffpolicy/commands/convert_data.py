@@ -35,7 +35,7 @@ class ConvertConfig:
     leave_out: list[str] = field(default_factory=list)
     fps: float | None = None
     images: str = "png"
-    task: str = ""
+    task_name: str = ""
     workers: Annotated[int, Range(1, 256)] = 1
     limit_s: Annotated[float, Range(above=0)] = 600.0  # how long a worker may take for one part
 
@@ -47,7 +47,7 @@ def main(config: ConvertConfig, _: Path) -> None:
     source = open_recording(location, name)
     print(f"{location}: {described(source, name)}")
     output = Path(config.output)
-    settings = WriteSettings(config.fps, config.images, config.task, config.workers, config.limit_s)
+    settings = WriteSettings(config.fps, config.images, config.task_name, config.workers, config.limit_s)
     convert(source, output, config.to, settings, config.leave_out)
     source.close()
     files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]

@@ -81,8 +81,8 @@ def crop_of(size: tuple[int, int], crop: tuple[int, int] | None, where: str) -> 
     is_shifted = any((side - kept) % 4 == 3 for side, kept in zip(size, crop, strict=True))
     if ours != crop or is_shifted or not 0.0 < part < 1.0:
         raise ValueError(
-            f"{where}: a crop of {shown(list(crop))} of {shown(list(size))} pixels is not imported: ours keeps the same "
-            "part of both sides, in the middle"
+            f"{where}: a crop of {shown(list(crop))} of {shown(list(size))} pixels is not imported: ours keeps the "
+            "same part of both sides, in the middle"
         )
     return part
 

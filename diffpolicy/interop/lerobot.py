@@ -1,5 +1,6 @@
 """Diffusion policies of LeRobot: config.json, model.safetensors and the statistics, as a policy of ours."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,7 @@ def read_lerobot(folder: Path) -> Imported:
     (action_dim,) = _shape(config, "output_features", ACTION)
     tensors = read_safetensors(folder / "model.safetensors")
     found = Statistics(folder, config, tensors)
-    settings, buffers = {}, {}
-    for index, key in enumerate(sorted(vectors)):
-        kind = "ENV" if key == ENVIRONMENT else "STATE"
-        settings[key], values = found.normalizer(key, kind, vectors[key])
-        buffers |= statistics.as_tensors(f"normalizers.{index}", values)
+    settings, buffers = _normalizers(found, vectors)
     settings[ACTION], values = _action(found, action_dim, schedulers.clips(config))
     where = str(folder / "model.safetensors")
     encoder, eyes = lerobot_eyes.encoder(config, cameras, found, tensors, where) if cameras else ("low_dim", {})
@@ -87,6 +84,16 @@ def _observations(config: Settings) -> tuple[dict[str, int], dict[str, Observati
 
 def _shape(config: Settings, group: str, key: str) -> list[int]:
     return config.within(group).within(key).get("shape", list[int])
+
+
+def _normalizers(found: Statistics, vectors: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the buffers of the normaliser of each vector."""
+    settings: dict[str, Any] = {}
+    buffers: dict[str, Tensor] = {}
+    for index, key in enumerate(sorted(vectors)):
+        settings[key], values = found.normalizer(key, "ENV" if key == ENVIRONMENT else "STATE", vectors[key])
+        buffers |= statistics.as_tensors(f"normalizers.{index}", values)
+    return settings, buffers
 
 
 def _action(found: Statistics, features: int, is_clipped: bool) -> tuple[Any, dict[str, Tensor]]:

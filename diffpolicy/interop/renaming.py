@@ -1,6 +1,7 @@
 """Other names for the observations of an imported policy.
 
-The order of a condition is that of its keys, so the network's weights, the normalisers and the cameras' networks move with the names.
+The order of a condition is that of its keys, so the network's weights, the normalisers and the cameras' networks move
+with the names.
 """
 
 import re

@@ -14,6 +14,20 @@ BATCH_EPS = 1e-5  # torchvision's
 Tensors = dict[str, Tensor]
 
 
+def of_lerobot(ours: Mapping[str, Tensor]) -> Tensors:
+    """Tensors of our `Resnet` with group normalisation, by the names in LeRobot's encoder."""
+    numbers = {layer: number for number, layer in NUMBERED.items()} | {"norm1": "1"}
+    found: Tensors = {}
+    for name, value in ours.items():
+        first, _, rest = name.partition(".")
+        if first == "colours":  # are statistics there
+            continue
+        part = {"pool": "pool.nets", "head": "out"}.get(first) or f"backbone.{numbers[first]}"
+        inner = re.sub(r"\bnorm([12])\.", r"bn\1.", rest).removeprefix("maps.")
+        found[f"{part}.{inner}"] = value.float()
+    return found
+
+
 def within(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Our policies as checkpoints of LeRobot (0.4): a U-Net on vectors, the statistics, and the two pipelines."""
+"""Our policies as checkpoints of LeRobot (0.4): a U-Net, on vectors and images, statistics, and the two pipelines."""
 
 import json
 from collections.abc import Mapping
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from diffpolicy.codecs.normalizer import Normalizer
-from diffpolicy.interop import schedulers
+from diffpolicy.interop import schedulers, to_lerobot_images
+from diffpolicy.interop.eyes import features_of
 from diffpolicy.interop.lerobot import ENVIRONMENT, HEAD_GROUPS, STATE
 from diffpolicy.interop.lerobot_statistics import ACTION, EPS
+from diffpolicy.interop.resnet_names import within
 from diffpolicy.interop.unet_names import LEROBOT, columns, published_name, reordered
 from diffpolicy.networks.backbones.unet1d import UNet1dConfig
 from diffpolicy.policy.diffusion import DiffusionPolicy
@@ -21,6 +23,7 @@ from diffpolicy.policy.settings import PolicyConfig
 from diffpolicy.system.files import staging
 
 KINDS = {STATE: "STATE", ENVIRONMENT: "ENV", ACTION: "ACTION"}
+IMAGE = "observation.image"  # how the names of cameras begin
 
 
 def to_lerobot(
@@ -34,7 +37,8 @@ def to_lerobot(
 
     Args:
         folder: new.
-        names: our observation -> observation.state or observation.environment_state, of which LeRobot needs both.
+        names: our observation -> observation.state, which LeRobot needs, observation.environment_state, or a name that
+            begins with observation.image for a camera; LeRobot needs one of the latter two.
         scheduler: DDPM or DDIM.
         steps: of inference; None for all levels.
 
@@ -48,14 +52,14 @@ def to_lerobot(
     _check(config, ours)
     if folder.exists():
         raise FileExistsError(f"to_lerobot: {folder} exists already; choose another folder or remove it first")
-    normalizers: dict[str, Any] = dict(zip(sorted(config.observations), policy.normalizers, strict=True))
-    by_name: dict[str, Any] = {**{theirs: normalizers[key] for theirs, key in ours.items()}, ACTION: policy.codec}
-    features = {name: len(one.scale) for name, one in by_name.items()}
-    modes = {"VISUAL": "MEAN_STD", **{KINDS[name]: _mode(one) for name, one in by_name.items()}}
-    settings = _settings(config, features, modes, scheduler, steps)
-    statistics = {
-        f"{name}.{key}": value for name, one in by_name.items() for key, value in _statistics(name, one).items()
+    by_name = _normalizers(policy, ours)
+    cameras = {theirs: key for theirs, key in ours.items() if theirs not in by_name}
+    features = {name: [len(one.scale)] for name, one in by_name.items()}
+    features |= {
+        name: to_lerobot_images.channels_first(config.observations[key].shape) for name, key in cameras.items()
     }
+    settings = _settings(config, features, _modes(by_name), scheduler, steps)
+    statistics = {**_statistics(by_name), **to_lerobot_images.colours(policy, cameras)}
     with staging(folder) as unfinished:
         unfinished.mkdir()
         _write(unfinished / "config.json", settings)
@@ -63,22 +67,37 @@ def to_lerobot(
         _write_pipelines(unfinished, settings, statistics)
 
 
+def _normalizers(policy: DiffusionPolicy, ours: Mapping[str, str]) -> dict[str, Any]:
+    """Their name -> the normaliser of each vector and of the actions."""
+    found = policy.normalizers.by_key()
+    return {**{theirs: found[key] for theirs, key in ours.items() if key in found}, ACTION: policy.codec}
+
+
 def _check(config: PolicyConfig, ours: Mapping[str, str]) -> None:
     model, length = config.model, config.window.horizon
-    if set(ours) != {STATE, ENVIRONMENT} or set(ours.values()) != set(config.observations):
+    kinds = {theirs: config.observations[key].kind for theirs, key in ours.items() if key in config.observations}
+    vectors = {theirs for theirs, kind in kinds.items() if kind == "vector"}
+    is_named = all(theirs.startswith(IMAGE) for theirs in set(kinds) - vectors)
+    if (
+        set(ours.values()) != set(config.observations)
+        or not is_named
+        or len(kinds) < 2
+        or vectors - {ENVIRONMENT} != {STATE}
+    ):
         raise ValueError(
             f"to_lerobot: the observations are {', '.join(config.observations)}; LeRobot needs {STATE} and "
-            f"{ENVIRONMENT}, two vectors: give names={{OURS: {STATE!r}, OTHER: {ENVIRONMENT!r}}}"
+            f"{ENVIRONMENT}, two vectors, or images: give names={{OURS: {STATE!r}, OTHER: {ENVIRONMENT!r}, "
+            f"CAMERA: '{IMAGE}s.NAME'}}"
         )
     if config.diffusion.name != "denoising":
         raise ValueError(f"to_lerobot: diffusion {config.diffusion.name} is not exported; denoising is")
     if config.diffusion.noise_correlation:
         raise ValueError(f"to_lerobot: expected noise_correlation 0, found {config.diffusion.noise_correlation}")
-    if not isinstance(model, UNet1dConfig) or config.encoder.name != "low_dim" or config.codec.name != "normalizer":
+    if not isinstance(model, UNet1dConfig) or config.codec.name != "normalizer":
         raise ValueError(
-            f"to_lerobot: model {model.name}, encoder {config.encoder.name}, codec {config.codec.name} are not "
-            "exported; unet1d, low_dim, normalizer are"
+            f"to_lerobot: model {model.name}, codec {config.codec.name} are not exported; unet1d, normalizer are"
         )
+    to_lerobot_images.check(config)
     if (model.head_groups or model.groups) != HEAD_GROUPS:
         raise ValueError(f"to_lerobot: the last block has {model.head_groups or model.groups} groups, LeRobot's has 8")
     if length % 2 ** len(model.widths):
@@ -86,25 +105,31 @@ def _check(config: PolicyConfig, ours: Mapping[str, str]) -> None:
 
 
 def _network(policy: DiffusionPolicy, ours: Mapping[str, str]) -> dict[str, Tensor]:
-    specs = policy.config.observations
+    specs, state = policy.config.observations, policy.acting_state()
+    cameras = [key for key in ours.values() if specs[key].kind == "image"]
+    last = [ours[ENVIRONMENT]] if ENVIRONMENT in ours else []
     order = columns(
-        sorted(specs),
-        [ours[STATE], ours[ENVIRONMENT]],
-        {key: spec.features for key, spec in specs.items()},
-        policy.config.window.n_obs_steps,
+        sorted(specs), [ours[STATE], *cameras, *last], features_of(policy.config), policy.config.window.n_obs_steps
     )
-    state = {
-        name.removeprefix("network."): value for name, value in policy.acting_state().items() if "network." in name
-    }
     named = partial(published_name, style=LEROBOT)
-    return {named(name): value.float() for name, value in reordered(state, order).items()}
+    unet = {named(name): value.float() for name, value in reordered(within(state, "network."), order).items()}
+    return unet | to_lerobot_images.tensors(policy, cameras)
+
+
+def _modes(by_name: Mapping[str, Normalizer]) -> dict[str, str]:
+    return {"VISUAL": "MEAN_STD", **{KINDS[name]: _mode(one) for name, one in by_name.items()}}
 
 
 def _mode(normalizer: Normalizer) -> str:
     return "MIN_MAX" if normalizer.kind == "limits" else "MEAN_STD"
 
 
-def _statistics(name: str, normalizer: Normalizer) -> dict[str, Tensor]:
+def _statistics(by_name: Mapping[str, Normalizer]) -> dict[str, Tensor]:
+    pairs = ((name, _statistics_of(name, one)) for name, one in by_name.items())
+    return {f"{name}.{key}": value for name, found in pairs for key, value in found.items()}
+
+
+def _statistics_of(name: str, normalizer: Normalizer) -> dict[str, Tensor]:
     """What gives the same scale and offset there. LeRobot encodes a feature without a range as -1, ours as 0."""
     scale, offset = normalizer.scale.double().cpu(), normalizer.offset.double().cpu()
     middle, radius = -offset / scale, 1.0 / scale
@@ -116,10 +141,11 @@ def _statistics(name: str, normalizer: Normalizer) -> dict[str, Tensor]:
 
 
 def _settings(
-    config: PolicyConfig, features: Mapping[str, int], modes: Mapping[str, str], scheduler: str, steps: int | None
+    config: PolicyConfig, features: Mapping[str, list[int]], modes: Mapping[str, str], scheduler: str, steps: int | None
 ) -> dict[str, Any]:
-    described = {name: {"type": KINDS[name], "shape": [count]} for name, count in features.items()}
+    described = {name: {"type": KINDS.get(name, "VISUAL"), "shape": shape} for name, shape in features.items()}
     return {
+        **to_lerobot_images.settings(config),
         "type": "diffusion",
         "n_obs_steps": config.window.n_obs_steps,
         "horizon": config.window.horizon,

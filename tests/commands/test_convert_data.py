@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 from run_command import error_of, run
 
 from diffpolicy.data.replay_buffer import ReplayBuffer
@@ -36,3 +37,17 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path):
     for message, overrides in cases.items():
         assert message in error_of("convert_data", tmp_path, *overrides)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_goes_out_with_its_rate_and_task_and_comes_back(tmp_path: Path):
+    source, out, back = FIXTURES / "robomimic.hdf5", tmp_path / "out", tmp_path / "back.zarr"
+    there = run(
+        "convert_data.py", f"source={source}", f"output={out}", "to=lerobot", "fps=10", "task_name=push the block"
+    )
+    assert there.returncode == 0, there.stderr
+    assert run("convert_data.py", f"source={out}", f"output={back}").returncode == 0
+    first, again = open_recording(str(source), "robomimic"), ReplayBuffer.open(back)
+    for key in first.keys:
+        np.testing.assert_array_equal(again[key], first[key])
+    tasks = pyarrow.parquet.read_table(out / "meta" / "tasks.parquet")
+    assert "push the block" in str(tasks.to_pylist())

@@ -19,7 +19,7 @@ from diffpolicy.interop.torch_file import TorchFile
 
 CRAFTED = hostile.crafted()
 DATA = {"honest", "memo bomb of tuples", "memo with large indices", "a list within itself", "deep lists", "deep tuples"}
-DATA |= {"deep stubs", "memo bomb of lists"}
+DATA |= {"deep stubs", "memo bomb of lists", *(name for name in CRAFTED if name.endswith(", to mutate"))}
 DATA |= {"BINPERSID with a path", "storage missing", "storage of another type", "storage that lies"}  # seen by the file
 
 

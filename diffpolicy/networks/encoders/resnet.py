@@ -67,7 +67,10 @@ class ImportedConfig(ResnetConfig):
 
 
 class Colours(nn.Module):
-    """Scale and shift each colour: [N, C, h, w] -> the same; in a checkpoint, as the other library standardised them."""
+    """Scale and shift each colour, as the other library standardised them: [N, C, h, w] -> the same."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class Colours(nn.Module):
 
 
 class FixedNorm(nn.Module):
-    """Batch normalisation with fixed statistics, as a factor and a summand of each channel: [N, C, h, w] -> the same."""
+    """Batch normalisation with fixed statistics, a factor and a summand of each channel: [N, C, h, w] -> the same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
