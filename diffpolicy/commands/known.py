@@ -39,7 +39,8 @@ def hints(arguments: Sequence[str], schema: type) -> list[str]:
 
 def nearest(name: str, schema: type) -> str:
     """A sentence that names the known setting that is spelled most like `name`, whose groups may have been left out."""
-    known = sorted({found for found in _known(schema, "") if "." in found or not _is_unused(schema, found)})
+    found = {each for each in _known(schema, "") if "." in each or not _is_unused(schema, each)}
+    known = sorted(found, key=lambda each: (not each.startswith("trainer."), each))  # of equals, the trainer's
 
     def likeness(each: str) -> tuple[float, int]:
         spellings = {each, each.rpartition(".")[2] if "." not in name else each}

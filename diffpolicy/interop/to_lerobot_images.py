@@ -85,7 +85,8 @@ def channels_first(shape: tuple[int, ...]) -> list[int]:
 
 def _backbone(own: Any) -> str | None:
     blocks = own.blocks if isinstance(own, ImportedConfig) else [2, 2, 2, 2]
-    return {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}.get(tuple(blocks))
+    known: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
+    return known.get(tuple(blocks))
 
 
 def _eye(policy: DiffusionPolicy, camera: str) -> str:

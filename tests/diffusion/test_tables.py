@@ -125,7 +125,7 @@ def test_steps_outside_the_trained_levels_are_refused(name: str, steps: int) -> 
         ),
         (
             {"name": "ddim", "spacing": "nonsense"},
-            f"spacing: 'nonsense' is unknown, expected one of {', '.join(sorted(SPACINGS))}",
+            f"spacing: 'nonsense' is unknown, expected one of {', '.join(sorted([*SPACINGS, 'stored']))}",
         ),
     ],
 )
